@@ -1,0 +1,14 @@
+"""Train ResNets with TensorFlow: one composed configuration in, one trained and recorded model out."""
+
+import importlib.util
+import os
+
+__version__ = "0.1.0"
+
+if importlib.util.find_spec("tf_keras"):  # TensorFlow 2.16 and later: Keras 2 lives there, and must be asked for first
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; set it to 0 to see everything TensorFlow says
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done. The message is one line: the knob, its value, the way out."""

@@ -1,0 +1,389 @@
+"""From a command line to a checked `Run`, and from a run's folder back to it. Hydra and OmegaConf live here.
+
+register()            schemas, resolvers, the search path, the launcher of sweeps: before Hydra starts
+freeze(config)        DictConfig -> Run, or UserError in one line
+save(run, out), load(out)   <out>/config.yaml, resolved and complete
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet import UserError
+from resnet.config import VARIANTS, Run
+
+HERE = Path(__file__).resolve().parent
+HELP_HEADER = """Train a ResNet: python -m resnet.train [group=option ...] [knob=value ...]"""
+HELP_TEMPLATE = """${hydra.help.header}
+${help_text:}
+
+This run (override any knob with knob=value):
+
+$CONFIG
+${hydra.help.footer}
+"""
+HELP_FOOTER = """-m knob=a,b            a sweep: a job in a fresh process for every combination
+--cfg job --resolve    print the run and stop
+--hydra-help           what else Hydra can do
+"""
+# Knobs that do not move the weights' path: they may change when a run goes on in its folder.
+FREE = (
+    "steps",
+    "eval",
+    "eval_steps",
+    "eval_every_epochs",
+    "stop_at_top1",
+    "log_every_steps",
+    "save_every_steps",
+    "keep_checkpoints",
+    "steps_per_loop",
+    "out",
+    "resume",
+    "recipe",
+    "data.dir",
+)
+FREE_GROUPS = ("cluster", "track")
+
+
+def tree(name: str) -> Path:
+    """The folder of YAML files `name`: inside an installed package, beside it in a checkout."""
+    return HERE / name if (HERE / name).is_dir() else HERE.parent / name
+
+
+# ------------------------------------------------------------------------------------------------------------- to Hydra
+class Experiments(SearchPathPlugin):
+    """experiments/ (recipe, sweep) beside conf/; a plugin, because `hydra.searchpath` is unknown to --help."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("resnet-experiments", f"file://{tree('experiments')}")
+
+
+def linear_lr(one_server: float, several: float | None = None, *, _root_: DictConfig) -> float:
+    """Peak lr of the linear scaling rule, from a rate per 256 images (arXiv:1706.02677 sec. 2.1).
+
+    The published SGD recipe has another rate on several servers; there is one server until `cluster` says otherwise.
+    """
+    servers = len(_root_.cluster.get("hosts") or [None])
+    rate = one_server if several is None or servers == 1 else several
+    return float(rate) * int(_root_.batch) / 256
+
+
+def lars_row(column: str, *, _root_: DictConfig) -> Any:
+    """A column of the row of optim.rows that the global batch falls in."""
+    for row in _root_.optim.rows:
+        if row.up_to is None or _root_.batch <= row.up_to:
+            return row[column]
+    raise UserError(f"batch={_root_.batch}: no row of optim.rows holds it; give optim.lr and schedule.warmup_epochs")
+
+
+def register() -> None:
+    """Tell Hydra what exists here. Doing it twice is harmless."""
+    from resnet import launch
+
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=Run)
+    for group, variants in VARIANTS.items():
+        for name, variant in variants.items():
+            store.store(group=f"schema/{group}" if name else "schema", name=name or group, node=variant)
+    store.store(group="hydra/launcher", name="processes", node={"_target_": f"{launch.Processes.__module__}.Processes"})
+    store.store(
+        group="hydra/help",
+        name="resnet",
+        node={"app_name": "resnet.train", "header": HELP_HEADER, "footer": HELP_FOOTER, "template": HELP_TEMPLATE},
+    )
+    # Hydra takes launchers from the namespace package hydra_plugins only; a module of ours stands in for a folder there.
+    try:
+        space = importlib.import_module("hydra_plugins")
+    except ModuleNotFoundError:
+        space = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
+        space.__path__ = []
+    space.resnet = launch  # type: ignore[attr-defined]
+    Plugins.instance().register(Experiments)
+    Plugins.instance().register(launch.Processes)
+    for resolver in (linear_lr, lars_row, help_text, scratch):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+@functools.cache
+def scratch() -> str:
+    """A folder for what Hydra writes before jobs are checked; gone with this process."""
+    folder = tempfile.mkdtemp(prefix="resnet-sweep-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def options() -> Iterator[tuple[str, str, str]]:
+    """(group, option, its first comment line) of every option below conf/ and experiments/."""
+    for top in (tree("conf"), tree("experiments")):
+        for path in sorted(top.glob("*/*.yaml")):
+            comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+            said = [line for line in comments if not line.startswith("@package")]
+            yield path.parent.name, path.stem, said[0] if said else ""
+
+
+def help_text() -> str:
+    """Every group and option, one line each, in the order of the defaults list."""
+    lines, group = [], ""
+    for name, option, said in options():
+        if name != group:
+            lines += ["", name]
+            group = name
+        lines.append(f"  {name + chr(61) + option:<24} {said}".rstrip())
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------- to our types
+def known_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every knob of a dataclass instance or DictConfig of one."""
+    kind: Any = OmegaConf.get_type(node) if isinstance(node, DictConfig) else type(node)
+    for knob in dataclasses.fields(kind):
+        value = node._get_node(knob.name) if isinstance(node, DictConfig) else getattr(node, knob.name)
+        if dataclasses.is_dataclass(OmegaConf.get_type(value) if isinstance(value, DictConfig) else value):
+            yield from known_keys(value, f"{prefix}{knob.name}.")
+        else:
+            yield prefix + knob.name
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """`Did you mean ...?` and what exists, as one clause."""
+    leaf = {name: name.rsplit(".", 1)[-1] for name in words}
+    close = difflib.get_close_matches(word, words, 1, 0.75)
+    close = close or [n for n in words if difflib.get_close_matches(word.rsplit(".", 1)[-1], [leaf[n]], 1, 0.75)][:1]
+    guess = f"did you mean {close[0]}? " if close else ""
+    beside = [n for n in words if n.rpartition(".")[0] == word.rpartition(".")[0]] or words
+    return f"{guess}There are: {', '.join(beside)}"
+
+
+def unknown(key: str, keys: list[str]) -> UserError:
+    """The error for a knob that does not exist, or not in the variant that was chosen."""
+    group, _, leaf = key.partition(".")
+    owners = [
+        name
+        for name, kind in VARIANTS.get(group, {}).items()
+        if name and leaf in {knob.name for knob in dataclasses.fields(kind)}
+    ]
+    if owners:
+        return UserError(
+            f"{key}: only {' and '.join(f'{group}={name}' for name in owners)} "
+            f"{'has' if len(owners) == 1 else 'have'} this knob; choose that, or leave the knob out"
+        )
+    return UserError(f"{key}: no such knob; {nearest(key, keys)}")
+
+
+def stray_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Keys that Hydra let through with `+` though the dataclass has no such field."""
+    kind: Any = OmegaConf.get_type(node)
+    fields = {knob.name for knob in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else None
+    for key in map(str, node):
+        if fields is not None and key not in fields:
+            yield f"{prefix}{key}"
+        else:
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+                yield from stray_keys(child, f"{prefix}{key}.")
+
+
+def absolute(path: str, base: Path) -> str:
+    """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is."""
+    return path if "://" in path else os.path.normpath(base / Path(path).expanduser())
+
+
+def freeze(config: DictConfig) -> Run:
+    """The composed configuration as plain dataclasses, complete, checked, paths absolute."""
+    for key in stray_keys(config):
+        raise unknown(key, list(known_keys(config)))
+    check_names(config)
+    with explained(config):
+        run = OmegaConf.to_object(config)
+    assert isinstance(run, Run)
+    base = Path.cwd()
+    run.out = absolute(run.out, base)
+    if hasattr(run.data, "dir"):
+        run.data.dir = absolute(run.data.dir, base)
+    return run
+
+
+def check_names(config: DictConfig) -> None:
+    """A variant's `name` tells load() which dataclass it was: it must not be overridden to another one's."""
+    for group, variants in VARIANTS.items():
+        name, kind = config[group].get("name"), OmegaConf.get_type(config[group])
+        if "" not in variants and variants.get(name) is not kind:
+            raise UserError(
+                f"{group}.name={name}: a name goes with its settings; use {group}={name} instead"
+                if name in variants
+                else f"{group}.name={name}: there are {', '.join(variants)}"
+            )
+
+
+def save(run: Run, out: Path) -> None:
+    """Write <out>/config.yaml aside and rename it."""
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / f".config.yaml.{os.getpid()}"
+    aside.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
+    aside.replace(out / "config.yaml")
+
+
+def load(out: Path) -> Run:
+    """The run that <out>/config.yaml describes, as freeze() made it."""
+    path = out / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{out}: no run here (config.yaml is missing); give the folder of a run that was started")
+    saved: Any = OmegaConf.load(path)
+    schema = OmegaConf.structured(Run)
+    for group, variants in VARIANTS.items():
+        name = saved[group].name if group in saved else ""
+        schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
+    with explained(schema):
+        merged: Any = OmegaConf.merge(schema, saved)
+        return freeze(merged)
+
+
+# ------------------------------------------------------------------------------------------------------- errors, one line
+class explained:
+    """Context: Hydra's and OmegaConf's exceptions come out as UserError, one line, with the way out."""
+
+    def __init__(self, config: DictConfig | None = None) -> None:
+        self.config = config
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise UserError(one_line(error, self.config)) from None
+
+
+def one_line(error: BaseException, config: DictConfig | None) -> str:
+    """What went wrong, without Hydra's advice to use `+`."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        if error.options:
+            return f"{group}={option}: no such option; {nearest(option, list(error.options))}"
+        return f"{error.missing_cfg_file}: no such configuration; --help lists what there is"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not an override ({error.message.splitlines()[0]}); write knob=value, or quote it"
+    key = getattr(cause, "full_key", None)
+    lines = [line.strip() for line in str(getattr(cause, "msg", None) or cause).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith("raised while composing config:"):
+        lines = [f"{lines[0].split(':')[0]}: {lines[1]}", *lines[2:]]
+    first = lines[0] if lines else type(cause).__name__
+    if lost := re.search(r"Key '(\S+)' (?:is )?not in", first):
+        return str(unknown(key or lost.group(1), list(known_keys(config)) if config is not None else known_names()))
+    if "MissingMandatoryValue" in type(cause).__name__:
+        return f"{key}: must be given, as in {key}=..."
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def known_names() -> list[str]:
+    """Groups, and knobs of every variant, for an error that came before a configuration was composed."""
+    names = [knob.name for knob in dataclasses.fields(Run)]
+    for group, variants in VARIANTS.items():
+        names += sorted({f"{group}.{knob.name}" for kind in variants.values() for knob in dataclasses.fields(kind)})
+    return names
+
+
+def plain(value: Any) -> Any:
+    """A value as people search for it: an Enum by its name."""
+    return value.name if isinstance(value, Enum) else value
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """Every knob of the run by its dotted name: `optim.lr`, `data.image_size`, `batch`."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for knob in dataclasses.fields(node):
+            value = getattr(node, knob.name)
+            if dataclasses.is_dataclass(value):
+                yield from walk(value, f"{prefix}{knob.name}.")
+            else:
+                yield prefix + knob.name, plain(value)
+
+    return dict(walk(run, ""))
+
+
+def free(knob: str) -> bool:
+    """Whether a knob may change when a run goes on."""
+    return knob in FREE or knob.partition(".")[0] in FREE_GROUPS
+
+
+def fingerprint(run: Run) -> str:
+    """Changes when a run must do something else or more than before."""
+    ends = ("steps", "eval", "eval_steps", "stop_at_top1")
+    knobs = {name: str(value) for name, value in flat(run).items() if name in ends or not free(name)}
+    return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------------------ going on
+def task_config(config: DictConfig) -> DictConfig:
+    """The composed configuration without Hydra's own part."""
+    task = copy.deepcopy(config)
+    OmegaConf.set_struct(task, False)
+    del task["hydra"]
+    OmegaConf.set_struct(task, True)
+    return task
+
+
+def resumed(config: DictConfig) -> Run:
+    """The run of the folder `resume=`, with what else the command line says changed in it; UserError if that can't be."""
+    out = Path(absolute(config.resume, Path.cwd()))
+    saved = load(out)
+    typed = [word for word in HydraConfig.get().overrides.task if not word.startswith("resume=")]
+    names = [word.lstrip("+~").partition("=")[0] for word in typed]
+    for name, word in zip(names, typed, strict=True):
+        if not free(name) or name == "out":
+            raise UserError(
+                f"{word}: resume={config.resume} goes on with that run's own settings; only "
+                f"{', '.join(knob for knob in FREE if knob not in ('out', 'resume', 'recipe'))}, cluster.* and "
+                "track.* may change. For another run leave resume= out"
+            )
+    node = OmegaConf.structured(saved)
+    for name in names:
+        OmegaConf.update(node, name, OmegaConf.select(config, name))
+    run = freeze(node)
+    run.out = str(out)
+    return run
+
+
+def claim(run: Run, out: Path) -> None:
+    """Make the run's folder, or check that what lies there is this run; write config.yaml."""
+    if (out / "config.yaml").exists():
+        before, now = flat(load(out)), flat(run)
+        changed = [name for name in now if not free(name) and before.get(name) != now[name]]
+        if changed:
+            told = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
+            raise UserError(
+                f"out={out}: another run lies here ({told}{', ...' if len(changed) > 5 else ''}); "
+                f"give another out=, or go on with it by resume={out}"
+            )
+    save(run, out)

@@ -1,0 +1,423 @@
+"""What one run is made of: a plain dataclass per variant, checked when it is made.
+
+The YAML files below conf/ say only what differs from the defaults here. Nothing in this module knows Hydra, TensorFlow
+or the file system; `resnet.compose` turns a command line into a `Run`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from resnet import UserError
+
+MISSING = "???"  # OmegaConf's mark for "must be given"
+
+
+class Block(Enum):
+    """Residual block: two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with a four times wider output."""
+
+    basic = 1
+    bottleneck = 4  # the value is the expansion of the output over the inner width
+
+
+class Policy(Enum):
+    """Keras mixed-precision policy; variables are float32 under both."""
+
+    float32 = "float32"
+    mixed_bfloat16 = "mixed_bfloat16"
+
+
+class Device(Enum):
+    """What the ranks compute on."""
+
+    cpu = "CPU"
+    gpu = "GPU"
+
+
+def check(ok: bool, knob: str, value: object, way_out: str) -> None:
+    """Raise UserError naming the knob, its value and the way out unless `ok`."""
+    if not ok:
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        raise UserError(f"{knob}={shown}: {way_out}")
+
+
+def check_range(knob: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """`value` must lie in [low, high), or in (low, high) with `open_low`."""
+    above = value > low if open_low else value >= low
+    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+    check(math.isfinite(value) and above and value < high, knob, value, f"must be {bounds}")
+
+
+def check_moments(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Normalization needs three finite means and three positive deviations, in units of 0..255."""
+    check(
+        len(mean) == 3 and all(math.isfinite(v) for v in mean), "data.mean", mean, "give three numbers, one a channel"
+    )
+    check(len(std) == 3 and all(0 < v < math.inf for v in std), "data.std", std, "give three numbers above 0")
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+@dataclass
+class Model:
+    """One row of the ResNet family: v1.5 of arXiv:1512.03385, groups as in arXiv:1611.05431."""
+
+    name: str = MISSING
+    block: Block = MISSING  # type: ignore[assignment]
+    depths: list[int] = field(default_factory=list)  # blocks in each of the four stages
+    groups: int = 1
+    width: int = 64  # channels of a group in the first stage, doubled from stage to stage
+    filters: int = 64  # of the stem; a stage's output is filters * 2**stage * the block's expansion
+    zero_init_residual: bool = True  # last gamma of a block starts at 0 (arXiv:1706.02677 sec. 5.1)
+    batch_norm_momentum: float = 0.9
+    batch_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        four = len(self.depths) == 4 and min(self.depths, default=0) > 0
+        check(four, "model.depths", self.depths, "give four numbers above 0, such as [3,4,6,3]")
+        for knob in ("groups", "width", "filters"):
+            check(getattr(self, knob) > 0, f"model.{knob}", getattr(self, knob), "must be above 0")
+        plain = self.groups == 1 and self.width == self.filters
+        check(
+            self.block is not Block.basic or plain,
+            "model.groups",
+            self.groups,
+            "basic blocks have one group as wide as the stem; use model.block=bottleneck",
+        )
+        check_range("model.batch_norm_momentum", self.batch_norm_momentum, 0, 1)
+        check_range("model.batch_norm_epsilon", self.batch_norm_epsilon, 0, 1, open_low=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ optimizer
+@dataclass
+class Optim:
+    """What every optimizer has. Decay is added to the gradient once: g + weight_decay * w."""
+
+    name: str = MISSING
+    lr: float = MISSING  # type: ignore[assignment]  # peak, after warm-up
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_range("optim.lr", self.lr, 0, math.inf)
+        check_range("optim.momentum", self.momentum, 0, 1)
+        check_range("optim.weight_decay", self.weight_decay, 0, math.inf)
+
+
+@dataclass
+class Sgd(Optim):
+    """Momentum SGD; decay on all but batch-norm gamma and beta."""
+
+    name: str = "sgd"
+    nesterov: bool = False
+
+
+@dataclass
+class LarsRow:
+    """LARS settings for global batches up to and including `up_to` (null: any)."""
+
+    up_to: int | None = MISSING  # type: ignore[assignment]
+    lr: float = MISSING  # type: ignore[assignment]
+    warmup_epochs: float = MISSING  # type: ignore[assignment]
+    weight_decay: float = MISSING  # type: ignore[assignment]
+    epochs: float = MISSING  # type: ignore[assignment]
+    horizon_epochs: float | None = None  # where the curve ends; null: with the epochs
+    source: str = MISSING
+
+
+@dataclass
+class Lars(Optim):
+    """Layer-wise scaled momentum, arXiv:1708.03888; batch-norm gamma, beta and biases are neither scaled nor decayed."""
+
+    name: str = "lars"
+    trust_coefficient: float = 0.001
+    epsilon: float = 0.0
+    rows: list[LarsRow] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("optim.trust_coefficient", self.trust_coefficient, 0, math.inf, open_low=True)
+        check_range("optim.epsilon", self.epsilon, 0, math.inf)
+
+
+# ------------------------------------------------------------------------------------------------------------- schedule
+@dataclass
+class Schedule:
+    """How the learning rate moves; every schedule starts with a linear warm-up from 0 to optim.lr."""
+
+    name: str = MISSING
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("schedule.warmup_epochs", self.warmup_epochs, 0, math.inf)
+
+
+@dataclass
+class Constant(Schedule):
+    """The peak for ever."""
+
+    name: str = "constant"
+
+
+@dataclass
+class Piecewise(Schedule):
+    """The peak times `factor` once more from each boundary on (arXiv:1706.02677 sec. 2.2)."""
+
+    name: str = "piecewise"
+    boundaries_epochs: list[float] = field(default_factory=lambda: [30.0, 60.0, 80.0])
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising = [self.warmup_epochs, *self.boundaries_epochs]
+        check(
+            rising == sorted(set(rising)),
+            "schedule.boundaries_epochs",
+            self.boundaries_epochs,
+            f"must rise, from above schedule.warmup_epochs={self.warmup_epochs:g}",
+        )
+        check_range("schedule.factor", self.factor, 0, math.inf, open_low=True)
+
+
+@dataclass
+class Horizon(Schedule):
+    """A curve that reaches its end at `horizon_epochs` (null: at the run's `epochs`)."""
+
+    horizon_epochs: float | None = None
+    end_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("schedule.end_lr", self.end_lr, 0, math.inf)
+        if self.horizon_epochs is not None:
+            check(
+                self.horizon_epochs > self.warmup_epochs,
+                "schedule.horizon_epochs",
+                self.horizon_epochs,
+                f"must be above schedule.warmup_epochs={self.warmup_epochs:g}",
+            )
+
+
+@dataclass
+class Polynomial(Horizon):
+    """end + (peak - end) * (1 - progress) ** power."""
+
+    name: str = "polynomial"
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("schedule.power", self.power, 0, math.inf, open_low=True)
+
+
+@dataclass
+class Cosine(Horizon):
+    """Half a cosine from the peak down to end_lr (arXiv:1608.03983, without restarts)."""
+
+    name: str = "cosine"
+
+
+# ---------------------------------------------------------------------------------------------- dtype, data, cluster, track
+@dataclass
+class Dtype:
+    """Arithmetic of the network; the head and every variable stay float32."""
+
+    name: str = MISSING
+    policy: Policy = MISSING  # type: ignore[assignment]
+
+
+@dataclass
+class Data:
+    """What every source of images says of itself. Mean and std are in units of 0..255, by channel."""
+
+    name: str = MISSING
+    classes: int = MISSING  # type: ignore[assignment]
+    image_size: int = 224  # side of the square the network sees, pixels
+    mean: list[float] = field(default_factory=lambda: [123.68, 116.78, 103.94])
+    std: list[float] = field(default_factory=lambda: [58.393, 57.12, 57.375])
+
+    def __post_init__(self) -> None:
+        check(self.classes > 1, "data.classes", self.classes, "a classifier needs at least 2")
+        check(self.image_size >= 8, "data.image_size", self.image_size, "must be at least 8 pixels")
+        check_moments(self.mean, self.std)
+
+
+@dataclass
+class Records(Data):
+    """JPEG images in TFRecord shards of the ImageNet layout, labels 1..classes on disk."""
+
+    dir: str = MISSING
+    eval_resize: int = 256  # short side before the centre crop, pixels
+    min_area: float = 0.08  # random resized crop: least share of the image (arXiv:1409.4842 sec. 6)
+    max_aspect: float = 4 / 3  # and its aspect ratio, log-uniform in [1/max_aspect, max_aspect]
+    flip: bool = True  # mirror half of the training images left to right
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.eval_resize >= self.image_size,
+            "data.eval_resize",
+            self.eval_resize,
+            f"the centre crop of data.image_size={self.image_size} must fit in",
+        )
+        check(0 < self.min_area <= 1, "data.min_area", self.min_area, "must be above 0 and at most 1")
+        check_range("data.max_aspect", self.max_aspect, 1, math.inf)
+
+
+@dataclass
+class Digits(Records):
+    """scikit-learn's load_digits, written as shards when first used."""
+
+
+@dataclass
+class Synthetic(Data):
+    """Random images made once and shown again and again: for measuring, not for learning."""
+
+    train_images: int = 1_281_167
+    eval_images: int = 50_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for knob in ("train_images", "eval_images"):
+            check(getattr(self, knob) > 0, f"data.{knob}", getattr(self, knob), "must be above 0")
+
+
+@dataclass
+class Cluster:
+    """The machine: what computes, and how many ranks of it."""
+
+    name: str = MISSING
+    device: Device = Device.cpu
+    ranks: int = 1
+    threads: int | None = None  # of one rank, for one operation; null: all cores shared out over the ranks
+
+    def __post_init__(self) -> None:
+        check(self.ranks == 1, "cluster.ranks", self.ranks, "this release trains on one rank; use cluster.ranks=1")
+        check(self.threads is None or self.threads > 0, "cluster.threads", self.threads, "must be above 0, or null")
+
+
+@dataclass
+class Track:
+    """Where metrics go besides <out>/metrics.jsonl."""
+
+    name: str = MISSING
+
+
+@dataclass
+class Off(Track):
+    """Nowhere."""
+
+    name: str = "off"
+
+
+@dataclass
+class Mlflow(Track):
+    """An MLflow tracking store."""
+
+    name: str = "mlflow"
+    uri: str = MISSING
+    experiment: str = "resnet"
+    run_name: str = MISSING
+    parent_run: str | None = None  # run id to nest this run under; a sweep sets it for its jobs
+    system_metrics_s: float = 10.0  # seconds between samples of CPU and memory
+
+    def __post_init__(self) -> None:
+        check(bool(self.uri), "track.uri", "''", "give a store such as sqlite:////folder/mlflow.db, or track=off")
+        check(bool(self.experiment), "track.experiment", "''", "give it a name")
+        check_range("track.system_metrics_s", self.system_metrics_s, 0, math.inf, open_low=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+@dataclass
+class Run:
+    """One training, whole."""
+
+    model: Model = MISSING  # type: ignore[assignment]
+    optim: Optim = MISSING  # type: ignore[assignment]
+    schedule: Schedule = MISSING  # type: ignore[assignment]
+    dtype: Dtype = MISSING  # type: ignore[assignment]
+    data: Data = MISSING  # type: ignore[assignment]
+    cluster: Cluster = MISSING  # type: ignore[assignment]
+    track: Track = MISSING  # type: ignore[assignment]
+    recipe: str | None = None  # name of the recipe this came from
+    out: str = MISSING  # the run's folder, or the sweep's; starting again in it goes on
+    resume: str | None = None  # a run's folder to go on in, with that run's own configuration
+    batch: int = 256  # images a step over all ranks
+    epochs: float = 90.0
+    label_smoothing: float = 0.1  # in the training loss only
+    seed: int = 1  # of weights, order and augmentation
+    steps: int | None = None  # stop after so many in all, whatever epochs says
+    eval: bool = True
+    eval_steps: int | None = None  # evaluate on so many batches only
+    eval_every_epochs: float = 1.0
+    stop_at_top1: float | None = None  # stop when an evaluation reaches this, in 0..1
+    log_every_steps: int = 50
+    save_every_steps: int | None = None  # null: after every epoch
+    keep_checkpoints: int = 3  # the newest so many, and the best
+    steps_per_loop: int = 1  # optimizer steps inside one graph call
+
+    @property
+    def local_batch(self) -> int:
+        """Images a step on one rank."""
+        return self.batch // self.cluster.ranks
+
+    def __post_init__(self) -> None:
+        for knob in ("batch", "log_every_steps", "keep_checkpoints", "steps_per_loop"):
+            check(getattr(self, knob) > 0, knob, getattr(self, knob), "must be above 0")
+        for knob in ("steps", "eval_steps", "save_every_steps"):
+            value = getattr(self, knob)
+            check(value is None or value > 0, knob, value, "must be above 0, or null")
+        check_range("epochs", self.epochs, 0, math.inf, open_low=True)
+        check_range("eval_every_epochs", self.eval_every_epochs, 0, math.inf, open_low=True)
+        check_range("label_smoothing", self.label_smoothing, 0, 1)
+        check(0 <= self.seed < 2**31, "seed", self.seed, "must be at least 0 and below 2^31")
+        check(
+            self.stop_at_top1 is None or 0 < self.stop_at_top1 <= 1,
+            "stop_at_top1",
+            self.stop_at_top1,
+            "is a share of the images, such as 0.759",
+        )
+        check(
+            self.stop_at_top1 is None or self.eval,
+            "stop_at_top1",
+            self.stop_at_top1,
+            "only an evaluation can tell, and eval=false; use eval=true",
+        )
+        check(bool(self.out.strip()), "out", repr(self.out), "give a folder")
+        ranks = self.cluster.ranks
+        check(
+            self.batch % ranks == 0,
+            "batch",
+            self.batch,
+            f"does not divide over {ranks} ranks (cluster={self.cluster.name}); use "
+            f"{max(ranks, self.batch - self.batch % ranks)} or {self.batch + ranks - self.batch % ranks}",
+        )
+        if isinstance(self.schedule, Horizon):
+            horizon = self.schedule.horizon_epochs or self.epochs
+            check(
+                horizon > self.schedule.warmup_epochs,
+                "epochs",
+                self.epochs,
+                f"the curve would end within its warm-up; use more than schedule.warmup_epochs="
+                f"{self.schedule.warmup_epochs:g}, or a shorter warm-up",
+            )
+            check(
+                self.epochs <= horizon,
+                "epochs",
+                self.epochs,
+                f"the curve ends at schedule.horizon_epochs={horizon:g}; raise that with it",
+            )
+
+
+# The variants of each group by the name that config.yaml keeps; a group of one variant has free names.
+VARIANTS: dict[str, dict[str, type]] = {
+    "model": {"": Model},
+    "optim": {"sgd": Sgd, "lars": Lars},
+    "schedule": {"constant": Constant, "piecewise": Piecewise, "polynomial": Polynomial, "cosine": Cosine},
+    "dtype": {"": Dtype},
+    "data": {"digits": Digits, "imagenet": Records, "synthetic": Synthetic},
+    "cluster": {"": Cluster},
+    "track": {"off": Off, "mlflow": Mlflow},
+}
