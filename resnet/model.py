@@ -1,0 +1,106 @@
+"""ResNet v1.5 and ResNeXt from one builder; a variant is a row of numbers (conf/model/).
+
+v1.5: a stage's first block has its stride on the 3x3 convolution and on the 1x1 projection. Padding is symmetric, as in
+PyTorch, so that public weights agree. Layers carry timm's names (conv1, bn1, layer1.0.conv1, ..., fc).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from resnet.config import Block, Model
+
+layers = tf.keras.layers
+KERNEL = tf.keras.initializers.VarianceScaling(
+    2.0, "fan_out", "truncated_normal"
+)  # he_normal by fan-out, arXiv:1502.01852
+
+
+class Conv(tf.keras.layers.Layer):
+    """Convolution without bias, [B, H, W, C] -> [B, H', W', filters], padded by (size - 1) // 2 on every side.
+
+    tf.keras.layers.Conv2D(groups=...) goes through XLA on a CPU, hundreds of times slower; tf.nn.conv2d takes a
+    [size, size, C / groups, filters] kernel natively.
+    """
+
+    def __init__(self, filters: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.filters, self.size, self.stride, self.groups = filters, size, stride, groups
+
+    def build(self, shape: Sequence[int]) -> None:
+        """One variable: kernel."""
+        # `initializer` is copied, or every layer would share one stream of random numbers.
+        self.kernel = self.add_weight(
+            "kernel",
+            [self.size, self.size, shape[-1] // self.groups, self.filters],
+            initializer=KERNEL.__class__.from_config(KERNEL.get_config()),
+        )
+
+    def call(self, images: Any) -> Any:
+        """Convolve; at stride 1 "SAME" is the symmetric padding already."""
+        side = (self.size - 1) // 2
+        padding = [[0, 0], [side, side], [side, side], [0, 0]] if self.stride > 1 and side else "SAME"
+        return tf.nn.conv2d(images, self.kernel, self.stride, padding)
+
+    def get_config(self) -> dict[str, Any]:
+        """What __init__ needs to make this layer again."""
+        mine = {"filters": self.filters, "size": self.size, "stride": self.stride, "groups": self.groups}
+        return {**super().get_config(), **mine}
+
+
+def build(model: Model, classes: int, policy: str) -> Any:
+    """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. Any H and W from 8 pixels on.
+
+    `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them.
+    """
+
+    def norm(x: Any, name: str, last: bool = False) -> Any:
+        gamma = "zeros" if last and model.zero_init_residual else "ones"
+        return layers.BatchNormalization(
+            momentum=model.batch_norm_momentum,
+            epsilon=model.batch_norm_epsilon,
+            gamma_initializer=gamma,
+            dtype=policy,
+            name=name,
+        )(x)
+
+    def conv(x: Any, filters: int, size: int, stride: int, name: str, groups: int = 1) -> Any:
+        return Conv(filters, size, stride, groups, dtype=policy, name=name)(x)
+
+    def relu(x: Any, name: str) -> Any:
+        return layers.Activation("relu", dtype=policy, name=name)(x)
+
+    def block(x: Any, inner: int, outer: int, stride: int, name: str, first: bool) -> Any:
+        shortcut = x
+        if first:
+            shortcut = norm(conv(x, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
+        if model.block is Block.bottleneck:
+            x = relu(norm(conv(x, inner, 1, 1, f"{name}.conv1"), f"{name}.bn1"), f"{name}.act1")
+            x = relu(norm(conv(x, inner, 3, stride, f"{name}.conv2", model.groups), f"{name}.bn2"), f"{name}.act2")
+            x = norm(conv(x, outer, 1, 1, f"{name}.conv3"), f"{name}.bn3", last=True)
+        else:
+            x = relu(norm(conv(x, inner, 3, stride, f"{name}.conv1"), f"{name}.bn1"), f"{name}.act1")
+            x = norm(conv(x, outer, 3, 1, f"{name}.conv2"), f"{name}.bn2", last=True)
+        return relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act")
+
+    images = layers.Input([None, None, 3], name="images")
+    x = relu(norm(conv(images, model.filters, 7, 2, "conv1"), "bn1"), "act1")
+    # After a ReLU nothing is below 0, so padding with 0 is padding with -inf.
+    x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)
+    x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
+    for stage, depth in enumerate(model.depths):
+        inner = model.width * model.groups * 2**stage
+        outer = model.filters * model.block.value * 2**stage
+        for number in range(depth):
+            stride = 2 if stage > 0 and number == 0 else 1
+            # Basic blocks of the first stage keep shape, and have no projection in the published parameter counts.
+            first = number == 0 and (stage > 0 or model.block is Block.bottleneck)
+            x = block(x, inner, outer, stride, f"layer{stage + 1}.{number}", first)
+    x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    logits = layers.Dense(
+        classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), dtype="float32", name="fc"
+    )(x)
+    return tf.keras.Model(images, logits, name=model.name)
