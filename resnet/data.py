@@ -1,0 +1,233 @@
+"""Reading: shards to batches of uint8 images. What is done to a batch on the device is here too (`prepare_images`).
+
+Order and augmentation are functions of (seed, epoch, image), never of ranks, cores or history: epoch e is
+`shards.order(seed, e, n)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
+Going on at step s is a slice of that order: nothing is read or decoded to be thrown away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from resnet import UserError, shards
+from resnet.config import Data, Digits, Records, Synthetic
+
+CHUNK = 16  # records to one call into Python: enough to make its cost small, few enough to share out
+TRIES = 10  # of the random crop, then the centre (torchvision's RandomResizedCrop)
+FEATURES = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+}
+
+
+@dataclass
+class Source:
+    """Opened data: how many images there are, and the way to read them. `train` and `val` are None for synthetic data."""
+
+    settings: Data
+    train_images: int
+    eval_images: int
+    train: shards.Index | None = None
+    val: shards.Index | None = None
+    fault: UserError | None = None  # what a reading thread ran into; TensorFlow reports only its text
+
+
+def open_source(settings: Data) -> Source:
+    """Find and index the images of `settings`. Raises UserError where there are none."""
+    match settings:
+        case Synthetic():
+            return Source(settings, settings.train_images, settings.eval_images)
+        case Records():
+            if isinstance(settings, Digits):
+                from resnet import prepare
+
+                prepare.digits(settings.dir)
+            train, val = (
+                shards.index(files)
+                for files in shards.find(
+                    settings.dir, f"python -m resnet.prepare source={settings.name} out={settings.dir}"
+                )
+            )
+            return Source(settings, len(train), len(val), train, val)
+    raise AssertionError(settings)
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+def train(source: Source, batch: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Any:
+    """Endless batches of this rank from global step `step` on.
+
+    A batch is (images uint8 [batch / ranks, S, S, 3], labels int32 [batch / ranks] in 0..classes-1, flip bool [batch / ranks]).
+    """
+    if source.train is None:
+        return synthetic(source, batch // ranks, seed, rank)
+    settings, records = source.settings, source.train
+    assert isinstance(settings, Records)
+    count = len(records)
+    epoch, skip = divmod(step, count // batch)
+
+    def plan(number: Any) -> Any:
+        """(places in `records`, keys of the augmentation) of one epoch, both int64 [n]."""
+        places = shards.share(count, batch, rank, ranks, skip if number == epoch else 0)
+        images = shards.order(seed, int(number), count)[places]
+        return images, int(number) * count + images
+
+    def epoch_of(number: Any) -> Any:
+        pair = tf.numpy_function(plan, [number], (tf.int64, tf.int64))
+        images, keys = (tf.ensure_shape(part, [None]) for part in pair)
+        return tf.data.Dataset.from_tensor_slices((images, keys))
+
+    def decode(encoded: Any, label: Any, key: Any) -> Any:
+        draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
+        image = random_crop(encoded, draws[:-1], settings)
+        return image, label, (draws[-1] < 0.5) & settings.flip
+
+    dataset = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(epoch_of)
+    dataset = read(dataset, source, records).map(decode, tf.data.AUTOTUNE)
+    return tidy(dataset.batch(batch // ranks, drop_remainder=True))
+
+
+def read(numbers: Any, source: Source, records: shards.Index) -> Any:
+    """Dataset of (record number, key) -> Dataset of (encoded image, label int32 from 0, key), in the same order."""
+    classes = source.settings.classes
+
+    def blocks(chunk: Any) -> Any:
+        try:
+            return np.array([shards.read(records, int(number)) for number in chunk], object)
+        except UserError as fault:
+            source.fault = fault
+            raise
+
+    def label_checked(labels: Any, chunk: Any) -> Any:
+        bad = np.flatnonzero((labels < 1) | (labels > classes))
+        if len(bad):
+            number = int(chunk[bad[0]])
+            source.fault = UserError(
+                f"{records.files[records.file[number]]}: label {labels[bad[0]]} in the record at byte "
+                f"{records.offset[number] - 12} is not in 1..{classes}; set data.classes, or prepare the shards again"
+            )
+            raise source.fault
+        return (labels - 1).astype(np.int32)
+
+    def parse(chunk: Any, keys: Any) -> Any:
+        block = tf.ensure_shape(tf.numpy_function(blocks, [chunk], tf.string), [None])
+        example = tf.io.parse_example(block, FEATURES)
+        labels = tf.numpy_function(label_checked, [example["image/class/label"], chunk], tf.int32)
+        return example["image/encoded"], tf.ensure_shape(labels, [None]), keys
+
+    return numbers.batch(CHUNK).map(parse, tf.data.AUTOTUNE).unbatch()
+
+
+def random_crop(encoded: Any, draws: Any, settings: Records) -> Any:
+    """Random resized crop of a JPEG -> uint8 [S, S, 3]; only the crop is decoded. `draws`: 4 * TRIES uniforms in [0, 1)."""
+    shape = tf.image.extract_jpeg_shape(encoded)
+    box = crop_box(shape[0], shape[1], tf.reshape(draws, [4, TRIES]), settings.min_area, settings.max_aspect)
+    image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3, dct_method="INTEGER_ACCURATE")
+    return to_uint8(tf.image.resize(image, [settings.image_size] * 2), settings.image_size)
+
+
+def crop_box(height: Any, width: Any, draws: Any, min_area: float, max_aspect: float) -> Any:
+    """[top, left, height, width] int32 of torchvision's RandomResizedCrop for an image of int32 `height` and `width`.
+
+    Area uniform in [min_area, 1], aspect log-uniform in [1/max_aspect, max_aspect]; the first of the tries that fits, else
+    the largest centre crop within the aspect. `draws` is float32 [4, TRIES] in [0, 1): area, aspect, top, left. All tries
+    are computed at once: a dozen small ops in place of a loop of them.
+    """
+    h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    area = h * w * (min_area + (1 - min_area) * draws[0])
+    aspect = tf.exp((2 * draws[1] - 1) * np.log(max_aspect).astype(np.float32))
+    crop_h, crop_w = tf.round(tf.sqrt(area / aspect)), tf.round(tf.sqrt(area * aspect))
+    fits = (crop_h > 0) & (crop_w > 0) & (crop_h <= h) & (crop_w <= w)
+    top, left = tf.floor(draws[2] * (h - crop_h + 1)), tf.floor(draws[3] * (w - crop_w + 1))
+    tries = tf.stack([top, left, crop_h, crop_w], axis=1)
+    centre_h, centre_w = tf.minimum(h, tf.round(w * max_aspect)), tf.minimum(w, tf.round(h * max_aspect))
+    centre = tf.stack([tf.floor((h - centre_h) / 2), tf.floor((w - centre_w) / 2), centre_h, centre_w])
+    return tf.cast(tf.where(tf.reduce_any(fits), tries[tf.argmax(fits)], centre), tf.int32)
+
+
+def to_uint8(image: Any, size: int) -> Any:
+    """Float pixels in 0..255 to the nearest uint8, [size, size, 3]."""
+    return tf.ensure_shape(tf.cast(image + 0.5, tf.uint8), [size, size, 3])
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluation
+def evaluation(source: Source, batch: int, steps: int | None = None, rank: int = 0, ranks: int = 1) -> Any:
+    """Every image once over all ranks: image i belongs to rank i % ranks.
+
+    A batch is (images uint8 [batch, S, S, 3], labels int32 [batch], mask float32 [batch]); the last is filled up with images
+    of mask 0. `batch` is local; `steps` limits the batches.
+    """
+    if source.val is None:
+        dataset = synthetic(source, batch, 0, rank)
+        batches = -(-len(range(rank, source.eval_images, ranks)) // batch)
+        last = len(range(rank, source.eval_images, ranks)) - (batches - 1) * batch
+
+        def masked(number: Any, images: Any, labels: Any, _flip: Any) -> Any:
+            return images, labels, tf.cast(tf.range(batch) < tf.where(number == batches - 1, last, batch), tf.float32)
+
+        dataset = dataset.enumerate().map(lambda number, parts: masked(number, *parts)).take(batches)
+        return dataset if steps is None else dataset.take(steps)
+    settings = source.settings
+    assert isinstance(settings, Records)
+
+    def decode(encoded: Any, label: Any, _key: Any) -> Any:
+        return centre_crop(encoded, settings), label
+
+    def fill(images: Any, labels: Any) -> Any:
+        missing = batch - tf.shape(labels)[0]
+        mask = tf.pad(tf.ones_like(labels, tf.float32), [[0, missing]])
+        images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+        size = settings.image_size
+        return (
+            tf.ensure_shape(images, [batch, size, size, 3]),
+            tf.ensure_shape(tf.pad(labels, [[0, missing]]), [batch]),
+            tf.ensure_shape(mask, [batch]),
+        )
+
+    mine = np.arange(rank, len(source.val), ranks, dtype=np.int64)
+    dataset = tf.data.Dataset.from_tensor_slices((mine if steps is None else mine[: steps * batch],) * 2)
+    dataset = read(dataset, source, source.val).map(decode, tf.data.AUTOTUNE).batch(batch)
+    return tidy(dataset.map(fill, tf.data.AUTOTUNE))
+
+
+def centre_crop(encoded: Any, settings: Records) -> Any:
+    """Short side to eval_resize keeping the aspect, then the centre: uint8 [S, S, 3]."""
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    scaled = tf.cast(tf.round(size * (settings.eval_resize / tf.reduce_min(size))), tf.int32)
+    image = tf.image.resize(image, scaled)
+    top, left = tf.unstack((scaled - settings.image_size) // 2)
+    side = settings.image_size
+    return to_uint8(image[top : top + side, left : left + side], side)
+
+
+# ------------------------------------------------------------------------------------------------------------------ both
+def tidy(dataset: Any) -> Any:
+    """Order kept whatever the number of threads, and batches made ahead."""
+    options = tf.data.Options()
+    options.deterministic = True
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def synthetic(source: Source, batch: int, seed: int, rank: int) -> Any:
+    """One random batch for ever."""
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, rank], np.uint64)))
+    size = source.settings.image_size
+    images = random.integers(0, 256, [batch, size, size, 3], np.uint8)
+    labels = random.integers(0, source.settings.classes, [batch], np.int32)
+    return tf.data.Dataset.from_tensors((images, labels, np.zeros(batch, bool))).cache().repeat()
+
+
+def prepare_images(images: Any, flip: Any, mean: list[float], std: list[float]) -> Any:
+    """On the device: mirror where `flip` (bool [B], or None), then (x - mean) / std. uint8 [B, S, S, 3] -> float32."""
+    if flip is not None:
+        images = tf.where(flip[:, None, None, None], tf.reverse(images, [2]), images)
+    # Rows of W * 3 numbers: broadcasting over 3 channels does not vectorise on a CPU.
+    width = images.shape[2]
+    scale = np.tile(1 / np.asarray(std, np.float32), width)
+    offset = np.tile(-np.asarray(mean, np.float32) / np.asarray(std, np.float32), width)
+    rows = tf.cast(tf.reshape(images, [-1, width * 3]), tf.float32) * scale + offset
+    return tf.reshape(rows, tf.shape(images))
