@@ -1,0 +1,150 @@
+"""Checkpoints that are whole or not there, in <out>/checkpoints/step-<number>/.
+
+A checkpoint is a folder: TensorFlow's files, and commit.json with the step, the sha256 of each file and what the loop needs
+to go on. It is written under another name, flushed to disk, and renamed last: what has the name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from resnet import UserError
+
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint on disk. `state` is what the loop kept beside the weights; `top1` is of its evaluation, if it had one."""
+
+    path: Path
+    step: int
+    top1: float | None
+    state: dict[str, Any]
+
+
+def trackable(network: Any, optimizer: Any) -> Any:
+    """Everything that training changes, by name."""
+    return tf.train.Checkpoint(network=network, optimizer=optimizer)
+
+
+def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, keep: int) -> Saved:
+    """Write the checkpoint of `step`, then drop all but the newest `keep` and the best. Raises UserError if it can't be written.
+
+    `state` is a dataclass whose fields survive JSON.
+    """
+    final = out / FOLDER / f"step-{step:08d}"
+    aside = out / FOLDER / f".writing-{step:08d}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        weights.write(str(aside / "weights"))
+        digests = {path.name: digest(path) for path in sorted(aside.iterdir())}
+        commit: dict[str, Any] = {"step": step, "top1": top1, "state": asdict(state), "sha256": digests}
+        (aside / "commit.json").write_text(json.dumps(commit, indent=1))
+        for path in (*aside.iterdir(), aside):
+            flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        flush(final.parent)
+    except (OSError, tf.errors.OpError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({getattr(error, 'strerror', None) or error}); the ones "
+            "before it are whole: make room and start the same command again"
+        ) from error
+    saved = Saved(final, step, top1, commit["state"])
+    prune(out, keep)
+    return saved
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
+
+
+def flush(path: Path) -> None:
+    """fsync a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def found(out: Path) -> list[Saved]:
+    """The complete checkpoints of a run, oldest first, by their commit.json; contents are not verified yet."""
+    made = []
+    for path in sorted((out / FOLDER).glob("step-*")):
+        try:
+            commit = json.loads((path / "commit.json").read_text())
+            made.append(Saved(path, commit["step"], commit["top1"], commit["state"]))
+        except (OSError, ValueError, KeyError):
+            made.append(Saved(path, -1, None, {}))  # verify() names what is wrong with it
+    return made
+
+
+def best(checkpoints: list[Saved]) -> Saved | None:
+    """The checkpoint with the highest top-1, the earlier of equals."""
+    return max((c for c in checkpoints if c.top1 is not None), key=lambda c: (c.top1, -c.step), default=None)
+
+
+def prune(out: Path, keep: int) -> None:
+    """Remove all but the newest `keep` and the best."""
+    checkpoints = found(out)
+    kept = [*checkpoints[-keep:], best(checkpoints)]
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint.path)
+
+
+def fault(checkpoint: Saved) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        commit = json.loads((checkpoint.path / "commit.json").read_text())
+        for name, expected in commit["sha256"].items():
+            if digest(checkpoint.path / name) != expected:
+                return f"{name} is not what was written"
+        assert commit["sha256"] and isinstance(commit["step"], int) and isinstance(commit["state"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def restore(out: Path, weights: Any) -> tuple[Saved | None, list[str]]:
+    """Load the newest good checkpoint into `weights`. Returns it (None: there is none at all) and what was set aside, in words.
+
+    A damaged one is renamed bad-...; if all are damaged, or one is of another network, raises UserError: never step 0 in silence.
+    """
+    checkpoints, notes = found(out), []
+    for checkpoint in reversed(checkpoints):
+        if wrong := fault(checkpoint):
+            aside = checkpoint.path.with_name(f"bad-{checkpoint.path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.path.rename(aside)
+            notes.append(f"{checkpoint.path.name} is damaged ({wrong}); it was renamed {aside.name}")
+            continue
+        try:
+            weights.read(str(checkpoint.path / "weights")).assert_consumed()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            detail = str(error).splitlines()[0]
+            raise UserError(
+                f"{checkpoint.path}: of another network or optimizer ({detail}); start in another out="
+            ) from error
+        return checkpoint, notes
+    if checkpoints:
+        raise UserError(f"{out / FOLDER}: no checkpoint is whole ({'; '.join(notes)}); start in another out=")
+    return None, notes

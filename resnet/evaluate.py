@@ -1,0 +1,57 @@
+"""Counts of an evaluation, and what they come to. Summed over batches and ranks first, divided once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from resnet.config import Data
+from resnet.data import prepare_images
+
+
+@dataclass(frozen=True)
+class Scores:
+    """An evaluation's result: shares in 0..1, mean cross-entropy in nats without smoothing, and the images it is over."""
+
+    top1: float
+    top5: float
+    loss: float
+    seen: int
+
+
+def counts(logits: Any, labels: Any, mask: Any) -> Any:
+    """float32 [4]: images right at first, right within the first five, sum of cross-entropy, images; all where mask is 1.
+
+    logits float32 [B, classes], labels int32 [B], mask float32 [B]. Ties count as argsort would order them, and a label
+    whose logit is not a number is wrong.
+    """
+    target = tf.gather(logits, labels, axis=1, batch_dims=1)[:, None]
+    before = tf.range(tf.shape(logits)[1])[None, :] < labels[:, None]
+    ahead = tf.reduce_sum(tf.cast((logits > target) | ((logits == target) & before), tf.int32), axis=1)
+    number = tf.math.is_finite(target[:, 0])
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    right = [tf.cast(number & (ahead < k), tf.float32) * mask for k in (1, 5)]
+    return tf.stack([tf.reduce_sum(part) for part in (*right, tf.where(mask > 0, loss, 0.0), mask)])
+
+
+def step(network: Any, data: Data) -> Any:
+    """The compiled function (images, labels, mask) -> counts."""
+
+    @tf.function(reduce_retracing=True)
+    def evaluation_step(images: Any, labels: Any, mask: Any) -> Any:
+        logits = network(prepare_images(images, None, data.mean, data.std), training=False)
+        return counts(logits, labels, mask)
+
+    return evaluation_step
+
+
+def scores(batches: Iterable[tuple[Any, Any, Any]], evaluation_step: Any, expected: int) -> Scores:
+    """Evaluate `batches`, which must hold `expected` images. Nothing is read from the device before the last batch."""
+    parts = [evaluation_step(*batch) for batch in batches]
+    right1, right5, loss, seen = np.sum([part.numpy() for part in parts], axis=0, dtype=np.float64)
+    assert seen == expected, f"evaluated {seen:.0f} images of {expected}"
+    return Scores(right1 / seen, right5 / seen, loss / seen, int(seen))

@@ -1,0 +1,66 @@
+"""Losses that wait on the device until someone asks, and the time that training alone took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from resnet import UserError
+
+
+class Meter:
+    """Reading waits for the device, so it happens at log points only; time is taken from one reading to the next.
+
+    The first graph call of a process builds the graph and counts nowhere.
+    """
+
+    def __init__(self, done: int, batch: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.batch = clock, batch
+        self.calls, self.first_unread = 0, done
+        self.unread: list[Any] = []
+        self.since = clock()
+        self.seconds, self.images = 0.0, 0
+        self.speeds: list[float] = []
+
+    def add(self, losses: Any) -> None:
+        """The losses of one graph call, a float tensor [k], unread."""
+        self.unread.append(losses)
+        self.calls += 1
+
+    def read(self) -> tuple[float, float | None]:
+        """(mean loss, images/s) since the last reading; no speed for the first call. Raises UserError at a loss that is
+        not finite, naming the first such step."""
+        losses = np.concatenate([np.asarray(part) for part in self.unread])
+        seconds, images, speed = max(self.clock() - self.since, 1e-9), len(losses) * self.batch, None
+        if self.calls > 1:
+            speed = images / seconds
+            self.seconds, self.images = self.seconds + seconds, self.images + images
+            self.speeds.append(speed)
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            raise NotFinite(self.first_unread + int(bad[0]), float(losses[bad[0]]))
+        self.unread, self.first_unread = [], self.first_unread + len(losses)
+        self.since = self.clock()
+        return float(losses.mean(dtype=np.float64)), speed
+
+    def resume(self) -> None:
+        """What happened since the last reading was no training."""
+        assert not self.unread
+        self.since = self.clock()
+
+    def take(self) -> tuple[float, int, list[float]]:
+        """(seconds, images, speeds) since they were last taken."""
+        taken = self.seconds, self.images, self.speeds
+        self.seconds, self.images, self.speeds = 0.0, 0, []
+        return taken
+
+
+class NotFinite(UserError):
+    """The loss of `step` (counted from 0) is `loss`."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"step {step + 1}: the loss is {loss}")
+        self.step, self.loss = step, loss

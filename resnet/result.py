@@ -1,0 +1,82 @@
+"""Where a run stands beside its weights, and what it came to: <out>/result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from resnet.config import Run
+
+FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Kept in every checkpoint, so that a run that goes on ends with the figures of all its parts."""
+
+    best_top1: float | None = None
+    scores: dict[str, Any] | None = None  # of the newest evaluation: top1, top5, loss, seen
+    scored_at: int | None = None  # after how many updates that was
+    seconds: float = 0.0  # of training alone: no evaluation, no checkpoint, no first iteration
+    images: int = 0  # trained on in those seconds
+    speeds: tuple[float, ...] = field(default=())  # images/s between two readings, the newest thousand
+
+    def judged(self, scores: Any, done: int) -> Standing:
+        """After an evaluation (`evaluate.Scores`) of the weights after `done` updates."""
+        best = scores.top1 if self.best_top1 is None else max(self.best_top1, scores.top1)
+        return replace(self, best_top1=best, scores=asdict(scores), scored_at=done)
+
+    def timed(self, seconds: float, images: int, speeds: list[float]) -> Standing:
+        """After so many more seconds of training."""
+        speeds = [*self.speeds, *speeds][-1000:]
+        return replace(self, seconds=self.seconds + seconds, images=self.images + images, speeds=tuple(speeds))
+
+    def top1(self, done: int) -> float | None:
+        """Of the weights after `done` updates; None if they were not evaluated."""
+        return self.scores["top1"] if self.scores and self.scored_at == done else None
+
+    def reached(self, stop_at_top1: float | None, done: int) -> bool:
+        """Whether the weights after `done` updates have the top-1 to stop at."""
+        top1 = self.top1(done)
+        return stop_at_top1 is not None and top1 is not None and top1 >= stop_at_top1
+
+
+def conclusion(run: Run, standing: Standing, done: int, epochs: float, minutes: float, mark: str) -> dict[str, Any]:
+    """The result; metrics under MLflow's names. `mark` tells later starts what was asked for (compose.fingerprint)."""
+    scores = standing.scores if standing.scores and standing.scored_at == done else {}
+    return {
+        "status": "stopped at top-1" if standing.reached(run.stop_at_top1, done) else "finished",
+        "fingerprint": mark,
+        "steps": done,
+        "epochs": epochs,
+        "eval/top1": scores.get("top1"),
+        "eval/top5": scores.get("top5"),
+        "eval/loss": scores.get("loss"),
+        "best/top1": standing.best_top1,
+        "final/top1": scores.get("top1"),
+        # The published tables' definition: the mean over all iterations but the first.
+        "final/images_per_s": standing.images / standing.seconds if standing.seconds else None,
+        "final/images_per_s_median": statistics.median(standing.speeds) if standing.speeds else None,
+        "final/training_minutes": standing.seconds / 60,
+        "final/minutes": minutes,  # of this start, from the first line of the training on
+        "out": run.out,
+    }
+
+
+def read(out: Path) -> dict[str, Any] | None:
+    """<out>/result.json; None while the run has not ended."""
+    try:
+        return dict(json.loads((out / FILE).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def write(out: Path, content: dict[str, Any]) -> Path:
+    """Write <out>/result.json aside, then rename it."""
+    aside = out / f".{FILE}.{os.getpid()}"
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    return aside.replace(out / FILE)

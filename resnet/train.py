@@ -1,0 +1,244 @@
+"""`python -m resnet.train`: the entry point, and the one loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet import UserError
+
+if TYPE_CHECKING:
+    from resnet.config import Run
+
+# Exit statuses. 143: a signal ended the run after it had saved; the same command goes on.
+DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; the message is the checkpoint it has saved."""
+
+
+def train(run: Run, out: Path) -> dict[str, Any]:
+    """Train `run` in the folder `out`, going on from its newest checkpoint if there is one.
+
+    Returns what it also writes to <out>/result.json. Raises UserError for what the user can mend, Stopped after a signal.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from resnet import checkpoint, compose, data, evaluate, model, optim, progress, result, schedule, track
+    from resnet import device as machine
+    from resnet.meter import Meter, NotFinite
+
+    began = time.monotonic()
+    world = machine.up(run.cluster, run.dtype)
+    tf.keras.utils.set_random_seed(run.seed)
+    source = data.open_source(run.data)
+    plan = schedule.plan(run, source.train_images)
+    eval_images = min(source.eval_images, (run.eval_steps or source.eval_images) * run.batch)
+
+    with machine.place(run.cluster):
+        network = model.build(run.model, run.data.classes, run.dtype.policy.value)
+        optimizer = optim.build(run.optim, network.trainable_variables)
+        train_steps = compiled(network, optimizer, run)
+        eval_step = evaluate.step(network, run.data)
+    weights = checkpoint.trackable(network, optimizer)
+    saved, notes = checkpoint.restore(out, weights)
+    done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
+
+    batches = iter(data.train(source, run.batch, run.seed, done, world.rank, world.ranks))
+    eval_batches = data.evaluation(source, run.local_batch, run.eval_steps, world.rank, world.ranks)
+    tracker = track.Tracker(out, run.track, compose.flat(run), track.tags(run, world.device))
+    display = progress.Display(plan.total_steps, done, run.epochs)
+    for line in (*progress.headline(run, plan, source, world.device, done), *world.warnings, *notes):
+        display.say(line)
+    meter, asked, status = Meter(done, run.batch), Signals(), "FAILED"
+
+    def judge(standing: result.Standing) -> result.Standing:
+        """Evaluate the weights as they are."""
+        scores = evaluate.scores(eval_batches, eval_step, eval_images)
+        standing = standing.judged(scores, done)
+        tracker.log(done, {"eval/top1": scores.top1, "eval/top5": scores.top5, "eval/loss": scores.loss,
+                           "best/top1": standing.best_top1})  # fmt: skip
+        display.scores(done, plan.epoch(done), scores)
+        return standing
+
+    def keep(standing: result.Standing) -> checkpoint.Saved:
+        """Write a checkpoint of the weights as they are."""
+        return checkpoint.save(out, weights, done, standing.top1(done), standing, run.keep_checkpoints)
+
+    try:
+        with asked, machine.place(run.cluster):
+            if saved and plan.evaluates(done) and standing.scored_at != done:  # ended between a step and its evaluation
+                standing = judge(standing)
+                saved = keep(standing)
+            for first, end in plan.calls(done):
+                if standing.reached(run.stop_at_top1, done):
+                    break
+                lrs = plan.lr(np.arange(first, end))
+                meter.add(train_steps(batches, tf.constant(lrs, tf.float32)))
+                done = end
+                display.move(done)
+                pauses = plan.saves(done) or asked.stop
+                if pauses or plan.logs(first, done) or meter.calls == 1:
+                    loss, speed = meter.read()
+                    tracker.log(done, {"train/loss": loss, "train/lr": float(lrs[-1]), "train/images_per_s": speed,
+                                       "train/epoch": plan.epoch(done)})  # fmt: skip
+                    display.step(done, plan.epoch(done), loss, float(lrs[-1]), speed)
+                if pauses:
+                    standing = standing.timed(*meter.take())
+                    if plan.evaluates(done) and not asked.stop:
+                        standing = judge(standing)
+                    saved = keep(standing)
+                    meter.resume()
+                if asked.stop and saved:
+                    raise Stopped(saved.path)
+        minutes, mark = (time.monotonic() - began) / 60, compose.fingerprint(run)
+        made = result.conclusion(run, standing, done, plan.epoch(done), minutes, mark)
+        tracker.log(done, {name: value for name, value in made.items() if name.startswith("final/")})
+        tracker.artifact(result.write(out, made))
+        status = "FINISHED"
+    except NotFinite as error:
+        kept = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was written yet"
+        raise UserError(f"{error} at lr {plan.lr(error.step):.6g}; {kept}; lower optim.lr={run.optim.lr:g} or lengthen "
+                        f"schedule.warmup_epochs={run.schedule.warmup_epochs:g}, in another out=") from None  # fmt: skip
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    except tf.errors.OpError:
+        if source.fault:  # a reading thread's error; TensorFlow passes on only its text
+            raise source.fault from None
+        raise
+    finally:
+        display.close()
+        if trouble := tracker.close(status):
+            display.say(trouble)
+    return made
+
+
+def compiled(network: Any, optimizer: Any, run: Run) -> Callable[[Any, Any], Any]:
+    """The function (iterator of batches, learning rates [k]) -> losses [k]: k optimizer steps in one graph call."""
+    import tensorflow as tf
+
+    from resnet.data import prepare_images
+
+    variables = network.trainable_variables
+    classes, smoothing, data = run.data.classes, run.label_smoothing, run.data
+
+    def step(batch: Any, lr: Any) -> Any:
+        images, labels, flip = batch
+        with tf.GradientTape() as tape:
+            logits = network(prepare_images(images, flip, data.mean, data.std), training=True)
+            targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+        optimizer.apply(tape.gradient(loss, variables), lr)
+        return loss
+
+    @tf.function(reduce_retracing=True)
+    def one_step(batches: Any, lrs: Any) -> Any:
+        return step(next(batches), lrs[0])[None]
+
+    @tf.function(reduce_retracing=True)
+    def many_steps(batches: Any, lrs: Any) -> Any:
+        losses = tf.TensorArray(tf.float32, tf.size(lrs))
+        for number in tf.range(tf.size(lrs)):
+            losses = losses.write(number, step(next(batches), lrs[number]))
+        return losses.stack()
+
+    return one_step if run.steps_per_loop == 1 else many_steps
+
+
+class Signals:
+    """Context: SIGTERM and the first SIGINT set `stop`; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, _frame: object) -> None:
+        """Only set the flag: the loop acts on it between steps."""
+        if self.stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop = True
+
+
+# ----------------------------------------------------------------------------------------------------- entry point
+def go(run: Run, out: Path) -> None:
+    """Train, unless this folder holds the result already; either way, show it."""
+    from resnet import compose, progress, result
+
+    made = result.read(out)
+    if made and made.get("fingerprint") == compose.fingerprint(run):
+        print(f"{out}: this run has finished already")
+    else:
+        made = train(run, out)
+    progress.report(made, getattr(run.track, "uri", None))
+
+
+def start() -> None:
+    """Hydra composes and steps aside; what follows runs outside of it."""
+    import hydra
+
+    from resnet import compose, launch
+
+    composed: list[Run | UserError] = []
+
+    def keep(config: Any) -> None:
+        try:
+            with compose.explained(config):
+                composed.append(compose.resumed(config) if config.resume else compose.freeze(config))
+        except UserError as error:  # raised below: Hydra would add lines of its own
+            composed.append(error)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come out of Hydra whole; reported() makes a line of them
+    compose.register()
+    hydra.main(version_base="1.3", config_path=str(compose.tree("conf")), config_name="config")(keep)()
+    if launch.failed:
+        raise UserError(f"{len(launch.failed)} of the sweep's jobs failed: {'; '.join(launch.failed)}")
+    for run in composed:  # none after --help, --cfg or a sweep
+        if isinstance(run, UserError):
+            raise run
+        compose.claim(run, Path(run.out))
+        go(run, Path(run.out))
+
+
+def reported(work: Callable[[], object]) -> int:
+    """Run `work`; the exit status, with anything the user can mend told in one line."""
+    from resnet.compose import explained
+
+    try:
+        with explained():
+            work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except Stopped as stopped:
+        print(f"stopped by a signal; saved {stopped}; resume=<the run's folder> goes on", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print("interrupted; the checkpoints written so far are whole", file=sys.stderr)
+        return INTERRUPTED
+    return DONE
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(reported(start))
+
+
+if __name__ == "__main__":
+    main()
