@@ -375,15 +375,21 @@ def resumed(config: DictConfig) -> Run:
     return run
 
 
+def check_folder(run: Run, out: Path) -> None:
+    """Raise UserError if another run lies in `out`, naming the difference."""
+    if not (out / "config.yaml").exists():
+        return
+    before, now = flat(load(out)), flat(run)
+    changed = [name for name in now if not free(name) and before.get(name) != now[name]]
+    if changed:
+        told = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
+        raise UserError(
+            f"out={out}: another run lies here ({told}{', ...' if len(changed) > 5 else ''}); "
+            f"give another out=, or go on with it by resume={out}"
+        )
+
+
 def claim(run: Run, out: Path) -> None:
-    """Make the run's folder, or check that what lies there is this run; write config.yaml."""
-    if (out / "config.yaml").exists():
-        before, now = flat(load(out)), flat(run)
-        changed = [name for name in now if not free(name) and before.get(name) != now[name]]
-        if changed:
-            told = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
-            raise UserError(
-                f"out={out}: another run lies here ({told}{', ...' if len(changed) > 5 else ''}); "
-                f"give another out=, or go on with it by resume={out}"
-            )
+    """Make `out` the folder of `run`, unless another run lies there."""
+    check_folder(run, out)
     save(run, out)

@@ -248,6 +248,7 @@ class Data:
 class Records(Data):
     """JPEG images in TFRecord shards of the ImageNet layout, labels 1..classes on disk."""
 
+    name: str = "imagenet"
     dir: str = MISSING
     eval_resize: int = 256  # short side before the centre crop, pixels
     min_area: float = 0.08  # random resized crop: least share of the image (arXiv:1409.4842 sec. 6)
@@ -270,11 +271,14 @@ class Records(Data):
 class Digits(Records):
     """scikit-learn's load_digits, written as shards when first used."""
 
+    name: str = "digits"
+
 
 @dataclass
 class Synthetic(Data):
     """Random images made once and shown again and again: for measuring, not for learning."""
 
+    name: str = "synthetic"
     train_images: int = 1_281_167
     eval_images: int = 50_000
 

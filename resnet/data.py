@@ -7,14 +7,14 @@ Going on at step s is a slice of that order: nothing is read or decoded to be th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from resnet import UserError, shards
-from resnet.config import Data, Digits, Records, Synthetic
+from resnet.config import Records
+from resnet.source import Source
 
 CHUNK = 16  # records to one call into Python: enough to make its cost small, few enough to share out
 TRIES = 10  # of the random crop, then the centre (torchvision's RandomResizedCrop)
@@ -22,38 +22,6 @@ FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
 }
-
-
-@dataclass
-class Source:
-    """Opened data: how many images there are, and the way to read them. `train` and `val` are None for synthetic data."""
-
-    settings: Data
-    train_images: int
-    eval_images: int
-    train: shards.Index | None = None
-    val: shards.Index | None = None
-    fault: UserError | None = None  # what a reading thread ran into; TensorFlow reports only its text
-
-
-def open_source(settings: Data) -> Source:
-    """Find and index the images of `settings`. Raises UserError where there are none."""
-    match settings:
-        case Synthetic():
-            return Source(settings, settings.train_images, settings.eval_images)
-        case Records():
-            if isinstance(settings, Digits):
-                from resnet import prepare
-
-                prepare.digits(settings.dir)
-            train, val = (
-                shards.index(files)
-                for files in shards.find(
-                    settings.dir, f"python -m resnet.prepare source={settings.name} out={settings.dir}"
-                )
-            )
-            return Source(settings, len(train), len(val), train, val)
-    raise AssertionError(settings)
 
 
 # -------------------------------------------------------------------------------------------------------------- training

@@ -40,10 +40,12 @@ class Conv(tf.keras.layers.Layer):
         )
 
     def call(self, images: Any) -> Any:
-        """Convolve; at stride 1 "SAME" is the symmetric padding already."""
+        """Convolve. At stride 1 "SAME" is the symmetric padding; else tf.pad, for which oneDNN has kernels (not for explicit)."""
         side = (self.size - 1) // 2
-        padding = [[0, 0], [side, side], [side, side], [0, 0]] if self.stride > 1 and side else "SAME"
-        return tf.nn.conv2d(images, self.kernel, self.stride, padding)
+        if self.stride == 1 or not side:
+            return tf.nn.conv2d(images, self.kernel, self.stride, "SAME")
+        padded = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]])
+        return tf.nn.conv2d(padded, self.kernel, self.stride, "VALID")
 
     def get_config(self) -> dict[str, Any]:
         """What __init__ needs to make this layer again."""

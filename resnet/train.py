@@ -31,16 +31,17 @@ def train(run: Run, out: Path) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
 
-    from resnet import checkpoint, compose, data, evaluate, model, optim, progress, result, schedule, track
+    from resnet import checkpoint, compose, data, evaluate, model, optim, progress, result, schedule, source, track
     from resnet import device as machine
     from resnet.meter import Meter, NotFinite
 
     began = time.monotonic()
     world = machine.up(run.cluster, run.dtype)
     tf.keras.utils.set_random_seed(run.seed)
-    source = data.open_source(run.data)
-    plan = schedule.plan(run, source.train_images)
-    eval_images = min(source.eval_images, (run.eval_steps or source.eval_images) * run.batch)
+    images = source.opened(run.data)
+    plan = schedule.plan(run, images.train_images)
+    compose.claim(run, out)
+    eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
 
     with machine.place(run.cluster):
         network = model.build(run.model, run.data.classes, run.dtype.policy.value)
@@ -51,11 +52,11 @@ def train(run: Run, out: Path) -> dict[str, Any]:
     saved, notes = checkpoint.restore(out, weights)
     done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
 
-    batches = iter(data.train(source, run.batch, run.seed, done, world.rank, world.ranks))
-    eval_batches = data.evaluation(source, run.local_batch, run.eval_steps, world.rank, world.ranks)
+    batches = iter(data.train(images, run.batch, run.seed, done, world.rank, world.ranks))
+    eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
     tracker = track.Tracker(out, run.track, compose.flat(run), track.tags(run, world.device))
     display = progress.Display(plan.total_steps, done, run.epochs)
-    for line in (*progress.headline(run, plan, source, world.device, done), *world.warnings, *notes):
+    for line in (*progress.headline(run, plan, images, world.device, done), *world.warnings, *notes):
         display.say(line)
     meter, asked, status = Meter(done, run.batch), Signals(), "FAILED"
 
@@ -111,8 +112,8 @@ def train(run: Run, out: Path) -> dict[str, Any]:
         status = "KILLED"
         raise
     except tf.errors.OpError:
-        if source.fault:  # a reading thread's error; TensorFlow passes on only its text
-            raise source.fault from None
+        if images.fault:  # a reading thread's error; TensorFlow passes on only its text
+            raise images.fault from None
         raise
     finally:
         display.close()
@@ -193,7 +194,7 @@ def start() -> None:
     """Hydra composes and steps aside; what follows runs outside of it."""
     import hydra
 
-    from resnet import compose, launch
+    from resnet import compose, launch, schedule, source
 
     composed: list[Run | UserError] = []
 
@@ -212,7 +213,8 @@ def start() -> None:
     for run in composed:  # none after --help, --cfg or a sweep
         if isinstance(run, UserError):
             raise run
-        compose.claim(run, Path(run.out))
+        compose.check_folder(run, Path(run.out))
+        schedule.plan(run, source.opened(run.data).train_images)  # what can be refused before TensorFlow is imported
         go(run, Path(run.out))
 
 
