@@ -1,0 +1,43 @@
+"""Shared by all tests: nothing is read from or written to the user's own caches, and TensorFlow is quiet."""
+
+import os
+import tempfile
+
+import pytest
+
+# Before anything imports TensorFlow or asks for a cache; each worker process has its own.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="resnet-tests-")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+def pytest_sessionfinish() -> None:
+    """The digits and indexes that the tests made."""
+    import shutil
+
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+@pytest.fixture
+def run_of(tmp_path, monkeypatch):
+    """`run_of("model=tiny", "steps=3", ...)`: the checked run of these overrides, its folder below tmp_path."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    from resnet import compose
+
+    monkeypatch.chdir(tmp_path)
+
+    def make(*overrides: str):
+        compose.register()
+        with initialize_config_dir(str(compose.tree("conf")), version_base="1.3"):
+            config = hydra_compose("config", [f"out={tmp_path / 'run'}", *overrides], return_hydra_config=True)
+            config.hydra.runtime.cwd = str(tmp_path)
+            HydraConfig.instance().set_config(config)
+            try:
+                return compose.freeze(compose.task_config(config))
+            finally:
+                HydraConfig.instance().cfg = None
+
+    return make

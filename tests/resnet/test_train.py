@@ -1,0 +1,219 @@
+"""The loop: what it learns, where it stops, and how it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet import UserError, checkpoint, result
+from resnet.train import STOPPED, train
+
+TINY = ("model=tiny", "batch=32", "track=off", "log_every_steps=5")
+
+
+def started(run):
+    """Train `run` as `python -m resnet.train` would."""
+    return train(run, Path(run.out))
+
+
+def weights(out):
+    """Every number of a folder's newest checkpoint: variables, velocities and moving statistics, by name."""
+    import tensorflow as tf
+
+    newest = checkpoint.found(Path(out))[-1]
+    reader = tf.train.load_checkpoint(str(newest.path / "weights"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+
+
+def assert_same(left, right):
+    """Bit for bit."""
+    assert left.keys() == right.keys()
+    assert len(left) > 40
+    for name, value in left.items():
+        assert np.array_equal(value, right[name], equal_nan=True), name
+
+
+def lines(out):
+    """metrics.jsonl."""
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_its_result_log_and_checkpoints(run_of):
+    run = run_of(*TINY, "epochs=6", "optim.lr=0.1", "schedule=cosine", "schedule.warmup_epochs=1", "label_smoothing=0")
+    made = started(run)
+    logged = lines(run.out)
+    losses = [line["train/loss"] for line in logged if "train/loss" in line]
+    assert abs(losses[0] - np.log(10)) < 0.5  # an untrained network of ten classes knows nothing
+    assert losses[-1] < 0.75 * losses[0]
+    evaluations = [line for line in logged if "eval/top1" in line]
+    assert [line["step"] for line in evaluations] == [44 * epoch for epoch in range(1, 7)]
+    assert made["eval/top1"] == evaluations[-1]["eval/top1"] > 0.25  # chance is 0.1
+    assert made["best/top1"] == max(line["eval/top1"] for line in evaluations)
+    assert made["steps"] == 6 * (1437 // 32)
+    assert made["status"] == "finished"
+    assert json.loads((Path(run.out) / "result.json").read_text()) == made
+    saved = checkpoint.found(Path(run.out))
+    best = checkpoint.best(saved)
+    assert {c.step for c in saved} == {176, 220, 264, best.step}
+    assert best.top1 == made["best/top1"]
+
+
+def test_images_per_second_are_of_all_iterations_but_the_first(run_of):
+    made = started(run_of(*TINY, "steps=12", "eval=false"))
+    standing = result.Standing(**checkpoint.found(Path(made["out"]))[-1].state)
+    assert standing.images == 11 * 32
+    assert made["final/images_per_s"] == pytest.approx(standing.images / standing.seconds)
+    assert min(standing.speeds) <= made["final/images_per_s_median"] <= max(standing.speeds)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "lars"])
+def test_a_run_stopped_at_any_step_goes_on_to_the_very_weights_of_one_never_stopped(run_of, tmp_path, optim):
+    common = (*TINY, f"optim={optim}", "optim.lr=0.1", "schedule.warmup_epochs=0.2", "eval_steps=2", "epochs=2")
+    whole = run_of(*common, f"out={tmp_path / 'whole'}", "steps=50")
+    started(whole)
+    for steps in (7, 44, 50):  # within an epoch, at its end, in the next
+        parts = run_of(*common, f"out={tmp_path / 'parts'}", f"steps={steps}")
+        made = started(parts)
+    assert made["steps"] == 50
+    assert_same(weights(whole.out), weights(parts.out))
+    assert result.read(Path(whole.out))["eval/top1"] == made["eval/top1"]
+
+
+def test_the_seed_decides_the_weights(run_of, tmp_path):
+    common = (*TINY, "steps=3", "eval=false")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        started(run_of(*common, f"out={tmp_path / name}", f"seed={seed}"))
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert_same(a, b)
+    assert any(not np.array_equal(a[name], c[name]) for name in a)
+
+
+def test_several_steps_in_one_graph_call_are_the_same_steps(run_of, tmp_path):
+    common = (*TINY, "steps=10", "eval=false", "save_every_steps=7")  # calls of 3, 3, 1, 3
+    for loop in (1, 3):
+        started(run_of(*common, f"out={tmp_path / str(loop)}", f"steps_per_loop={loop}"))
+    one, three = (weights(tmp_path / name) for name in ("1", "3"))
+    for name, value in one.items():
+        np.testing.assert_allclose(value, three[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert [c.step for c in checkpoint.found(tmp_path / "3")] == [7, 10]
+
+
+def test_it_stops_at_the_first_evaluation_that_reaches_the_top1_asked_for(run_of):
+    made = started(run_of(*TINY, "epochs=3", "stop_at_top1=0.01", "eval_steps=3"))
+    assert made["steps"] == 44
+    assert made["status"] == "stopped at top-1"
+    again = train(run_of(*TINY, "epochs=3", "stop_at_top1=0.01", "eval_steps=3"), Path(made["out"]))
+    assert again["steps"] == 44  # starting again doesn't train past it
+
+
+def test_an_infinite_loss_ends_the_run_and_names_step_rate_and_last_good_checkpoint(run_of):
+    run = run_of(*TINY, "schedule=constant", "optim.lr=1e30", "save_every_steps=1", "log_every_steps=1")
+    with pytest.raises(UserError) as error:
+        started(run)
+    told = str(error.value)
+    bad = int(told.split(":")[0].removeprefix("step "))
+    good = checkpoint.found(Path(run.out))
+    assert [c.step for c in good] == list(range(max(1, bad - 3), bad))
+    assert "lr 1e+30" in told
+    assert str(good[-1].path) in told
+    assert not (Path(run.out) / "result.json").exists()
+    assert all(np.isfinite(line["train/loss"]) for line in lines(run.out) if "train/loss" in line)
+
+
+def test_the_exact_step_of_a_nan_is_named_though_losses_are_read_rarely(run_of, tmp_path):
+    told = []
+    for every in (1, 50):
+        run = run_of(*TINY, "schedule=constant", "optim.lr=1e30", "eval=false", f"log_every_steps={every}",
+                     f"out={tmp_path / str(every)}")  # fmt: skip
+        with pytest.raises(UserError) as error:
+            started(run)
+        told.append(str(error.value).split(":")[0])
+    assert told[0] == told[1]
+
+
+def test_bfloat16_trains_with_float32_variables(run_of):
+    made = started(run_of(*TINY, "dtype=bf16", "steps=4", "model.groups=2", "eval_steps=1"))
+    assert {value.dtype for name, value in weights(made["out"]).items() if "network" in name} <= {np.dtype("float32")}
+
+
+def test_synthetic_data_trains_and_evaluates_the_images_it_says(run_of):
+    made = started(run_of("model=tiny", "data=synthetic", "data.image_size=32", "data.classes=7", "data.eval_images=50",
+                          "batch=16", "steps=2", "track=off"))  # fmt: skip
+    evaluation = json.loads((Path(made["out"]) / "checkpoints/step-00000002/commit.json").read_text())["state"][
+        "scores"
+    ]
+    assert evaluation["seen"] == 50
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(run_of):
+    with pytest.raises(UserError, match=r"batch=2048: more than the 1437 training images"):
+        started(run_of("model=tiny", "batch=2048", "track=off"))
+
+
+def test_another_run_in_the_same_folder_is_refused_with_the_difference(run_of):
+    started(run_of(*TINY, "steps=1", "eval=false"))
+    with pytest.raises(UserError, match=r"optim.lr was 0.016 and is 0.5"):
+        started(run_of(*TINY, "steps=2", "eval=false", "optim.lr=0.5"))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(run_of, tmp_path):
+    common = (*TINY, "eval=false", "save_every_steps=2")
+    started(run_of(*common, f"out={tmp_path / 'whole'}", "steps=6"))
+    started(run_of(*common, f"out={tmp_path / 'hurt'}", "steps=4"))
+    data = tmp_path / "hurt/checkpoints/step-00000004/weights.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    started(run_of(*common, f"out={tmp_path / 'hurt'}", "steps=6"))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "hurt"))
+    assert (tmp_path / "hurt/checkpoints/bad-step-00000004").is_dir()
+
+
+def command(*words):
+    """`python -m resnet.train` in this environment."""
+    return [sys.executable, "-m", "resnet.train", *words]
+
+
+def test_sigterm_saves_and_resume_goes_on_to_the_same_weights(tmp_path, run_of):
+    common = [*TINY, "eval=false", "epochs=1000", "schedule=constant", "optim.lr=0.01"]
+    first = subprocess.Popen(command(*common, "out=a b"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    out = tmp_path / "a b"
+    while not (out / "metrics.jsonl").exists() or len(lines(out)) < 3:  # past the first steps
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    _, told = first.communicate(timeout=60)
+    assert first.returncode == STOPPED
+    step = checkpoint.found(out)[-1].step
+    assert f"step-{step:08d}" in told
+    done = subprocess.run(command(f"resume={out}", f"steps={step + 5}"), cwd=tmp_path.parent, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert f"going on from step {step}" in done.stdout.replace(",", "")
+    again = subprocess.run(
+        command(f"resume={out}", f"steps={step + 5}"), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "has finished already" in again.stdout
+    started(run_of(*common, f"out={tmp_path / 'whole'}", f"steps={step + 5}"))
+    assert_same(weights(tmp_path / "whole"), weights(out))
+
+
+def test_no_shards_in_the_folder_is_told_in_one_line_at_once(tmp_path):
+    done = subprocess.run(
+        command("data=imagenet", f"data.dir={tmp_path}"), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    for part in (
+        str(tmp_path),
+        "img_train/img_train-*-of-*",
+        "validation/validation-*-of-*",
+        "python -m resnet.prepare",
+    ):
+        assert part in done.stderr
+    assert os.listdir(tmp_path) == []  # noqa: PTH208

@@ -1,0 +1,98 @@
+"""The house rules that a reader of the code relies on."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What a module of resnet/ may import of resnet/. A lower floor never knows a higher one, and leaves never each other.
+FLOORS = [
+    {"config", "shards", "meter"},
+    {"prepare"},
+    {"source"},
+    {"schedule", "model", "data", "optim", "device", "result"},
+    {"evaluate", "checkpoint", "track", "progress"},
+    {"compose"},
+    {"launch"},
+    {"train"},
+    {"rank"},
+]
+SIDEWAYS = {
+    ("compose", "launch"),  # Hydra is told of the launcher, inside a function
+    ("launch", "compose"),
+    ("train", "rank"),
+}
+ONLY_IN = {
+    "hydra": {"compose", "launch", "train"},
+    "omegaconf": {"compose", "launch"},
+    "mlflow": {"track"},
+    "horovod": {"device"},
+    "habana_frameworks": {"device"},
+}
+
+
+def modules():
+    """name -> parsed module, of resnet/."""
+    return {
+        path.stem: ast.parse(path.read_text()) for path in (ROOT / "resnet").glob("*.py") if path.stem != "__init__"
+    }
+
+
+def imported(tree):
+    """(name of every package imported, name of every module of resnet imported) anywhere in a module."""
+    outside, inside = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            outside.add(node.module.split(".")[0])
+            if node.module == "resnet":
+                inside |= {alias.name for alias in node.names}
+            elif node.module.startswith("resnet."):
+                inside.add(node.module.split(".")[1])
+    return outside, inside
+
+
+def test_every_module_has_a_floor():
+    assert set(modules()) == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*FLOORS)))
+def test_a_module_imports_only_from_below(name):
+    floor = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+    outside, inside = imported(modules()[name])
+    for other in inside & set(floor):
+        assert floor[other] < floor[name] or (name, other) in SIDEWAYS, f"{name} imports {other}"
+    for package, allowed in ONLY_IN.items():
+        assert package not in outside or name in allowed, f"{name} imports {package}"
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=" ".join)
+def test_the_code_is_clean(tool):
+    done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_is_short_and_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 200
+    for word in text.replace("`", " ").replace("(", " ").replace(")", " ").split():
+        if (
+            word.split("/")[0] in {"conf", "experiments", "resnet", "launch", "tests", "docs"}
+            and "/" in word
+            and "<" not in word
+        ):
+            assert (ROOT / word.rstrip(".,;:")).exists(), word
+
+
+def test_no_path_of_a_machine_is_tracked():
+    done = subprocess.run(
+        ["git", "grep", "-nIE", "/" + "(work|root|home/[a-z]+)/"], cwd=ROOT, capture_output=True, text=True
+    )
+    allowed = ("launch/demo_",)
+    hits = [line for line in done.stdout.splitlines() if not line.startswith(allowed)]
+    assert not hits, hits
