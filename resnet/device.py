@@ -32,6 +32,7 @@ def up(cluster: Cluster, dtype: Dtype) -> World:
         tf.config.threading.set_intra_op_parallelism_threads(cluster.threads)
     match cluster.device:
         case Device.cpu:
+            tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take the memory of all that are there
             name = f"{cpu_name()}, {cluster.threads or cpu_count()} threads"
         case Device.gpu:
             gpus = tf.config.list_physical_devices("GPU")
@@ -57,6 +58,13 @@ def up(cluster: Cluster, dtype: Dtype) -> World:
 def place(cluster: Cluster) -> Any:
     """Context for building and running the network on the device."""
     return tf.device(f"/{cluster.device.value}:0")
+
+
+def ahead(dataset: Any, cluster: Cluster) -> Any:
+    """`dataset` with its batches copied to the device before they are asked for, where there is one to copy to."""
+    if cluster.device is Device.cpu or not cluster.prefetch:
+        return dataset
+    return dataset.apply(tf.data.experimental.prefetch_to_device(f"/{cluster.device.value}:0"))
 
 
 def cpu_info(key: str) -> str:

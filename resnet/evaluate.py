@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,12 @@ def step(network: Any, data: Data) -> Any:
     return evaluation_step
 
 
-def scores(batches: Iterable[tuple[Any, Any, Any]], evaluation_step: Any, expected: int) -> Scores:
-    """Evaluate `batches`, which must hold `expected` images. Nothing is read from the device before the last batch."""
+def scores(batches: Iterable[tuple[Any, Any, Any]], evaluation_step: Any, expected: Callable[[], int]) -> Scores:
+    """Evaluate `batches`, which must hold `expected()` images, asked once they have been read.
+
+    Nothing is read from the device before the last batch.
+    """
     parts = [evaluation_step(*batch) for batch in batches]
     right1, right5, loss, seen = np.sum([part.numpy() for part in parts], axis=0, dtype=np.float64)
-    assert seen == expected, f"evaluated {seen:.0f} images of {expected}"
+    assert seen == expected(), f"evaluated {seen:.0f} images of {expected()}"
     return Scores(right1 / seen, right5 / seen, loss / seen, int(seen))

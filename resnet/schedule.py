@@ -77,7 +77,8 @@ def curve(schedule: Schedule, peak: float, epochs: float, steps_per_epoch: int) 
         case Constant():
             return lambda step: constant(step, peak, warmup)
         case Piecewise():
-            boundaries = [epoch * steps_per_epoch for epoch in schedule.boundaries_epochs]
+            # Rounded, or 0.55 epochs of 100 steps would be 55.00000000000001, which step 55 does not reach.
+            boundaries = [round(epoch * steps_per_epoch, 6) for epoch in schedule.boundaries_epochs]
             return lambda step: piecewise(step, peak, warmup, boundaries, schedule.factor)
         case Polynomial():
             return lambda step: polynomial(step, peak, warmup, end, schedule.end_lr, schedule.power)

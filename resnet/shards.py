@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,18 +47,38 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def trouble(path: str) -> tuple[type[Exception], ...]:
+    """What the file system of `path` raises; TensorFlow's errors are no OSError."""
+    if not is_remote(path):
+        return (OSError,)
+    import tensorflow as tf
+
+    return OSError, tf.errors.OpError
+
+
+@contextlib.contextmanager
+def readable(path: str, at: int = 0) -> Iterator[None]:
+    """Tell of a file that cannot be read (at byte `at`) by a UserError."""
+    try:
+        yield
+    except trouble(path) as error:
+        raise UserError(
+            f"{path}: cannot be read at byte {at} ({getattr(error, 'strerror', None) or error}); is it still there?"
+        ) from error
+
+
 def listing(folder: str, pattern: str) -> list[str]:
     """Paths below `folder` that match `pattern`, sorted."""
     sub, _, name = pattern.rpartition("/")
     inside = f"{folder.rstrip('/')}/{sub}".rstrip("/")
     try:
+        if is_remote(folder):
+            gfile().stat(inside)  # tells why not; to listdir, whatever it cannot reach is not found
         names = gfile().listdir(inside) if is_remote(folder) else os.listdir(inside)
-    except (OSError, RuntimeError, ValueError) as error:
-        if is_remote(folder) and "NOT_FOUND" not in str(error) and type(error).__name__ != "NotFoundError":
-            raise UserError(
-                f"data.dir={folder}: cannot be listed ({error}); check the address and the access"
-            ) from error
-        return []
+    except trouble(folder) as error:
+        if type(error).__name__ in ("FileNotFoundError", "NotADirectoryError", "NotFoundError"):
+            return []
+        raise UserError(f"data.dir={folder}: cannot be listed ({error}); check the address and the access") from error
     return [f"{inside}/{entry}" for entry in sorted(fnmatch.filter(names, name))]
 
 
@@ -68,11 +88,12 @@ def find(folder: str, prepare: str) -> tuple[list[str], list[str]]:
     `prepare` is the command that would make them, for the error's sake.
     """
     found = [(listing(folder, train), listing(folder, val)) for train, val in LAYOUTS]
-    for (train, val), patterns in zip(found, LAYOUTS, strict=True):
+    for train, val in found:
         if train and val:
             for files in (train, val):
                 whole_set(files)
             return train, val
+    for (train, val), patterns in zip(found, LAYOUTS, strict=True):
         if train or val:
             there, missing = (patterns[0], patterns[1]) if train else (patterns[1], patterns[0])
             raise UserError(f"data.dir={folder}: has {there} but no {missing}; prepare both with: {prepare}")
@@ -89,8 +110,11 @@ def whole_set(files: Sequence[str]) -> None:
             "); keep one set to a folder"
         )
     total = int(next(iter(counts)))
-    numbers = {int(path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]) for path in files}
-    missing = sorted(set(range(total)) - numbers)
+    numbers = {path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]: path for path in files}
+    for number, path in numbers.items():
+        if not number.isdigit() or int(number) >= total:
+            raise UserError(f"{path}: is none of the shards 0 to {total - 1}; move it elsewhere")
+    missing = sorted(set(range(total)) - {int(number) for number in numbers})
     if missing:
         raise UserError(
             f"{os.path.dirname(files[0])}: {len(missing)} of {total} shards are missing, first "
@@ -111,11 +135,15 @@ class Index:
     def __len__(self) -> int:
         return len(self.file)
 
+    def place(self, number: int) -> str:
+        """Where record `number` begins, in words."""
+        return f"{self.files[self.file[number]]}, byte {self.offset[number] - FRAME + 4}"
+
 
 def walk(path: str) -> tuple[list[int], list[int]]:
     """(offsets, lengths) of the records' data in one shard. Raises UserError where the frames do not add up."""
     offsets, lengths = [], []
-    with gfile().GFile(path, "rb") if is_remote(path) else open(path, "rb", buffering=0) as shard:
+    with readable(path), gfile().GFile(path, "rb") if is_remote(path) else open(path, "rb", buffering=0) as shard:
         size = gfile().stat(path).length if is_remote(path) else os.fstat(shard.fileno()).st_size
         at = 0
         while at < size:
@@ -142,7 +170,8 @@ def index(files: Sequence[str]) -> Index:
     stamps = [stamp(path) for path in files]
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet" / "index" / f"{key}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError), np.load(kept) as saved:
+    # Exception, because what np.load raises for a damaged file is of half a dozen kinds; it is made again below.
+    with contextlib.suppress(Exception), np.load(kept) as saved:
         return Index(tuple(files), saved["shard"], saved["offset"], saved["length"])
     with ThreadPoolExecutor(16) as pool:  # waits for the disk, not for a core
         walked = list(pool.map(walk, files))
@@ -162,11 +191,12 @@ def index(files: Sequence[str]) -> Index:
 
 def stamp(path: str) -> tuple[str, int, int]:
     """(path, size in bytes, modification time in ns): changes when the file does."""
-    if is_remote(path):
-        remote = gfile().stat(path)
-        return path, remote.length, remote.mtime_nsec
-    local = os.stat(path)
-    return path, local.st_size, local.st_mtime_ns
+    with readable(path):
+        if is_remote(path):
+            remote = gfile().stat(path)
+            return path, remote.length, remote.mtime_nsec
+        local = os.stat(path)
+        return path, local.st_size, local.st_mtime_ns
 
 
 # --------------------------------------------------------------------------------------------------------------- records
@@ -186,23 +216,18 @@ def read(records: Index, number: int) -> bytes:
     """The data of one record, checked against its CRC. Raises UserError naming file and byte."""
     path = records.files[records.file[number]]
     offset, length = int(records.offset[number]), int(records.length[number])
-    try:
+    with readable(path, offset):
         if is_remote(path):
             with gfile().GFile(path, "rb") as shard:
                 shard.seek(offset)
-                block = shard.read(length + 4)
+                data, crc = shard.read(length), shard.read(4)
         else:
             shard = os.open(path, os.O_RDONLY)
-            try:
-                block = os.pread(shard, length + 4, offset)
+            try:  # two reads, because taking four bytes off the end would copy the image
+                data, crc = os.pread(shard, length, offset), os.pread(shard, 4, offset + length)
             finally:
                 os.close(shard)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read at byte {offset} ({error.strerror or error}); is it still there?"
-        ) from error
-    data = block[:length]
-    if len(block) != length + 4 or masked_crc(data) != int.from_bytes(block[length:], "little"):
+    if len(data) != length or len(crc) != 4 or masked_crc(data) != int.from_bytes(crc, "little"):
         raise UserError(f"{path}: corrupt record at byte {offset - 12}; copy or prepare this shard again")
     return data
 

@@ -1,0 +1,110 @@
+"""Bring-up of the machine, on stand-ins for processors and GPUs that are not here."""
+
+import os
+import platform
+
+import pytest
+import tensorflow as tf
+
+from resnet import UserError, device
+from resnet.config import Cluster, Device, Dtype, Policy
+
+FP32, BF16 = Dtype("fp32", Policy.float32), Dtype("bf16", Policy.mixed_bfloat16)
+CPUINFO = """processor\t: 0
+model name\t: AMD EPYC 9R14 96-Core Processor
+flags\t\t: fpu avx2 avx512f avx512_bf16
+bugs\t\t: spectre_v1
+
+processor\t: 1
+model name\t: another
+flags\t\t: fpu
+"""
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """What TensorFlow's threads were set to; it refuses once it has begun to work, and here it has."""
+    asked = []
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", asked.append)
+    return asked
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs; what was asked of them."""
+    asked = []
+    config = tf.config
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
+    monkeypatch.setattr(config, "set_visible_devices", lambda *args: asked.append(("visible", *args)))
+    monkeypatch.setattr(config.experimental, "set_memory_growth", lambda *args: asked.append(("growth", *args)))
+    monkeypatch.setattr(config.experimental, "get_device_details", lambda _gpu: {"device_name": "A100"})
+    return asked
+
+
+def flagged(monkeypatch, *flags):
+    monkeypatch.setattr(device, "cpu_flags", lambda: {"fpu", "avx2", "avx512f", *flags})
+
+
+def test_a_cpu_is_one_rank_with_all_cores_unless_told(monkeypatch, threads):
+    monkeypatch.setattr(device, "cpu_name", lambda: "A CPU")
+    world = device.up(Cluster("local"), FP32)
+    assert (world.rank, world.ranks, world.warnings) == (0, 1, ())
+    assert world.device == f"A CPU, {len(os.sched_getaffinity(0))} threads"
+    assert threads == []
+    assert device.up(Cluster("local", threads=3), FP32).device == "A CPU, 3 threads"
+    assert threads == [3]
+
+
+def test_no_gpu_is_told_with_two_ways_out(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [])
+    with pytest.raises(UserError, match=r"cluster=gpu1: .*no GPU.*cluster=local.*\.\[gpu\]") as caught:
+        device.up(Cluster("gpu1", Device.gpu), FP32)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_first_gpu_is_taken_and_its_memory_grows(gpus):
+    assert device.up(Cluster("gpu1", Device.gpu), FP32) == device.World(0, 1, "A100")
+    assert gpus == [("visible", "GPU:0", "GPU"), ("growth", "GPU:0", True)]
+
+
+def test_bf16_warns_on_a_cpu_without_it(monkeypatch):
+    flagged(monkeypatch)
+    (warning,) = device.up(Cluster("local"), BF16).warnings
+    for part in ("dtype=bf16", "AVX512_BF16", "slow", "dtype=fp32"):
+        assert part in warning
+    assert device.up(Cluster("local"), FP32).warnings == ()
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
+def test_bf16_does_not_warn_on_a_cpu_that_has_it(monkeypatch, flag):
+    flagged(monkeypatch, flag)
+    assert device.up(Cluster("local"), BF16).warnings == ()
+
+
+def test_bf16_does_not_warn_on_a_gpu(monkeypatch, gpus):
+    flagged(monkeypatch)
+    assert device.up(Cluster("gpu1", Device.gpu), BF16).warnings == ()
+    assert gpus
+
+
+def test_processors_tell_their_name_and_flags(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    monkeypatch.setattr(device, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    assert device.cpu_name() == "AMD EPYC 9R14 96-Core Processor"
+    assert device.cpu_flags() == {"fpu", "avx2", "avx512f", "avx512_bf16"}
+
+
+def test_without_cpuinfo_the_platform_names_the_processor(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "Path", lambda _path: tmp_path / "none")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    assert device.cpu_name() == "arm"
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert device.cpu_name() == platform.machine()
+    assert device.cpu_flags() == set()
+
+
+def test_variables_are_made_where_the_cluster_says():
+    with device.place(Cluster("local")):
+        assert tf.Variable([1.0]).device.endswith("device:CPU:0")
+    with tf.Graph().as_default(), device.place(Cluster("gpu1", Device.gpu)):
+        assert tf.constant(1.0).op.device.endswith("GPU:0")
