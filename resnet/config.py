@@ -37,6 +37,21 @@ class Device(Enum):
     gpu = "GPU"
 
 
+class OnCorrupt(Enum):
+    """What a record that cannot be read does to a run: end it, or leave its place to the next one."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Cache(Enum):
+    """What is kept in memory once it has been read: nothing, the JPEG records, or the decoded pixels."""
+
+    off = "off"
+    encoded = "encoded"
+    decoded = "decoded"
+
+
 def check(ok: bool, knob: str, value: object, way_out: str) -> None:
     """Raise UserError naming the knob, its value and the way out unless `ok`."""
     if not ok:
@@ -173,7 +188,7 @@ class Piecewise(Schedule):
         super().__post_init__()
         rising = [self.warmup_epochs, *self.boundaries_epochs]
         check(
-            rising == sorted(set(rising)),
+            rising == sorted(set(rising)) and all(map(math.isfinite, rising)),
             "schedule.boundaries_epochs",
             self.boundaries_epochs,
             f"must rise, from above schedule.warmup_epochs={self.warmup_epochs:g}",
@@ -254,6 +269,11 @@ class Records(Data):
     min_area: float = 0.08  # random resized crop: least share of the image (arXiv:1409.4842 sec. 6)
     max_aspect: float = 4 / 3  # and its aspect ratio, log-uniform in [1/max_aspect, max_aspect]
     flip: bool = True  # mirror half of the training images left to right
+    on_corrupt: OnCorrupt = (
+        OnCorrupt.stop
+    )  # skip: pass over up to max_corrupt records that cannot be read, and count them
+    max_corrupt: int = 100
+    cache: Cache = Cache.off  # in the memory of each rank; refused with the figures if it would not fit
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -265,6 +285,14 @@ class Records(Data):
         )
         check(0 < self.min_area <= 1, "data.min_area", self.min_area, "must be above 0 and at most 1")
         check_range("data.max_aspect", self.max_aspect, 1, math.inf)
+        check(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "must be at least 0")
+
+
+@dataclass
+class Folder(Records):
+    """What `python -m resnet.prepare source=folder` wrote: anybody's classes, named in its classes.txt."""
+
+    name: str = "folder"
 
 
 @dataclass
@@ -295,6 +323,7 @@ class Cluster:
     name: str = MISSING
     device: Device = Device.cpu
     ranks: int = 1
+    prefetch: bool = True  # batches go to the device ahead of their step; a CPU has none to go to
     threads: int | None = None  # of one rank, for one operation; null: all cores shared out over the ranks
 
     def __post_init__(self) -> None:
@@ -328,7 +357,12 @@ class Mlflow(Track):
     system_metrics_s: float = 10.0  # seconds between samples of CPU and memory
 
     def __post_init__(self) -> None:
-        check(bool(self.uri), "track.uri", "''", "give a store such as sqlite:////folder/mlflow.db, or track=off")
+        check(
+            "://" in self.uri,
+            "track.uri",
+            self.uri or "''",
+            "give a store such as sqlite:////folder/mlflow.db or http://host:5000, or track=off",
+        )
         check(bool(self.experiment), "track.experiment", "''", "give it a name")
         check_range("track.system_metrics_s", self.system_metrics_s, 0, math.inf, open_low=True)
 
@@ -351,6 +385,7 @@ class Run:
     batch: int = 256  # images a step over all ranks
     epochs: float = 90.0
     label_smoothing: float = 0.1  # in the training loss only
+    mixup: float = 0.0  # alpha of MixUp (arXiv:1710.09412), published with 0.2 for 250 epochs; 0: off
     seed: int = 1  # of weights, order and augmentation
     steps: int | None = None  # stop after so many in all, whatever epochs says
     eval: bool = True
@@ -376,6 +411,7 @@ class Run:
         check_range("epochs", self.epochs, 0, math.inf, open_low=True)
         check_range("eval_every_epochs", self.eval_every_epochs, 0, math.inf, open_low=True)
         check_range("label_smoothing", self.label_smoothing, 0, 1)
+        check_range("mixup", self.mixup, 0, math.inf)
         check(0 <= self.seed < 2**31, "seed", self.seed, "must be at least 0 and below 2^31")
         check(
             self.stop_at_top1 is None or 0 < self.stop_at_top1 <= 1,
@@ -421,7 +457,7 @@ VARIANTS: dict[str, dict[str, type]] = {
     "optim": {"sgd": Sgd, "lars": Lars},
     "schedule": {"constant": Constant, "piecewise": Piecewise, "polynomial": Polynomial, "cosine": Cosine},
     "dtype": {"": Dtype},
-    "data": {"digits": Digits, "imagenet": Records, "synthetic": Synthetic},
+    "data": {"digits": Digits, "imagenet": Records, "folder": Folder, "synthetic": Synthetic},
     "cluster": {"": Cluster},
     "track": {"off": Off, "mlflow": Mlflow},
 }

@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from resnet import UserError, shards
-from resnet.config import Records
-from resnet.source import Source
+from resnet.config import Cache, Records
+from resnet.reader import Reader
+from resnet.source import Source, check_memory
 
 CHUNK = 16  # records to one call into Python: enough to make its cost small, few enough to share out
 TRIES = 10  # of the random crop, then the centre (torchvision's RandomResizedCrop)
@@ -48,52 +49,115 @@ def train(source: Source, batch: int, seed: int, step: int, rank: int = 0, ranks
         images, keys = (tf.ensure_shape(part, [None]) for part in pair)
         return tf.data.Dataset.from_tensor_slices((images, keys))
 
-    def decode(encoded: Any, label: Any, key: Any) -> Any:
+    def decode(encoded: Any, label: Any, key: Any, _whole: Any) -> Any:
         draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
         image = random_crop(encoded, draws[:-1], settings)
         return image, label, (draws[-1] < 0.5) & settings.flip
 
     dataset = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(epoch_of)
-    dataset = read(dataset, source, records).map(decode, tf.data.AUTOTUNE)
+    dataset = read(dataset, source, source.train_reader).map(decode, tf.data.AUTOTUNE)
     return tidy(dataset.batch(batch // ranks, drop_remainder=True))
 
 
-def read(numbers: Any, source: Source, records: shards.Index) -> Any:
-    """Dataset of (record number, key) -> Dataset of (encoded image, label int32 from 0, key), in the same order."""
-    classes = source.settings.classes
+def read(numbers: Any, source: Source, reader: Reader | None) -> Any:
+    """Dataset of (record number, key) -> Dataset of (image, label int32 from 0, key, whole), in the same order.
+
+    The image is encoded, a string; with data.cache=decoded it is uint8 [H, W, 3]. `whole` is False where another record
+    took a corrupt one's place.
+    """
+    settings = source.settings
+    assert reader is not None and isinstance(settings, Records)
 
     def blocks(chunk: Any) -> Any:
         try:
-            return np.array([shards.read(records, int(number)) for number in chunk], object)
+            data = np.array([reader(int(number)) for number in chunk], object)
+            return data, np.array([reader.whole(int(number)) for number in chunk])
         except UserError as fault:
             source.fault = fault
             raise
 
     def label_checked(labels: Any, chunk: Any) -> Any:
-        bad = np.flatnonzero((labels < 1) | (labels > classes))
+        bad = np.flatnonzero((labels < 1) | (labels > settings.classes))
         if len(bad):
-            number = int(chunk[bad[0]])
             source.fault = UserError(
-                f"{records.files[records.file[number]]}: label {labels[bad[0]]} in the record at byte "
-                f"{records.offset[number] - 12} is not in 1..{classes}; set data.classes, or prepare the shards again"
+                f"{reader.records.place(int(chunk[bad[0]]))}: label {labels[bad[0]]} is not in 1..{settings.classes}; "
+                "set data.classes, or prepare the shards again"
             )
             raise source.fault
         return (labels - 1).astype(np.int32)
 
     def parse(chunk: Any, keys: Any) -> Any:
-        block = tf.ensure_shape(tf.numpy_function(blocks, [chunk], tf.string), [None])
+        block, whole = (tf.ensure_shape(x, [None]) for x in tf.numpy_function(blocks, [chunk], (tf.string, tf.bool)))
         example = tf.io.parse_example(block, FEATURES)
         labels = tf.numpy_function(label_checked, [example["image/class/label"], chunk], tf.int32)
-        return example["image/encoded"], tf.ensure_shape(labels, [None]), keys
+        return example["image/encoded"], tf.ensure_shape(labels, [None]), keys, whole
 
+    if settings.cache is Cache.decoded:
+        return kept_decoded(numbers, source, reader, parse)
     return numbers.batch(CHUNK).map(parse, tf.data.AUTOTUNE).unbatch()
 
 
-def random_crop(encoded: Any, draws: Any, settings: Records) -> Any:
-    """Random resized crop of a JPEG -> uint8 [S, S, 3]; only the crop is decoded. `draws`: 4 * TRIES uniforms in [0, 1)."""
-    shape = tf.image.extract_jpeg_shape(encoded)
+def kept_decoded(numbers: Any, source: Source, reader: Reader, parse: Any) -> Any:
+    """As read(), with every image's pixels kept in memory once they have been decoded."""
+    settings = source.settings
+    assert isinstance(settings, Records)
+    count = len(reader.records)
+    sample = np.linspace(0, count - 1, min(count, 200)).astype(np.int64)
+    encoded = parse(sample, sample)[0]
+    pixels = np.mean([np.prod(tf.image.extract_jpeg_shape(one).numpy()[:2]) for one in encoded])
+    check_memory(settings, int(3 * pixels * (source.train_images + source.eval_images)))
+    kept: dict[int, tuple[Any, Any, Any]] = {}
+
+    def pixels_of(number: Any) -> Any:
+        if int(number) not in kept:
+            one, label, _, whole = parse(tf.constant([number]), tf.constant([number]))
+            image = tf.io.decode_jpeg(one[0], channels=3, dct_method="INTEGER_ACCURATE")
+            kept[int(number)] = image.numpy(), label[0].numpy(), whole[0].numpy()
+        return kept[int(number)]
+
+    def one(number: Any, key: Any) -> Any:
+        image, label, whole = tf.numpy_function(pixels_of, [number], (tf.uint8, tf.int32, tf.bool))
+        return (
+            tf.ensure_shape(image, [None, None, 3]),
+            tf.ensure_shape(label, []),
+            key,
+            tf.ensure_shape(whole, []),
+        )
+
+    return numbers.map(one, tf.data.AUTOTUNE)
+
+
+def undecodable(source: Source, seed: int, step: int, batch: int, steps: int = 64) -> UserError | None:
+    """Look for the image that stopped the decoder: in what training reads from `step` on, then in what evaluation reads."""
+    for reader in (source.train_reader, source.val_reader):
+        if reader is None:
+            return None
+        numbers: Any = range(len(reader.records))
+        if reader is source.train_reader:
+            epoch, first = divmod(step, max(1, len(reader.records) // batch))
+            numbers = shards.order(seed, epoch, len(reader.records))[first * batch : (first + steps) * batch]
+        for number in map(int, numbers):
+            try:
+                example = tf.io.parse_single_example(reader(number), FEATURES)
+                tf.image.extract_jpeg_shape(example["image/encoded"])  # refuses PNG, which decode_jpeg takes
+                tf.io.decode_jpeg(example["image/encoded"], channels=3)
+            except (UserError, tf.errors.OpError) as error:
+                told = str(error).splitlines()[0]
+                return UserError(f"{reader.records.place(number)}: no JPEG that can be decoded ({told}); prepare again")
+    return None
+
+
+def random_crop(image: Any, draws: Any, settings: Records) -> Any:
+    """Random resized crop of a JPEG (of which only the crop is decoded) or of uint8 [H, W, 3] -> uint8 [S, S, 3].
+
+    `draws` are 4 * TRIES uniforms in [0, 1).
+    """
+    shape = tf.image.extract_jpeg_shape(image) if image.dtype == tf.string else tf.shape(image)
     box = crop_box(shape[0], shape[1], tf.reshape(draws, [4, TRIES]), settings.min_area, settings.max_aspect)
-    image = tf.image.decode_and_crop_jpeg(encoded, box, channels=3, dct_method="INTEGER_ACCURATE")
+    if image.dtype == tf.string:
+        image = tf.image.decode_and_crop_jpeg(image, box, channels=3, dct_method="INTEGER_ACCURATE")
+    else:
+        image = image[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
     return to_uint8(tf.image.resize(image, [settings.image_size] * 2), settings.image_size)
 
 
@@ -141,12 +205,12 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
     settings = source.settings
     assert isinstance(settings, Records)
 
-    def decode(encoded: Any, label: Any, _key: Any) -> Any:
-        return centre_crop(encoded, settings), label
+    def decode(image: Any, label: Any, _key: Any, whole: Any) -> Any:
+        return centre_crop(image, settings), label, tf.cast(whole, tf.float32)
 
-    def fill(images: Any, labels: Any) -> Any:
+    def fill(images: Any, labels: Any, mask: Any) -> Any:
         missing = batch - tf.shape(labels)[0]
-        mask = tf.pad(tf.ones_like(labels, tf.float32), [[0, missing]])
+        mask = tf.pad(mask, [[0, missing]])
         images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
         size = settings.image_size
         return (
@@ -157,13 +221,14 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
 
     mine = np.arange(rank, len(source.val), ranks, dtype=np.int64)
     dataset = tf.data.Dataset.from_tensor_slices((mine if steps is None else mine[: steps * batch],) * 2)
-    dataset = read(dataset, source, source.val).map(decode, tf.data.AUTOTUNE).batch(batch)
+    dataset = read(dataset, source, source.val_reader).map(decode, tf.data.AUTOTUNE).batch(batch)
     return tidy(dataset.map(fill, tf.data.AUTOTUNE))
 
 
-def centre_crop(encoded: Any, settings: Records) -> Any:
-    """Short side to eval_resize keeping the aspect, then the centre: uint8 [S, S, 3]."""
-    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+def centre_crop(image: Any, settings: Records) -> Any:
+    """Short side of a JPEG or of uint8 [H, W, 3] to eval_resize keeping the aspect, then the centre: uint8 [S, S, 3]."""
+    if image.dtype == tf.string:
+        image = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     scaled = tf.cast(tf.round(size * (settings.eval_resize / tf.reduce_min(size))), tf.int32)
     image = tf.image.resize(image, scaled)

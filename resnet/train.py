@@ -31,7 +31,20 @@ def train(run: Run, out: Path) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
 
-    from resnet import checkpoint, compose, data, evaluate, model, optim, progress, result, schedule, source, track
+    from resnet import (
+        augment,
+        checkpoint,
+        compose,
+        data,
+        evaluate,
+        model,
+        optim,
+        progress,
+        result,
+        schedule,
+        source,
+        track,
+    )
     from resnet import device as machine
     from resnet.meter import Meter, NotFinite
 
@@ -52,7 +65,8 @@ def train(run: Run, out: Path) -> dict[str, Any]:
     saved, notes = checkpoint.restore(out, weights)
     done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
 
-    batches = iter(data.train(images, run.batch, run.seed, done, world.rank, world.ranks))
+    dataset = data.train(images, run.batch, run.seed, done, world.rank, world.ranks)
+    batches = iter(machine.ahead(dataset, run.cluster))
     eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
     tracker = track.Tracker(out, run.track, compose.flat(run), track.tags(run, world.device))
     display = progress.Display(plan.total_steps, done, run.epochs)
@@ -62,7 +76,7 @@ def train(run: Run, out: Path) -> dict[str, Any]:
 
     def judge(standing: result.Standing) -> result.Standing:
         """Evaluate the weights as they are."""
-        scores = evaluate.scores(eval_batches, eval_step, eval_images)
+        scores = evaluate.scores(eval_batches, eval_step, lambda: eval_images - images.lost(eval_images))
         standing = standing.judged(scores, done)
         tracker.log(done, {"eval/top1": scores.top1, "eval/top5": scores.top5, "eval/loss": scores.loss,
                            "best/top1": standing.best_top1})  # fmt: skip
@@ -82,14 +96,15 @@ def train(run: Run, out: Path) -> dict[str, Any]:
                 if standing.reached(run.stop_at_top1, done):
                     break
                 lrs = plan.lr(np.arange(first, end))
-                meter.add(train_steps(batches, tf.constant(lrs, tf.float32)))
+                ratios = augment.mix_ratios(run.mixup, run.seed, range(first, end))
+                meter.add(train_steps(batches, tf.constant(lrs, tf.float32), tf.constant(ratios)))
                 done = end
                 display.move(done)
                 pauses = plan.saves(done) or asked.stop
                 if pauses or plan.logs(first, done) or meter.calls == 1:
                     loss, speed = meter.read()
                     tracker.log(done, {"train/loss": loss, "train/lr": float(lrs[-1]), "train/images_per_s": speed,
-                                       "train/epoch": plan.epoch(done)})  # fmt: skip
+                                       "train/epoch": plan.epoch(done), **corrupt(images, display)})  # fmt: skip
                     display.step(done, plan.epoch(done), loss, float(lrs[-1]), speed)
                 if pauses:
                     standing = standing.timed(*meter.take())
@@ -112,8 +127,10 @@ def train(run: Run, out: Path) -> dict[str, Any]:
         status = "KILLED"
         raise
     except tf.errors.OpError:
-        if images.fault:  # a reading thread's error; TensorFlow passes on only its text
-            raise images.fault from None
+        # A reading thread's error, of which TensorFlow passes on only the text; or an image that its decoder refused.
+        fault = images.fault or data.undecodable(images, run.seed, done, run.batch)
+        if fault:
+            raise fault from None
         raise
     finally:
         display.close()
@@ -122,33 +139,46 @@ def train(run: Run, out: Path) -> dict[str, Any]:
     return made
 
 
-def compiled(network: Any, optimizer: Any, run: Run) -> Callable[[Any, Any], Any]:
-    """The function (iterator of batches, learning rates [k]) -> losses [k]: k optimizer steps in one graph call."""
+def corrupt(images: Any, display: Any) -> dict[str, float | None]:
+    """The metric of records passed over, if any; each is told once."""
+    told = images.corrupt()
+    for line in told[images.told :]:
+        display.say(f"data.on_corrupt=skip: {line}")
+    images.told = len(told)
+    return {"data/corrupt_records": len(told)} if told else {}
+
+
+def compiled(network: Any, optimizer: Any, run: Run) -> Callable[[Any, Any, Any], Any]:
+    """The function (iterator of batches, learning rates [k], MixUp ratios [k]) -> losses [k]: k steps in one graph call."""
     import tensorflow as tf
 
+    from resnet.augment import mix_up
     from resnet.data import prepare_images
 
     variables = network.trainable_variables
     classes, smoothing, data = run.data.classes, run.label_smoothing, run.data
 
-    def step(batch: Any, lr: Any) -> Any:
+    def step(batch: Any, lr: Any, ratio: Any) -> Any:
         images, labels, flip = batch
+        inputs = prepare_images(images, flip, data.mean, data.std)
+        targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
+        if run.mixup:
+            inputs, targets = mix_up(inputs, targets, ratio)
         with tf.GradientTape() as tape:
-            logits = network(prepare_images(images, flip, data.mean, data.std), training=True)
-            targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
+            logits = network(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
         optimizer.apply(tape.gradient(loss, variables), lr)
         return loss
 
     @tf.function(reduce_retracing=True)
-    def one_step(batches: Any, lrs: Any) -> Any:
-        return step(next(batches), lrs[0])[None]
+    def one_step(batches: Any, lrs: Any, ratios: Any) -> Any:
+        return step(next(batches), lrs[0], ratios[0])[None]
 
     @tf.function(reduce_retracing=True)
-    def many_steps(batches: Any, lrs: Any) -> Any:
+    def many_steps(batches: Any, lrs: Any, ratios: Any) -> Any:
         losses = tf.TensorArray(tf.float32, tf.size(lrs))
         for number in tf.range(tf.size(lrs)):
-            losses = losses.write(number, step(next(batches), lrs[number]))
+            losses = losses.write(number, step(next(batches), lrs[number], ratios[number]))
         return losses.stack()
 
     return one_step if run.steps_per_loop == 1 else many_steps
