@@ -72,9 +72,17 @@ def test_images_per_second_are_of_all_iterations_but_the_first(run_of):
     assert min(standing.speeds) <= made["final/images_per_s_median"] <= max(standing.speeds)
 
 
-@pytest.mark.parametrize("optim", ["sgd", "lars"])
-def test_a_run_stopped_at_any_step_goes_on_to_the_very_weights_of_one_never_stopped(run_of, tmp_path, optim):
-    common = (*TINY, f"optim={optim}", "optim.lr=0.1", "schedule.warmup_epochs=0.2", "eval_steps=2", "epochs=2")
+@pytest.mark.parametrize(("optim", "mixup"), [("sgd", 0.2), ("lars", 0.0)])
+def test_a_run_stopped_at_any_step_goes_on_to_the_very_weights_of_one_never_stopped(run_of, tmp_path, optim, mixup):
+    common = (
+        *TINY,
+        f"optim={optim}",
+        f"mixup={mixup}",
+        "optim.lr=0.1",
+        "schedule.warmup_epochs=0.2",
+        "eval_steps=2",
+        "epochs=2",
+    )
     whole = run_of(*common, f"out={tmp_path / 'whole'}", "steps=50")
     started(whole)
     for steps in (7, 44, 50):  # within an epoch, at its end, in the next
