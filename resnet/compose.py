@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -26,17 +27,19 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet import UserError
-from resnet.config import VARIANTS, Run
+from resnet import UserError, shards
+from resnet.config import VARIANTS, Mlflow, Records, Run
+from resnet.preparation import manifest
 
 HERE = Path(__file__).resolve().parent
 HELP_HEADER = """Train a ResNet: python -m resnet.train [group=option ...] [knob=value ...]"""
@@ -67,6 +70,9 @@ FREE = (
     "resume",
     "recipe",
     "data.dir",
+    "data.on_corrupt",
+    "data.max_corrupt",
+    "data.cache",
 )
 FREE_GROUPS = ("cluster", "track")
 
@@ -99,7 +105,23 @@ def lars_row(column: str, *, _root_: DictConfig) -> Any:
     for row in _root_.optim.rows:
         if row.up_to is None or _root_.batch <= row.up_to:
             return row[column]
-    raise UserError(f"batch={_root_.batch}: no row of optim.rows holds it; give optim.lr and schedule.warmup_epochs")
+    raise UserError(f"batch={_root_.batch}: no row of optim.rows holds it; end them with one of up_to: null")
+
+
+def counted_classes(*, _parent_: DictConfig) -> int:
+    """How many classes the shards in data.dir are of: a line each in its classes.txt."""
+    if OmegaConf.is_missing(_parent_, "dir"):
+        raise UserError("data.dir: must be given, as in data.dir=<folder of shards>")
+    folder = absolute(_parent_.dir, Path.cwd())
+    path = f"{folder}/{manifest.CLASSES}"
+    try:
+        with shards.gfile().GFile(path) if shards.is_remote(path) else Path(path).open(encoding="utf-8") as file:
+            return len(manifest.read_classes(file.read()))
+    except shards.trouble(path) as error:
+        raise UserError(
+            f"data.dir={folder}: no {manifest.CLASSES} here to tell the classes; prepare images with: python -m "
+            f"resnet.prepare source=folder dir=<your images> out={shlex.quote(folder)}; or give data.classes=<how many>"
+        ) from error
 
 
 def register() -> None:
@@ -126,7 +148,7 @@ def register() -> None:
     space.resnet = launch  # type: ignore[attr-defined]
     Plugins.instance().register(Experiments)
     Plugins.instance().register(launch.Processes)
-    for resolver in (linear_lr, lars_row, help_text, scratch):
+    for resolver in (linear_lr, lars_row, counted_classes, help_text, scratch):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -159,53 +181,46 @@ def help_text() -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- to our types
-def known_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of every knob of a dataclass instance or DictConfig of one."""
-    kind: Any = OmegaConf.get_type(node) if isinstance(node, DictConfig) else type(node)
-    for knob in dataclasses.fields(kind):
-        value = node._get_node(knob.name) if isinstance(node, DictConfig) else getattr(node, knob.name)
-        if dataclasses.is_dataclass(OmegaConf.get_type(value) if isinstance(value, DictConfig) else value):
-            yield from known_keys(value, f"{prefix}{knob.name}.")
-        else:
-            yield prefix + knob.name
+def knobs(kind: Any) -> list[str]:
+    """Names of a dataclass's fields."""
+    return [knob.name for knob in dataclasses.fields(kind)]
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """`Did you mean ...?` and what exists, as one clause."""
+    """`did you mean ...?` and what exists, as one clause."""
     leaf = {name: name.rsplit(".", 1)[-1] for name in words}
     close = difflib.get_close_matches(word, words, 1, 0.75)
     close = close or [n for n in words if difflib.get_close_matches(word.rsplit(".", 1)[-1], [leaf[n]], 1, 0.75)][:1]
-    guess = f"did you mean {close[0]}? " if close else ""
-    beside = [n for n in words if n.rpartition(".")[0] == word.rpartition(".")[0]] or words
-    return f"{guess}There are: {', '.join(beside)}"
+    beside = [n for n in words if n.rpartition(".")[0] == word.rpartition(".")[0]]
+    beside = beside or [n for n in words if "." not in n] or words
+    return f"did you mean {close[0]}? There are: {', '.join(beside)}" if close else f"there are: {', '.join(beside)}"
 
 
-def unknown(key: str, keys: list[str]) -> UserError:
-    """The error for a knob that does not exist, or not in the variant that was chosen."""
+def unknown(key: str, kind: str = "") -> UserError:
+    """The error for a knob that does not exist, or not in the variant that was chosen (a dataclass of the name `kind`)."""
     group, _, leaf = key.partition(".")
-    owners = [
-        name
-        for name, kind in VARIANTS.get(group, {}).items()
-        if name and leaf in {knob.name for knob in dataclasses.fields(kind)}
-    ]
+    variants = VARIANTS.get(group, {})
+    owners = [name for name, variant in variants.items() if name and leaf in knobs(variant)]
     if owners:
         return UserError(
             f"{key}: only {' and '.join(f'{group}={name}' for name in owners)} "
             f"{'has' if len(owners) == 1 else 'have'} this knob; choose that, or leave the knob out"
         )
-    return UserError(f"{key}: no such knob; {nearest(key, keys)}")
+    chosen = [variant for variant in variants.values() if variant.__name__ == kind] or list(variants.values())
+    inside = sorted({f"{group}.{knob}" for variant in chosen for knob in knobs(variant)})
+    return UserError(f"{key}: no such knob; {nearest(key, inside or known_names())}")
 
 
-def stray_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Keys that Hydra let through with `+` though the dataclass has no such field."""
+def stray_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, dataclass it was put into) that Hydra let through with `+` though the dataclass has no such field."""
     kind: Any = OmegaConf.get_type(node)
-    fields = {knob.name for knob in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else None
-    for key in map(str, node):
-        if fields is not None and key not in fields:
-            yield f"{prefix}{key}"
+    known = knobs(kind) if dataclasses.is_dataclass(kind) else None
+    for key in range(len(node)) if isinstance(node, ListConfig) else map(str, node):
+        if known is not None and key not in known:
+            yield f"{prefix}{key}", kind.__name__
         else:
             child = node._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            if OmegaConf.is_config(child) and not child._is_none() | child._is_missing() | child._is_interpolation():
                 yield from stray_keys(child, f"{prefix}{key}.")
 
 
@@ -216,17 +231,31 @@ def absolute(path: str, base: Path) -> str:
 
 def freeze(config: DictConfig) -> Run:
     """The composed configuration as plain dataclasses, complete, checked, paths absolute."""
-    for key in stray_keys(config):
-        raise unknown(key, list(known_keys(config)))
+    for key, kind in stray_keys(config):
+        raise unknown(key, kind)
     check_names(config)
-    with explained(config):
+    with explained():
         run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
     base = Path.cwd()
     run.out = absolute(run.out, base)
-    if hasattr(run.data, "dir"):
+    if isinstance(run.data, Records):
         run.data.dir = absolute(run.data.dir, base)
+    if isinstance(run.track, Mlflow) and run.track.uri.startswith("sqlite:///"):
+        run.track.uri = "sqlite:///" + absolute(run.track.uri.removeprefix("sqlite:///"), base)
     return run
+
+
+def part(group: str, *overrides: str, **knobs: Any) -> Any:
+    """One part of a run, as a run with these overrides would have it; `knobs` of it are set without Hydra's grammar."""
+    import hydra
+
+    register()
+    with explained(), hydra.initialize_config_dir(str(tree("conf")), version_base="1.3"):
+        config = hydra.compose("config", list(overrides))
+        for knob, value in knobs.items():
+            config[group][knob] = value
+        return OmegaConf.to_object(config[group])
 
 
 def check_names(config: DictConfig) -> None:
@@ -243,10 +272,13 @@ def check_names(config: DictConfig) -> None:
 
 def save(run: Run, out: Path) -> None:
     """Write <out>/config.yaml aside and rename it."""
-    out.mkdir(parents=True, exist_ok=True)
-    aside = out / f".config.yaml.{os.getpid()}"
-    aside.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
-    aside.replace(out / "config.yaml")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        aside = out / f".config.yaml.{os.getpid()}"
+        aside.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
+        aside.replace(out / "config.yaml")
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
 
 
 def load(out: Path) -> Run:
@@ -254,62 +286,119 @@ def load(out: Path) -> Run:
     path = out / "config.yaml"
     if not path.is_file():
         raise UserError(f"{out}: no run here (config.yaml is missing); give the folder of a run that was started")
-    saved: Any = OmegaConf.load(path)
     schema = OmegaConf.structured(Run)
-    for group, variants in VARIANTS.items():
-        name = saved[group].name if group in saved else ""
-        schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
-    with explained(schema):
-        merged: Any = OmegaConf.merge(schema, saved)
-        return freeze(merged)
+    try:
+        with explained():
+            saved: Any = OmegaConf.load(path)
+            for group, variants in VARIANTS.items():
+                name = saved[group].name
+                if name not in variants and "" not in variants:
+                    raise UserError(f"{group}.name={name}: there are {', '.join(variants)}")
+                schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
+            merged: Any = OmegaConf.merge(schema, saved)
+            return freeze(merged)
+    except (UserError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not the configuration of a run ({error}); give another folder") from error
 
 
 # ------------------------------------------------------------------------------------------------------- errors, one line
-class explained:
-    """Context: Hydra's and OmegaConf's exceptions come out as UserError, one line, with the way out."""
+# What OmegaConf and Hydra say -> what follows the knob here: its value, and the way out.
+SAID = (
+    (r"Value '(.*)' of type '\w+' could not be converted to Integer", "={0}: must be a whole number"),
+    (r"Value '(.*)' of type '\w+' could not be converted to Float", "={0}: must be a number"),
+    (r"Value '(.*)' is not a valid bool", "={0}: must be true or false"),
+    (r"Invalid value '(.*)', expected one of \[(.*)\]", "={0}: must be one of {1}"),
+    (r"Invalid value assigned: .* not a ListConfig", ": must be a list, as in [1,2,3]"),
+    (r"field '.*' is not Optional|Incompatible value 'None'", "=null: must have a value"),
+    (r"(?i).*missing mandatory value", ": must be given, as in {key}=..."),
+    (r".* does not support deletion", ": cannot be left out; give it another value"),
+    (r"Interpolation key '(.*)' not found", "=${{{0}}}: there is no such knob to take the value from"),
+    (r".*Environment variable '(.*)' not found", ": takes its value from the environment, where {0} is not set"),
+    (r"Cannot convert '\w+' to string", ": takes no settings; the file may lack its first line, # @package _global_"),
+    (r"Merge error: .* value: (.*)", "{0}: settings of a group are needed here; choose an option in the defaults list"),
+    (r"Ambiguous value for argument '(.*?)=(.*)'", "{0}={1}: several values; -m tries each, [{1}] is one list"),
+    (r"Could not override '(.*)'\.", "{0}: no such group; --help lists what there is"),
+    (r"force-add of config groups is not supported: '\+*(.*)'", "{0}: write it without ++"),
+    (r"Multiple values for (\S+)\. To override", "{0}: chosen twice; write {0}=..., without +"),
+)
 
-    def __init__(self, config: DictConfig | None = None) -> None:
-        self.config = config
+
+class explained:
+    """Context: Hydra's, OmegaConf's and YAML's exceptions come out as UserError, one line, with the way out."""
+
+    def __init__(self, _config: DictConfig | None = None) -> None:
+        pass
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (HydraException, OmegaConfBaseException)):
-            raise UserError(one_line(error, self.config)) from None
+            raise UserError(one_line(error)) from None
+        if isinstance(error, yaml.YAMLError):
+            mark = getattr(error, "problem_mark", None)
+            place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+            said = getattr(error, "problem", None) or " ".join(str(error).split())
+            raise UserError(f"{place}not YAML ({said})") from None
+        if type(error) is ValueError and str(error).startswith("Config group override"):
+            raise UserError(no_option()) from None
+        if type(error) is ValueError and str(error).startswith("Only one of --run"):
+            raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from None
 
 
-def one_line(error: BaseException, config: DictConfig | None) -> str:
+def one_line(error: BaseException) -> str:
     """What went wrong, without Hydra's advice to use `+`."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, UserError):
         return str(cause)
+    if isinstance(error, OverrideParseException):
+        knob, _, value = error.override.partition("=")
+        doubled = shlex.quote(f'{knob}="{value}"')
+        hint = f", and quote special characters twice: {doubled}" if value else ""
+        return f"{error.override}: not an override; write knob=value{hint}"
+    text = f"{error}\n{cause}"
+    file = re.match(r"In '(.+?)': ", text)
+    place = f"{file[1].replace('/', '=')}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if error.options:
-            return f"{group}={option}: no such option; {nearest(option, list(error.options))}"
-        return f"{error.missing_cfg_file}: no such configuration; --help lists what there is"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override ({error.message.splitlines()[0]}); write knob=value, or quote it"
-    key = getattr(cause, "full_key", None)
-    lines = [line.strip() for line in str(getattr(cause, "msg", None) or cause).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith("raised while composing config:"):
-        lines = [f"{lines[0].split(':')[0]}: {lines[1]}", *lines[2:]]
-    first = lines[0] if lines else type(cause).__name__
+            return f"{place}{group}={option}: no such option; {nearest(option, list(error.options))}"
+        return f"{place}{error.missing_cfg_file}: no such configuration; --help lists what there is"
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    if file:
+        lines[0] = lines[0].removeprefix(file[0])
+    first = lines[1] if lines[0].endswith("raised while composing config:") and len(lines) > 1 else lines[0]
+    told = "UserError raised while resolving interpolation: "
+    if first.startswith(told):
+        return f"{place}{first.removeprefix(told)}"
+    named = re.search(r"full_key: (\S+)", text)
+    key = named[1] if named else ""
     if lost := re.search(r"Key '(\S+)' (?:is )?not in", first):
-        return str(unknown(key or lost.group(1), list(known_keys(config)) if config is not None else known_names()))
-    if "MissingMandatoryValue" in type(cause).__name__:
-        return f"{key}: must be given, as in {key}=..."
-    return f"{key}: {first}" if key and key not in first else first
+        kind = re.search(r"object_type=(\w+)", text)
+        return f"{place}{unknown(key or lost[1], kind[1] if kind else '')}"
+    for said, ours in SAID:
+        if found := re.match(said, first):
+            return f"{place}{key}{ours.format(*found.groups(), key=key)}"
+    return f"{place}{key}: {first}" if key and key not in first else f"{place}{first}"
+
+
+def no_option() -> str:
+    """The line for a group that was given null or a number on the command line, which Hydra reports without its name."""
+    names = {group: [name for of, name, _ in options() if of == group] for group, _, _ in options()}
+    for word in sys.argv[1:]:
+        group, _, option = word.lstrip("+~").partition("=")
+        if group in names and option not in names[group]:
+            return f"{word}: no such option; leave it out, or choose from: {', '.join(names[group])}"
+    return f"{' '.join(sys.argv[1:])}: write knob=value, or group=option; --help lists them"
 
 
 def known_names() -> list[str]:
     """Groups, and knobs of every variant, for an error that came before a configuration was composed."""
-    names = [knob.name for knob in dataclasses.fields(Run)]
+    names = knobs(Run)
     for group, variants in VARIANTS.items():
-        names += sorted({f"{group}.{knob.name}" for kind in variants.values() for knob in dataclasses.fields(kind)})
+        names += sorted({f"{group}.{knob}" for kind in variants.values() for knob in knobs(kind)})
     return names
 
 
@@ -361,7 +450,7 @@ def resumed(config: DictConfig) -> Run:
     typed = [word for word in HydraConfig.get().overrides.task if not word.startswith("resume=")]
     names = [word.lstrip("+~").partition("=")[0] for word in typed]
     for name, word in zip(names, typed, strict=True):
-        if not free(name) or name == "out":
+        if not free(name) or name in ("out", "recipe"):
             raise UserError(
                 f"{word}: resume={config.resume} goes on with that run's own settings; only "
                 f"{', '.join(knob for knob in FREE if knob not in ('out', 'resume', 'recipe'))}, cluster.* and "
@@ -369,7 +458,7 @@ def resumed(config: DictConfig) -> Run:
             )
     node = OmegaConf.structured(saved)
     for name in names:
-        OmegaConf.update(node, name, OmegaConf.select(config, name))
+        OmegaConf.update(node, name, OmegaConf.select(config, name), merge=False)
     run = freeze(node)
     run.out = str(out)
     return run

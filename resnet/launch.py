@@ -6,15 +6,16 @@ Hydra's own launchers do.
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -26,6 +27,21 @@ from resnet.config import Mlflow, Run
 failed: list[str] = []  # the jobs of this process's sweep that did not end well, for its exit status
 
 
+@dataclass
+class Job:
+    """One run of a sweep; `varying` are the overrides that not all jobs share, `code` its exit status once it has one."""
+
+    number: int
+    run: Run
+    varying: list[str]
+    code: int | None = None
+
+    @property
+    def out(self) -> Path:
+        """Its folder."""
+        return Path(self.run.out)
+
+
 class Processes(Launcher):
     """Hydra's launcher of this suite: checks all jobs, then runs them one after the other, each in its own process."""
 
@@ -33,6 +49,7 @@ class Processes(Launcher):
         self.config: DictConfig
         self.context: HydraContext
         self.parent: str | None = None
+        self.jobs: list[Job] = []  # of all batches of the sweep so far
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
         """Hydra's hook."""
@@ -42,44 +59,54 @@ class Processes(Launcher):
         """Run a batch of jobs; one that fails does not stop the others."""
         from resnet import compose, track
 
+        str(self.config.out)  # told once: every job takes the time in it from here
         jobs = [
             self.compose(list(overrides), initial_job_idx + number) for number, overrides in enumerate(job_overrides)
         ]
-        sweep = Path(jobs[0][0].out).parent
+        for job in jobs:
+            compose.check_folder(job.run, job.out)
+        sweep = jobs[0].out.parent
+        sweep.mkdir(parents=True, exist_ok=True)
         if self.parent is None:
-            sweep.mkdir(parents=True, exist_ok=True)
-            self.parent = self.open_parent(jobs[0][0], sweep, job_overrides)
-        returns = []
-        for number, (run, overrides) in enumerate(jobs):
-            if isinstance(run.track, Mlflow):
-                run.track.parent_run = self.parent
-                run.track.run_name = f"{run.track.run_name} [{' '.join(overrides)}]"
-            print(f"\njob {initial_job_idx + number} of {sweep}: {' '.join(overrides)}", flush=True)
-            out = Path(run.out)
-            if not (out / "config.yaml").exists():
-                compose.save(run, out)
-            code = process(out)
-            if code:
-                failed.append(f"job {initial_job_idx + number} ({' '.join(overrides)}): exit status {code}, {out}")
-                track.close_run(
-                    run.track,
-                    track.identity(out, getattr(run.track, "uri", "")),
-                    "KILLED" if code < 0 or code > 128 else "FAILED",
-                    only_if_running=True,
-                )
-            returns.append(returned(overrides, code, result.read(out)))
-        summary = table(jobs)
-        print("\n" + summary, flush=True)
-        (sweep / "summary.md").write_text(summary + "\n")
-        track.close_run(
-            jobs[0][0].track, self.parent, "FAILED" if failed else "FINISHED", artifacts=(sweep / "summary.md",)
-        )
-        return returns
+            self.parent = self.open_parent(jobs[0].run, sweep, [job.varying for job in jobs])
+        status = "KILLED"
+        try:
+            for job in jobs:
+                self.jobs.append(job)
+                self.work(job, sweep)
+            status = "FAILED" if failed else "FINISHED"
+        finally:
+            summary = table(self.jobs)
+            print("\n" + summary, flush=True)
+            (sweep / "summary.md").write_text(summary + "\n")
+            told(track.close_run, jobs[0].run.track, self.parent, status, artifacts=(sweep / "summary.md",))
+        return [returned(job) for job in jobs]
 
-    def compose(self, overrides: list[str], number: int) -> tuple[Run, list[str]]:
+    def work(self, job: Job, sweep: Path) -> None:
+        """Run one job to its end, and see to it that its end is known."""
+        from resnet import compose, track
+
+        settings = job.run.track
+        if isinstance(settings, Mlflow):
+            settings.parent_run = self.parent
+            settings.run_name = f"{settings.run_name} [{' '.join(job.varying)}]"
+        print(f"\njob {job.number} of {sweep}: {' '.join(job.varying)}", flush=True)
+        compose.claim(job.run, job.out)
+        job.code = process(job.out)
+        if job.code:
+            failed.append(f"job {job.number} ({' '.join(job.varying)}): exit status {job.code}, {job.out}")
+            status = "KILLED" if job.code < 0 or job.code > 128 else "FAILED"
+            kept = track.identity(job.out, getattr(settings, "uri", ""))
+            told(track.close_run, settings, kept, status, only_if_running=True)
+
+    def compose(self, overrides: list[str], number: int) -> Job:
         """The checked run of one job. Raises UserError naming the job."""
         from resnet import compose
 
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        typed = parser.parse_overrides(list(self.config.hydra.overrides.task))
+        same = {word.get_key_element() for word in typed if not word.is_sweep_override()}
+        varying = [word for word in overrides if word.partition("=")[0] not in same] or overrides
         config = self.context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
@@ -87,36 +114,26 @@ class Processes(Launcher):
         try:
             run = compose.freeze(compose.task_config(config))
         except UserError as error:
-            raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
+            raise UserError(f"job {number} ({' '.join(varying)}): {error}") from error
         if run.resume:
             raise UserError(
                 f"resume={run.resume}: goes on with one run; leave it out of a sweep, and give the sweep's out= instead"
             )
         run.out = f"{run.out}/{number}"
-        varying = [word for word in overrides if word not in set(self.config.hydra.overrides.task)]
-        return run, varying or overrides
+        return Job(number, run, varying)
 
-    def open_parent(self, run: Run, sweep: Path, job_overrides: Sequence[Sequence[str]]) -> str | None:
+    def open_parent(self, run: Run, sweep: Path, varying: Sequence[Sequence[str]]) -> str | None:
         """The MLflow run that the jobs nest under: the one this folder has, or a new one."""
         from resnet import track
 
-        uri = getattr(run.track, "uri", "")
-        if kept := track.identity(sweep, uri):
-            return kept
         values: dict[str, list[str]] = {}
-        for word in (word for overrides in job_overrides for word in overrides):
-            name, _, value = word.partition("=")
+        for name, _, value in (word.partition("=") for words in varying for word in words):
             values.setdefault(name, [])
             if value not in values[name]:
                 values[name].append(value)
-        parent = track.open_parent(
-            run.track,
-            f"sweep {sweep.name}",
-            {k: ",".join(v) for k, v in values.items()},
-            {"sweep": "parent", **track.source_tags(Path(__file__).parent)},
-        )
-        if parent:
-            (sweep / track.IDENTITY).write_text(json.dumps({"uri": uri, "run_id": parent}) + "\n")
+        params = {name: ",".join(listed) for name, listed in values.items()}
+        tags = {"sweep": "parent", **track.source_tags(Path(__file__).parent)}
+        parent: str | None = told(track.open_parent, sweep, run.track, f"sweep {sweep.name}", params, tags)
         return parent
 
 
@@ -124,40 +141,70 @@ Processes.__module__ = "hydra_plugins.resnet"  # see compose.register()
 
 
 def process(out: Path) -> int:
-    """Train the run of `out` in a fresh process and wait; its exit status, negative for a signal."""
-    child = subprocess.Popen([sys.executable, "-m", "resnet.rank", str(out)])
+    """Train the run of `out` in a fresh process and wait; its exit status, negative for a signal.
+
+    The process has a session of its own, so that a Ctrl-C reaches it once: from here. When it has ended, the sweep ends too.
+    """
+    received: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        received.append(number)
+        for child in children:
+            child.send_signal(number if number != signal.SIGHUP else signal.SIGTERM)
+
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
-        return child.wait()
-    except KeyboardInterrupt:  # the terminal has told the child as well: let it save
-        child.send_signal(signal.SIGINT) if child.poll() is None and not sys.stdin.isatty() else None
-        child.wait()
-        raise
+        children.append(subprocess.Popen([sys.executable, "-m", "resnet.rank", str(out)], start_new_session=True))
+        code = children[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt if signal.SIGINT in received else SystemExit(128 + received[0])
+    return code
 
 
-def returned(overrides: Sequence[str], code: int, made: dict[str, Any] | None) -> JobReturn:
-    """A job's end in Hydra's words; its value, for an optimising sweeper, is top-1."""
-    job = JobReturn(overrides=overrides)
-    job.status = JobStatus.FAILED if code else JobStatus.COMPLETED
-    job.return_value = RuntimeError(f"exit status {code}") if code else (made or {}).get("eval/top1")
-    return job
+def told(work: Callable[..., Any], *words: Any, **more: Any) -> Any:
+    """What `work` returns, or None and a line on stderr: trouble with MLflow costs a sweep nothing."""
+    try:
+        return work(*words, **more)
+    except Exception as error:
+        print(f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+        return None
 
 
-def table(jobs: Sequence[tuple[Run, list[str]]]) -> str:
+def returned(job: Job) -> JobReturn:
+    """A job's end in Hydra's words; its value, for an optimising sweeper, is top-1, and None when it failed.
+
+    Never Hydra's FAILED: that makes it raise the first failure and skip the batches that follow.
+    """
+    ended = JobReturn(overrides=job.varying)
+    ended.status = JobStatus.COMPLETED
+    ended.return_value = None if job.code else (result.read(job.out) or {}).get("eval/top1")
+    return ended
+
+
+def table(jobs: Sequence[Job]) -> str:
     """Markdown: every job, the best top-1 first, those without one last."""
     rows = []
-    for number, (run, overrides) in enumerate(jobs):
-        made = result.read(Path(run.out)) or {}
+    for job in jobs:
+        made = {} if job.code != 0 else result.read(job.out) or {}
         top1, speed = made.get("eval/top1"), made.get("final/images_per_s")
         rows.append(
             (
                 -1.0 if top1 is None else top1,
-                number,
+                job.number,
                 [
-                    str(number),
-                    " ".join(overrides),
+                    str(job.number),
+                    " ".join(job.varying),
                     "-" if top1 is None else f"{100 * top1:.2f} %",
                     "-" if speed is None else f"{speed:,.1f}",
-                    made.get("status", "failed"),
+                    made.get("status", "interrupted" if job.code is None else "failed"),
                 ],
             )
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from resnet.config import Lars, Run
 
@@ -39,7 +41,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        (self.bar.console if self.bar else self.console).print(text, markup=False)
+        (self.bar.console if self.bar else self.console).print(text, markup=False, emoji=False)
 
     def move(self, done: int) -> None:
         """The bar alone: cheap enough for every step."""
@@ -102,8 +104,9 @@ def report(made: dict[str, Any], uri: str | None) -> None:
     table.add_row("top-5", percent(made["eval/top5"]))
     table.add_row("images/s", "-" if mean is None else f"{mean:,.1f} (steady median {median:,.1f})")
     table.add_row("minutes", f"{made['final/training_minutes']:.1f} of training, {made['final/minutes']:.1f} in all")
-    table.add_row("run", made["out"])
-    Console(highlight=False).print(table)
+    table.add_row("run", Text(made["out"]))  # Text: a folder's brackets are no markup
+    # As wide as it takes where there is no terminal: a path in one piece can be copied.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)
     if uri:
         local = uri.startswith("sqlite:")
         print(f"Compare runs: mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else f"Compare runs at {uri}")

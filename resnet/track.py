@@ -1,13 +1,16 @@
 """Where a run's numbers go: <out>/metrics.jsonl first, then MLflow, from a thread of its own.
 
-The loop only appends to a file and a queue. The thread sends batches with the times at which things happened; what MLflow
-refuses or cannot take costs the run nothing and is said once, at the end. MLflow is imported in the thread: it takes 2 s.
+The loop only appends to a file and a queue. The thread sends batches with the times at which things happened, again and
+again while the store is away (a metric of the same time and value counts once); what MLflow refuses or cannot take costs
+the run nothing and is said once, at the end. MLflow is imported in the thread: it takes 2 s.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import getpass
 import json
 import math
 import os
@@ -25,6 +28,8 @@ from resnet import __version__
 from resnet.config import Mlflow, Off, Run, Track
 
 CLOSE_S = 30.0  # how long close() waits for MLflow to take what is left
+LAST_TRIES = 2  # once close() was called
+PAUSE_S = 30.0  # at most, between two tries
 VALUE_LIMIT = 6000  # characters of a parameter (MLflow 3)
 BATCH_LIMIT = 100  # parameters to a request (MLflow's REST limit)
 IDENTITY = "mlflow.json"  # in <out>: the MLflow run of this folder
@@ -49,12 +54,15 @@ class Tracker:
         self.queue: queue.SimpleQueue[Callable[[Any, str], None] | None] = queue.SimpleQueue()
         self.pending: list[Metric] = []
         self.lock = threading.Lock()
+        self.closing = threading.Event()
         self.trouble: str | None = None
         self.status = "FAILED"
         self.run_id: str | None = None
+        self.client: Any = None
         self.thread: threading.Thread | None = None
         if isinstance(settings, Mlflow):
             self.thread = threading.Thread(target=self.ship, args=(settings, params, tags), daemon=True, name="mlflow")
+            self.artifact(out / "config.yaml")
             self.thread.start()
 
     def log(self, step: int, metrics: dict[str, float | None]) -> None:
@@ -82,6 +90,7 @@ class Tracker:
         self.status = status
         self.lines.close()
         if self.thread:
+            self.closing.set()
             self.queue.put(None)
             self.thread.join(CLOSE_S)
             if self.thread.is_alive():
@@ -92,52 +101,65 @@ class Tracker:
 
     def ship(self, settings: Mlflow, params: dict[str, Any], tags: dict[str, str]) -> None:
         """Open the MLflow run, send until close() says stop, set the status."""
-        try:
-            client = connect(settings.uri)
-            self.run_id = self.open_run(client, settings, params, tags)
-            sampled = 0.0
+        with contextlib.suppress(Exception):  # whatever MLflow does must not take the run down; persist() has noted it
+            self.persist(lambda: self.open_run(settings, params, tags))
+            sampled, samples = -math.inf, 0
             stop = False
             while not stop:
                 if time.monotonic() - sampled >= settings.system_metrics_s:
-                    sampled = time.monotonic()
+                    sampled, samples = time.monotonic(), samples + 1
                     now = time.time_ns() // 1_000_000
                     with self.lock:
-                        self.pending += [Metric(name, value, 0, now) for name, value in system_metrics()]
+                        self.pending += [Metric(name, value, samples, now) for name, value in system_metrics()]
                 with contextlib.suppress(queue.Empty):
                     action = self.queue.get(timeout=1.0)
                     stop = action is None
                     if action is not None:
-                        action(client, self.run_id)
-                self.send(client)
-            client.set_terminated(self.run_id, self.status)
-        except Exception as error:  # whatever MLflow does must not take the run down
-            self.trouble = (
-                f"MLflow ({settings.uri}): {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+                        with contextlib.suppress(Exception):  # one file less is no reason to lose the metrics
+                            self.persist(functools.partial(action, self.client, str(self.run_id)), LAST_TRIES)
+                self.persist(self.send)
+            self.persist(lambda: self.client.set_terminated(self.run_id, self.status))
 
-    def open_run(self, client: Any, settings: Mlflow, params: dict[str, Any], tags: dict[str, str]) -> str:
-        """The MLflow run of this folder: the one it already has, or a new one."""
+    def persist(self, work: Callable[[], object], tries: float = math.inf) -> None:
+        """Do `work` until it succeeds; give up, noting the trouble, after so many tries or soon after close()."""
+        pause = 1.0
+        while True:
+            try:
+                work()
+                return
+            except Exception as error:
+                tries = min(tries, LAST_TRIES) - 1 if self.closing.is_set() else tries - 1
+                if tries <= 0:
+                    said = str(error).partition("\n")[0]
+                    self.trouble = f"MLflow ({getattr(self.settings, 'uri', '')}): {type(error).__name__}: {said}"
+                    raise
+            self.closing.wait(pause)
+            pause = min(2 * pause, PAUSE_S)
+
+    def open_run(self, settings: Mlflow, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """The MLflow run of this folder: the one it already has, or a new one. Parameters it has already stay."""
+        self.client = connect(settings.uri)
         kept = identity(self.out, settings.uri)
-        if kept is not None:
-            client.update_run(kept, status="RUNNING")
-            run_id = kept
-        else:
+        if kept is None or not reopened(self.client, kept):
             nested = {"mlflow.parentRunId": settings.parent_run} if settings.parent_run else {}
-            run_id = new_run(client, settings, settings.run_name, {**tags, **nested})
-            (self.out / IDENTITY).write_text(json.dumps({"uri": settings.uri, "run_id": run_id}) + "\n")
-            log_params(client, run_id, params)
-        client.log_artifact(run_id, str(self.out / "config.yaml"))
-        return run_id
+            kept = new_run(self.client, settings, settings.run_name, {**tags, **nested})
+            (self.out / IDENTITY).write_text(json.dumps({"uri": settings.uri, "run_id": kept}) + "\n")
+        there = self.client.get_run(kept).data.params
+        log_params(self.client, kept, {name: value for name, value in params.items() if name not in there})
+        self.run_id = kept
 
-    def send(self, client: Any) -> None:
+    def send(self) -> None:
         """Send the pending metrics."""
         from mlflow.entities import Metric as Sent
 
-        with self.lock:
-            batch, self.pending = self.pending, []
-        for first in range(0, len(batch), 1000):
-            part = [Sent(m.name, m.value, m.time_ms, m.step) for m in batch[first : first + 1000]]
-            client.log_batch(self.run_id, metrics=part)
+        while True:
+            with self.lock:
+                part = self.pending[:1000]
+            if not part:
+                return
+            self.client.log_batch(self.run_id, metrics=[Sent(m.name, m.value, m.time_ms, m.step) for m in part])
+            with self.lock:
+                del self.pending[: len(part)]
 
 
 def log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
@@ -151,7 +173,7 @@ def log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
 
 def identity(out: Path, uri: str) -> str | None:
     """The MLflow run id that a run's folder has in the store `uri`, if any."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads((out / IDENTITY).read_text())
         return str(kept["run_id"]) if kept["uri"] == uri else None
     return None
@@ -162,7 +184,7 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its errors come as exceptions too
     from mlflow import MlflowClient
 
     database = sqlite_path(uri)
@@ -201,6 +223,21 @@ def new_run(client: Any, settings: Mlflow, name: str, tags: dict[str, str]) -> s
     return str(client.create_run(experiment.experiment_id, run_name=name, tags=tags).info.run_id)
 
 
+def reopened(client: Any, run_id: str) -> bool:
+    """Set a run RUNNING again; False if it is no longer in the store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if client.get_run(run_id).info.lifecycle_stage != "active":
+            return False
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
 def system_metrics() -> Iterator[tuple[str, float]]:
     """CPU and memory of the machine and of this process, under the names MLflow's UI shows as system metrics."""
     import psutil
@@ -213,14 +250,18 @@ def system_metrics() -> Iterator[tuple[str, float]]:
 
 
 # ---------------------------------------------------------------------------------------------------- parents and the dead
-def open_parent(settings: Track, name: str, params: dict[str, Any], tags: dict[str, str]) -> str | None:
-    """A run for a sweep's jobs to nest under; None without MLflow."""
+def open_parent(out: Path, settings: Track, name: str, params: dict[str, Any], tags: dict[str, str]) -> str | None:
+    """A run for the jobs of the sweep in `out` to nest under: the one it already has, or a new one. None without MLflow."""
     match settings:
         case Off():
             return None
         case Mlflow():
             client = connect(settings.uri)
+            kept = identity(out, settings.uri)
+            if kept is not None and reopened(client, kept):
+                return kept
             run_id = new_run(client, settings, name, tags)
+            (out / IDENTITY).write_text(json.dumps({"uri": settings.uri, "run_id": run_id}) + "\n")
             log_params(client, run_id, params)
             return run_id
     raise AssertionError(settings)
@@ -250,8 +291,18 @@ def tags(run: Run, device: str) -> dict[str, str]:
         "version.resnet": __version__,
         "version.tensorflow": tf.__version__,
         "version.python": platform.python_version(),
+        "mlflow.user": user(),
+        "mlflow.source.name": "resnet.train",
         **source_tags(Path(__file__).parent),
     }
+
+
+def user() -> str:
+    """Who runs this; the number where a container knows no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def source_tags(folder: Path) -> dict[str, str]:

@@ -1,0 +1,416 @@
+"""The checks of the dataclasses, one by one, and the rule that a knob exists only where it is read."""
+
+import ast
+import dataclasses
+import inspect
+import math
+import textwrap
+import typing
+from pathlib import Path
+
+import pytest
+
+import resnet
+from resnet import UserError, config
+from resnet.config import (
+    VARIANTS,
+    Block,
+    Cluster,
+    Constant,
+    Cosine,
+    Device,
+    Digits,
+    Dtype,
+    Lars,
+    LarsRow,
+    Mlflow,
+    Model,
+    Off,
+    Piecewise,
+    Policy,
+    Polynomial,
+    Records,
+    Run,
+    Sgd,
+    Synthetic,
+)
+
+NAN, INF = math.nan, math.inf
+
+
+def model(**knobs):
+    return Model(**{"name": "m", "block": Block.bottleneck, "depths": [3, 4, 6, 3], **knobs})
+
+
+def records(**knobs):
+    return Records(**{"classes": 1000, "dir": "shards", **knobs})
+
+
+def cluster(**knobs):
+    return Cluster(name="here", **knobs)
+
+
+def mlflow(**knobs):
+    return Mlflow(**{"uri": "sqlite:////x/mlflow.db", "run_name": "a run", **knobs})
+
+
+def run(**knobs):
+    parts = {
+        "model": model(),
+        "optim": Sgd(lr=0.1),
+        "schedule": Piecewise(),
+        "dtype": Dtype(name="fp32", policy=Policy.float32),
+        "data": records(),
+        "cluster": cluster(),
+        "track": Off(),
+        "out": "runs/x",
+    }
+    return Run(**{**parts, **knobs})
+
+
+GOOD = {  # values at the edge of what is allowed
+    model: [{"depths": [1, 1, 1, 1]}, {"groups": 32, "width": 4}, {"batch_norm_momentum": 0.0}],
+    Sgd: [{"lr": 0.0}, {"lr": 1e6, "momentum": 0.0, "weight_decay": 0.0}],
+    Lars: [{"lr": 1.0, "epsilon": 0.0}],
+    Constant: [{"warmup_epochs": 0.0}],
+    Piecewise: [{"boundaries_epochs": []}, {"warmup_epochs": 3.0, "boundaries_epochs": [3.5]}],
+    Polynomial: [{"horizon_epochs": None}, {"warmup_epochs": 3.0, "horizon_epochs": 3.5}],
+    records: [{"classes": 2}, {"image_size": 8, "eval_resize": 8}, {"min_area": 1.0, "max_aspect": 1.0}],
+    cluster: [{"threads": None}, {"threads": 1}, {"device": Device.gpu}],
+    mlflow: [{"uri": "http://127.0.0.1:5000"}, {"parent_run": "abc"}],
+    run: [
+        {"steps": 1, "eval_steps": 1, "save_every_steps": 1, "batch": 1},
+        {"seed": 0},
+        {"seed": 2**31 - 1},
+        {"label_smoothing": 0.0},
+        {"stop_at_top1": 1.0},
+        {"epochs": 0.01},
+        {"epochs": 8.5, "schedule": Cosine(warmup_epochs=8)},
+        {"epochs": 40.0, "schedule": Polynomial(horizon_epochs=40.0)},
+    ],
+}
+# Where, what is given, the knob that the message must name, and a word of the way out.
+BAD = [
+    (model, {"depths": []}, "model.depths", "four numbers"),
+    (model, {"depths": [3, 4, 6]}, "model.depths", "four numbers"),
+    (model, {"depths": [3, 4, 6, 0]}, "model.depths", "four numbers"),
+    (model, {"groups": 0}, "model.groups", "above 0"),
+    (model, {"width": -1}, "model.width", "above 0"),
+    (model, {"filters": 0}, "model.filters", "above 0"),
+    (model, {"block": Block.basic, "groups": 2}, "model.groups", "block=bottleneck"),
+    (model, {"block": Block.basic, "width": 4}, "model.groups", "block=bottleneck"),
+    (model, {"batch_norm_momentum": 1.0}, "model.batch_norm_momentum", "below 1"),
+    (model, {"batch_norm_momentum": -0.1}, "model.batch_norm_momentum", "at least 0"),
+    (model, {"batch_norm_epsilon": 0.0}, "model.batch_norm_epsilon", "above 0"),
+    (Sgd, {"lr": -0.1}, "optim.lr", "at least 0"),
+    (Sgd, {"lr": NAN}, "optim.lr", "at least 0"),
+    (Sgd, {"lr": INF}, "optim.lr", "at least 0"),
+    (Sgd, {"lr": 1.0, "momentum": 1.0}, "optim.momentum", "below 1"),
+    (Sgd, {"lr": 1.0, "weight_decay": -1e-4}, "optim.weight_decay", "at least 0"),
+    (Lars, {"lr": 1.0, "trust_coefficient": 0.0}, "optim.trust_coefficient", "above 0"),
+    (Lars, {"lr": 1.0, "epsilon": -1.0}, "optim.epsilon", "at least 0"),
+    (Lars, {"lr": -1.0}, "optim.lr", "at least 0"),
+    (Constant, {"warmup_epochs": -1.0}, "schedule.warmup_epochs", "at least 0"),
+    (Piecewise, {"boundaries_epochs": [60.0, 30.0]}, "schedule.boundaries_epochs", "rise"),
+    (Piecewise, {"boundaries_epochs": [30.0, 30.0]}, "schedule.boundaries_epochs", "rise"),
+    (Piecewise, {"boundaries_epochs": [NAN]}, "schedule.boundaries_epochs", "rise"),
+    (Piecewise, {"warmup_epochs": 30.0}, "schedule.boundaries_epochs", "schedule.warmup_epochs=30"),
+    (Piecewise, {"factor": 0.0}, "schedule.factor", "above 0"),
+    (Polynomial, {"end_lr": -1.0}, "schedule.end_lr", "at least 0"),
+    (Polynomial, {"power": 0.0}, "schedule.power", "above 0"),
+    (Polynomial, {"warmup_epochs": 5.0, "horizon_epochs": 5.0}, "schedule.horizon_epochs", "schedule.warmup_epochs=5"),
+    (Cosine, {"horizon_epochs": NAN}, "schedule.horizon_epochs", "above"),
+    (Cosine, {"warmup_epochs": INF}, "schedule.warmup_epochs", "at least 0"),
+    (records, {"classes": 1}, "data.classes", "at least 2"),
+    (records, {"image_size": 7}, "data.image_size", "at least 8"),
+    (records, {"mean": [1.0, 2.0]}, "data.mean", "three numbers"),
+    (records, {"mean": [1.0, 2.0, NAN]}, "data.mean", "three numbers"),
+    (records, {"std": [1.0, 1.0, 0.0]}, "data.std", "above 0"),
+    (records, {"std": [1.0] * 4}, "data.std", "three numbers"),
+    (records, {"eval_resize": 223}, "data.eval_resize", "data.image_size=224"),
+    (records, {"min_area": 0.0}, "data.min_area", "above 0"),
+    (records, {"min_area": 1.1}, "data.min_area", "at most 1"),
+    (records, {"max_aspect": 0.9}, "data.max_aspect", "at least 1"),
+    (records, {"max_corrupt": -1}, "data.max_corrupt", "at least 0"),
+    (Digits, {"classes": 10, "dir": "x", "eval_resize": 8}, "data.eval_resize", "data.image_size=224"),
+    (Synthetic, {"classes": 10, "train_images": 0}, "data.train_images", "above 0"),
+    (Synthetic, {"classes": 10, "eval_images": -1}, "data.eval_images", "above 0"),
+    (cluster, {"ranks": 2}, "cluster.ranks", "cluster.ranks=1"),
+    (cluster, {"ranks": 0}, "cluster.ranks", "cluster.ranks=1"),
+    (cluster, {"threads": 0}, "cluster.threads", "above 0"),
+    (mlflow, {"uri": ""}, "track.uri", "track=off"),
+    (mlflow, {"uri": "mlflow.db"}, "track.uri", "sqlite:////"),
+    (mlflow, {"experiment": ""}, "track.experiment", "name"),
+    (mlflow, {"system_metrics_s": 0.0}, "track.system_metrics_s", "above 0"),
+    (run, {"batch": 0}, "batch", "above 0"),
+    (run, {"log_every_steps": 0}, "log_every_steps", "above 0"),
+    (run, {"keep_checkpoints": 0}, "keep_checkpoints", "above 0"),
+    (run, {"steps_per_loop": -1}, "steps_per_loop", "above 0"),
+    (run, {"steps": 0}, "steps", "or null"),
+    (run, {"eval_steps": 0}, "eval_steps", "or null"),
+    (run, {"save_every_steps": 0}, "save_every_steps", "or null"),
+    (run, {"epochs": 0.0}, "epochs", "above 0"),
+    (run, {"epochs": INF}, "epochs", "above 0"),
+    (run, {"eval_every_epochs": 0.0}, "eval_every_epochs", "above 0"),
+    (run, {"label_smoothing": 1.0}, "label_smoothing", "below 1"),
+    (run, {"label_smoothing": -0.1}, "label_smoothing", "at least 0"),
+    (run, {"mixup": -0.1}, "mixup", "at least 0"),
+    (run, {"seed": -1}, "seed", "at least 0"),
+    (run, {"seed": 2**31}, "seed", "below 2^31"),
+    (run, {"stop_at_top1": 75.9}, "stop_at_top1", "0.759"),
+    (run, {"stop_at_top1": 0.0}, "stop_at_top1", "share"),
+    (run, {"stop_at_top1": NAN}, "stop_at_top1", "share"),
+    (run, {"stop_at_top1": 0.5, "eval": False}, "stop_at_top1", "eval=true"),
+    (run, {"out": ""}, "out", "folder"),
+    (run, {"out": "  "}, "out", "folder"),
+    (run, {"epochs": 8.0, "schedule": Cosine(warmup_epochs=8)}, "epochs", "schedule.warmup_epochs=8"),
+    (run, {"epochs": 41.0, "schedule": Polynomial(horizon_epochs=40.0)}, "epochs", "schedule.horizon_epochs=40"),
+]
+
+
+def told(value):
+    """A parameter in a test's name: no addresses, which differ between pytest's workers."""
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize(("kind", "knobs"), [(kind, knobs) for kind, sets in GOOD.items() for knobs in sets], ids=told)
+def test_values_at_the_edge_of_what_is_allowed_are_taken(kind, knobs):
+    made = kind(**knobs)
+    for knob, value in knobs.items():
+        assert getattr(made, knob) == value
+
+
+@pytest.mark.parametrize(("kind", "knobs", "named", "way_out"), BAD, ids=told)
+def test_a_value_that_cannot_be_is_refused_by_knob_value_and_way_out(kind, knobs, named, way_out):
+    with pytest.raises(UserError) as caught:
+        kind(**knobs)
+    message = str(caught.value)
+    value = knobs.get(named.rpartition(".")[2])
+    assert message.startswith(f"{named}="), message
+    assert "\n" not in message
+    assert way_out in message.partition(": ")[2], message
+    if isinstance(value, str):
+        assert value in message
+    elif isinstance(value, bool | int | list):
+        assert message.startswith(f"{named}={str(value).lower() if isinstance(value, bool) else value}:")
+    elif value is not None:
+        shown = float(message.partition("=")[2].partition(":")[0])
+        assert shown == value or (math.isnan(shown) and math.isnan(value))
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_with_the_two_next_to_it():
+    three = cluster()
+    three.ranks = 3  # as a cluster of a later release will say it
+    assert run(cluster=three, batch=2046).local_batch == 682
+    with pytest.raises(
+        UserError, match=r"^batch=2048: does not divide over 3 ranks \(cluster=here\); use 2046 or 2049$"
+    ):
+        run(cluster=three, batch=2048)
+    with pytest.raises(UserError, match="use 3 or 3"):
+        run(cluster=three, batch=2)
+
+
+def test_every_check_of_the_dataclasses_has_a_case_here():
+    """A knob that __post_init__ looks at is one that some case above breaks."""
+    broken = {named for _, _, named, _ in BAD}
+    groups = {Model: "model", config.Optim: "optim", config.Schedule: "schedule", config.Data: "data"}
+    groups |= {Cluster: "cluster", config.Track: "track"}
+    for kind in {kind for variants in VARIANTS.values() for kind in variants.values()} | {Run}:
+        group = next((f"{name}." for base, name in groups.items() if issubclass(kind, base)), "")
+        if "__post_init__" in vars(kind):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__post_init__)))
+            knobs = {knob.name for knob in dataclasses.fields(kind)}
+            said = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            for knob in knobs & {word.rpartition(".")[2] for word in said}:
+                assert f"{group}{knob}" in broken, f"no case breaks {group}{knob}"
+
+
+def test_defaults_are_the_published_ones():
+    default = run()
+    assert (default.batch, default.epochs, default.label_smoothing) == (256, 90.0, 0.1)
+    assert (default.optim.momentum, default.optim.weight_decay) == (0.9, 1e-4)
+    assert default.schedule.boundaries_epochs == [30.0, 60.0, 80.0] and default.schedule.factor == 0.1
+    assert (Lars(lr=1.0).trust_coefficient, Lars(lr=1.0).epsilon) == (0.001, 0.0)
+    assert (default.model.batch_norm_momentum, default.model.batch_norm_epsilon) == (0.9, 1e-5)
+    assert default.model.zero_init_residual
+    assert (default.data.image_size, default.data.eval_resize, default.data.flip) == (224, 256, True)
+    assert default.data.mean == [123.68, 116.78, 103.94] and default.data.std == [58.393, 57.12, 57.375]
+    assert (default.data.min_area, default.data.max_aspect) == (0.08, pytest.approx(4 / 3))
+    assert default.keep_checkpoints == 3
+
+
+# ------------------------------------------------------------------------------------------------- every knob is read
+KINDS = {name: kind for name, kind in vars(config).items() if dataclasses.is_dataclass(kind)}
+HINTS = {kind: typing.get_type_hints(kind) for kind in KINDS.values()}
+# Names that stand for a run where the annotation says Any or DictConfig.
+RUNS = {"run", "config", "_root_", "saved"}
+
+
+def family(kind):
+    """A dataclass with all that it could be narrowed to."""
+    return {kind} | {other for other in KINDS.values() if issubclass(other, kind)}
+
+
+def declared():
+    """(dataclass that first declares it, knob) of every knob."""
+    for kind in KINDS.values():
+        for knob in vars(kind).get("__annotations__", {}):
+            if not any(knob in HINTS.get(base, {}) for base in kind.__mro__[1:]):
+                yield kind, knob
+
+
+def owner(kind, knob):
+    """The dataclass that first declares `knob` of `kind` or of what it could be narrowed to."""
+    for narrowed in sorted(family(kind), key=lambda k: len(k.__mro__)):
+        for base in reversed(narrowed.__mro__):
+            if knob in vars(base).get("__annotations__", {}):
+                return base
+    return None
+
+
+class Reader(ast.NodeVisitor):
+    """Follows attributes through the types of the dataclasses: `run.schedule.horizon_epochs`, `settings.uri`."""
+
+    def __init__(self):
+        self.read = set()  # (dataclass, knob)
+        self.scopes = [{}]
+
+    def kind(self, node):
+        """The dataclass that an expression is, if the source tells."""
+        if isinstance(node, ast.Name):
+            return next((s[node.id] for s in reversed(self.scopes) if node.id in s), Run if node.id in RUNS else None)
+        if isinstance(node, ast.Attribute):
+            base = self.kind(node.value)
+            if base is None:
+                return self.kind(ast.Name(f".{node.attr}")) or (Run if node.attr == "run" else None)
+            holder = owner(base, node.attr) if base else None
+            hint = HINTS[holder][node.attr] if holder else None
+            parts = [hint, *typing.get_args(hint)]
+            return next((part for part in parts if part in HINTS), None)
+        if isinstance(node, ast.Subscript):
+            return self.kind(node.value)
+        if isinstance(node, ast.IfExp):
+            return self.kind(node.body) or self.kind(node.orelse)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "next":  # next(row for row in rows ...)
+            self.visit(node.args[0])
+            return self.kind(getattr(node.args[0], "elt", node.args[0]))
+        return None
+
+    def annotated(self, annotation):
+        return next((KINDS[n.id] for n in ast.walk(annotation) if isinstance(n, ast.Name) and n.id in KINDS), None)
+
+    def visit_FunctionDef(self, node):
+        args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        kinds = {arg.arg: self.annotated(arg.annotation) for arg in args if arg.annotation}
+        self.scopes.append({name: kind for name, kind in kinds.items() if kind})
+        self.generic_visit(node)
+        self.scopes.pop()
+
+    def visit_ClassDef(self, node):
+        """`self.settings` is what __init__ was given under that name, or a field of a dataclass."""
+        known = {f".{n.target.id}": self.annotated(n.annotation) for n in node.body if isinstance(n, ast.AnnAssign)}
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                known |= {f".{arg.arg}": self.annotated(arg.annotation) for arg in method.args.args if arg.annotation}
+        self.scopes.append({name: kind for name, kind in known.items() if kind})
+        self.generic_visit(node)
+        self.scopes.pop()
+
+    def visit_Assert(self, node):
+        """`assert isinstance(settings, Records)`."""
+        call = node.test
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "isinstance" and isinstance(call.args[0], ast.Name):
+            self.scopes[-1][call.args[0].id] = self.annotated(call.args[1])
+        self.generic_visit(node)
+
+    def visit_Match(self, node):
+        """`match settings: case Records(): ...`."""
+        for case in node.cases:
+            kind = self.annotated(case.pattern)
+            self.scopes.append({node.subject.id: kind} if kind and isinstance(node.subject, ast.Name) else {})
+            self.generic_visit(case)
+            self.scopes.pop()
+
+    def visit_Assign(self, node):
+        pairs = [(target, node.value) for target in node.targets]
+        if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+        for target, value in pairs:
+            if isinstance(target, ast.Name) and (kind := self.kind(value)):
+                self.scopes[-1][target.id] = kind
+        self.generic_visit(node)
+
+    def bind(self, target, source):
+        """`for row in optim.rows`."""
+        if isinstance(target, ast.Name) and (kind := self.kind(source)):
+            self.scopes[-1][target.id] = kind
+
+    def visit_For(self, node):
+        self.bind(node.target, node.iter)
+        self.generic_visit(node)
+
+    def visit_GeneratorExp(self, node):
+        for part in node.generators:
+            self.bind(part.target, part.iter)
+        self.generic_visit(node)
+
+    def visit_Attribute(self, node):
+        kind = self.kind(node.value)
+        if kind and isinstance(node.ctx, ast.Load):
+            if holder := owner(kind, node.attr):
+                self.read.add((holder, node.attr))
+            elif isinstance(vars(kind).get(node.attr), property):
+                self.read.add((kind, node.attr))
+        self.generic_visit(node)
+
+    def visit_Call(self, node):
+        if isinstance(node.func, ast.Name) and node.func.id == "getattr" and isinstance(node.args[1], ast.Constant):
+            kind = self.kind(node.args[0])
+            if kind and (holder := owner(kind, node.args[1].value)):
+                self.read.add((holder, node.args[1].value))
+        self.generic_visit(node)
+
+
+def knobs_read():
+    """(dataclass, knob) of every knob that resnet/ outside config.py reads."""
+    folder = Path(resnet.__file__).parent
+    reader = Reader()
+    for path in sorted(folder.glob("*.py")):
+        if path.name != "config.py":
+            reader.visit(ast.parse(path.read_text()))
+    for kind in KINDS.values():  # a property that is read reads what it is made of
+        for name, value in vars(kind).items():
+            if isinstance(value, property) and (kind, name) in reader.read:
+                reader.scopes.append({"self": kind})
+                reader.visit(ast.parse(textwrap.dedent(inspect.getsource(value.fget))))
+                reader.scopes.pop()
+    return reader.read
+
+
+def test_every_knob_is_read():
+    read = knobs_read()
+    # The columns of optim=lars are read by name, in its file: `lr: ${lars_row:lr}`.
+    lars = (Path(resnet.__file__).parents[1] / "conf/optim/lars.yaml").read_text()
+    read |= {(LarsRow, column) for column in HINTS[LarsRow] if f"${{lars_row:{column}}}" in lars}
+    # A variant's name is what load() finds its dataclass by.
+    read |= {(kind, "name") for kind in KINDS.values()}
+    unread = [f"{kind.__name__}.{knob}" for kind, knob in declared() if (kind, knob) not in read]
+    assert not unread
+
+
+def test_the_search_for_knobs_tells_a_read_knob_from_an_unread_one():
+    """What the test above rests on: that a knob of the same name elsewhere, or a store, does not count."""
+    reader = Reader()
+    reader.visit(
+        ast.parse(
+            "def f(run: Run, path: Path, schedule: Schedule):\n"
+            "    run.batch = 3\n"
+            "    path.seed\n"
+            "    schedule.power\n"
+            "    data = run.data\n"
+            "    return data.flip\n"
+        )
+    )
+    assert (Run, "batch") not in reader.read
+    assert (Run, "seed") not in reader.read
+    assert {(Polynomial, "power"), (Records, "flip"), (Run, "data")} <= reader.read
