@@ -41,7 +41,7 @@ def opened(settings: Data) -> Source:
         case Records():
             if isinstance(settings, Digits):
                 prepare.digits(settings.dir)
-            command = f"python -m resnet.prepare source={settings.name} out={settings.dir}"
+            command = f"python -m resnet.prepare source={settings.name} dir=<your images> out={settings.dir}"
             train, val = (shards.index(files) for files in shards.find(settings.dir, command))
             if settings.cache is Cache.encoded:
                 check_memory(settings, int(train.length.sum() + val.length.sum()))

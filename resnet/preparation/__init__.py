@@ -1,0 +1,1 @@
+"""The parts of `python -m resnet.prepare`: listing, converting, writing, checking, showing."""

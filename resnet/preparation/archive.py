@@ -1,0 +1,215 @@
+"""What lies in a tar or in a folder, told from headers and directories alone; and the bytes of one entry, read in place.
+
+Nothing is ever unpacked, and no name found in a tar becomes a path. What cannot be an entry by right (links, devices, names
+that climb out) is refused with a reason; what is not meant as an image is counted by its ending.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnet import UserError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+BLOCK = 512  # of a tar
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+
+
+class Entry(NamedTuple):
+    """One file: `size` bytes at `offset` of `path`. `name` is its own, with / between folders."""
+
+    name: str
+    path: str
+    offset: int
+    size: int
+
+
+@dataclass
+class Found:
+    """Entries with an image's ending, by name; (name, reason) of those refused; how many of other endings there are."""
+
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    def add(self, entry: Entry) -> None:
+        """File an entry by its ending. Hidden files are no one's pictures."""
+        hidden = entry.name.rpartition("/")[2].startswith(".")
+        ending = Path(entry.name).suffix.lower()
+        if hidden or ending not in ENDINGS:
+            self.ignored["hidden" if hidden else ending or "no ending"] += 1
+        else:
+            self.entries.append(entry)
+
+
+def raw(name: str) -> bytes:
+    """A name's own bytes, on which every order and every record rests: no locale has a say."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+class Unreadable(Exception):
+    """The source's bytes cannot be had; the message is the reason."""
+
+
+def read(entry: Entry) -> bytes:
+    """The bytes of an entry. Raises Unreadable."""
+    try:
+        file = os.open(entry.path, os.O_RDONLY)
+        try:
+            data = os.pread(file, entry.size, entry.offset)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror}") from error
+    if len(data) != entry.size:
+        raise Unreadable(f"cannot be read: {len(data):,} bytes where {entry.size:,} were listed")
+    return data
+
+
+# ----------------------------------------------------------------------------------------------------------------- folders
+def folder(root: str, top: str) -> Found:
+    """Every file below `root`, named from there. A link counts if it leads to a file below `top`; folders' links do not."""
+    found, waiting = Found(), [""]
+    inside = os.path.realpath(top)
+    while waiting:
+        below = waiting.pop()
+        for item in scanned(f"{root}/{below}"):
+            name = f"{below}{item.name}"
+            if item.is_dir(follow_symlinks=False):
+                if not item.name.startswith("."):
+                    waiting.append(f"{name}/")
+            elif reason := unfit(item, inside):
+                found.refused.append((name, reason))
+            else:
+                found.add(Entry(name, item.path, 0, item.stat().st_size))
+    return by_name(found)
+
+
+def scanned(path: str) -> list[os.DirEntry[str]]:
+    """A folder's entries by name. Raises UserError."""
+    try:
+        with os.scandir(path) as items:
+            return sorted(items, key=lambda item: raw(item.name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed ({error.strerror})") from error
+
+
+def unfit(item: os.DirEntry[str], inside: str) -> str | None:
+    """Why a folder's entry that is not a folder is refused, if it is."""
+    try:
+        if item.is_symlink() and not Path(os.path.realpath(item.path)).is_relative_to(inside):
+            return "a link that leads out of the tree"
+        if item.is_dir():
+            return "a link to a folder"
+        return None if stat.S_ISREG(item.stat().st_mode) else "not a regular file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+# -------------------------------------------------------------------------------------------------------------------- tars
+class Member(NamedTuple):
+    """A tar member's name, and its data's place; `refused` is why it is no entry by right, if so."""
+
+    name: str
+    offset: int
+    size: int
+    refused: str | None
+
+
+def tar(path: str, offset: int = 0, size: int | None = None) -> Found:
+    """Every file of the tar that lies at `offset` of `path`, `size` bytes long (None: to the end)."""
+    found = Found()
+    for member in members(path, offset, size):
+        if member.refused:
+            found.refused.append((member.name, member.refused))
+        else:
+            found.add(Entry(member.name, path, member.offset, member.size))
+    return by_name(found)
+
+
+def members(path: str, offset: int = 0, size: int | None = None) -> Iterator[Member]:
+    """Members of a tar except folders, in its order. Raises UserError naming the file and the byte where it goes wrong."""
+    with opened(path) as file:
+        whole = os.fstat(file.fileno()).st_size
+        end = whole if size is None else offset + size
+        inner = "" if size is None else f" (the tar inside it at byte {offset:,})"
+        file.seek(offset)
+        at = offset
+        try:
+            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  closed with its file
+            while member := archive.next():
+                archive.members = []  # type: ignore[attr-defined]  # it would keep every one: a gigabyte a million
+                if member.offset_data + member.size > end:
+                    raise tarfile.ReadError("unexpected end of data")
+                at = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                if not member.isdir():
+                    name = re.sub(r"^(\./)+", "", member.name)
+                    yield Member(name, member.offset_data, member.size, unlawful(member))
+            at = archive.offset
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            cut = "end of data" in str(error) or at >= end
+            told = f"cut short at byte {end:,}; download or copy it again" if cut else f"not a tar ({error})"
+            raise UserError(f"{path}{inner}: {told}") from error
+        # tarfile takes a damaged header, or none, for the end; a whole tar says so with a block of zeros.
+        file.seek(at)
+        mark = file.read(min(BLOCK, max(0, end - at)))
+        if mark != bytes(BLOCK):
+            cut = len(mark) < BLOCK
+            told = f"cut short at byte {min(end, at + len(mark)):,}" if cut else f"damaged header at byte {at:,}"
+            raise UserError(f"{path}{inner}: {told}; download or copy it again")
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """A tar for reading, unless it is compressed or empty."""
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            start = file.read(6)
+            for magic, name in COMPRESSIONS.items():
+                if start.startswith(magic):
+                    raise UserError(
+                        f"{path}: compressed ({name}); images are read in place, so unpack it to a plain tar"
+                    )
+            if not start:
+                raise UserError(f"{path}: empty file; download or copy it again")
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def unlawful(member: tarfile.TarInfo) -> str | None:
+    """Why a tar's member is refused, if it is."""
+    if member.issym() or member.islnk():
+        return "a link"
+    if not member.isreg() or member.issparse():
+        return "not a regular file"
+    if member.name.startswith("/"):
+        return "an absolute name"
+    return "a name that climbs out of the archive" if ".." in Path(member.name).parts else None
+
+
+def by_name(found: Found) -> Found:
+    """Entries in the order of their names' bytes, and each name once."""
+    entries: list[Entry] = []
+    for entry in sorted(found.entries, key=lambda entry: (raw(entry.name), entry.offset)):
+        if entries and entries[-1].name == entry.name:
+            found.refused.append((entry.name, "a second file of this name"))
+        else:
+            entries.append(entry)
+    found.entries, found.refused = entries, sorted(found.refused, key=lambda pair: raw(pair[0]))
+    return found

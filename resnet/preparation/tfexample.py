@@ -1,0 +1,104 @@
+"""tf.train.Example, written and read without TensorFlow: the few lines of protobuf that image records need.
+
+    message Example { Features features = 1; }                    message BytesList { repeated bytes value = 1; }
+    message Features { map<string, Feature> feature = 1; }        message Int64List { repeated int64 value = 1 [packed]; }
+    message Feature { oneof { BytesList bytes_list = 1; FloatList float_list = 2; Int64List int64_list = 3; } }
+(tensorflow/core/example/{example,feature}.proto)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+BYTES, INTS, LENGTH_DELIMITED = 1, 3, 2
+
+
+def image(encoded: bytes, height: int, width: int, label: int, synset: bytes, text: bytes, filename: bytes) -> bytes:
+    """One RGB JPEG as the established record of ImageNet; `label` counts from 1."""
+    return encode(
+        {
+            "image/encoded": encoded,
+            "image/height": height,
+            "image/width": width,
+            "image/colorspace": b"RGB",
+            "image/channels": 3,
+            "image/format": b"JPEG",
+            "image/filename": filename,
+            "image/class/label": label,
+            "image/class/synset": synset,
+            "image/class/text": text,
+        }
+    )
+
+
+def encode(features: dict[str, bytes | int]) -> bytes:
+    """One value a feature; ints must not be negative. The bytes of TensorFlow's SerializeToString(deterministic=True)."""
+    entries = []
+    for name, value in sorted(features.items()):
+        kind, content = (INTS, varint(value)) if isinstance(value, int) else (BYTES, value)
+        feature = field(kind, field(1, content))
+        entries.append(field(1, field(1, name.encode()) + field(2, feature)))
+    return field(1, b"".join(entries))
+
+
+def decode(data: bytes) -> dict[str, bytes | int]:
+    """The first value of every bytes and int64 feature. Raises ValueError for what is not an Example."""
+    found: dict[str, bytes | int] = {}
+    for features in values(data, 1):
+        for entry in values(features, 1):
+            name, feature = dict(walk(entry)).get(1, b""), dict(walk(entry)).get(2, b"")
+            for kind, content in walk(feature):
+                if kind in (BYTES, INTS) and (value := next(iter(values(content, 1)), None)) is not None:
+                    # An int64 may stand packed, in a field of bytes, or by itself.
+                    packed = kind == INTS and not isinstance(value, int)
+                    found[str(name, "utf-8")] = number(value, 0)[0] if packed else value
+    return found
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A length-delimited field."""
+    return varint(number << 3 | LENGTH_DELIMITED) + varint(len(content)) + content
+
+
+def varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first, the top bit set on all but the last."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def number(data: bytes, at: int) -> tuple[int, int]:
+    """(the varint at `at`, where it ends)."""
+    value = shift = 0
+    while shift < 70 and at < len(data):
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number has no end")
+
+
+def walk(data: Any) -> Iterator[tuple[int, Any]]:
+    """(number, content) of every field: bytes, or an int for a varint."""
+    at = 0
+    while at < len(data):
+        tag, at = number(data, at)
+        if tag & 7 == 0:
+            value, at = number(data, at)
+            yield tag >> 3, value
+            continue
+        size, at = number(data, at) if tag & 7 == LENGTH_DELIMITED else ({1: 8, 5: 4}.get(tag & 7, -1), at)
+        if size < 0 or at + size > len(data):
+            raise ValueError(f"field {tag >> 3} does not fit")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def values(data: Any, wanted: int) -> Iterator[Any]:
+    """Contents of the fields of one number."""
+    return (content for field_number, content in walk(data) if field_number == wanted)

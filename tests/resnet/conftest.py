@@ -1,0 +1,169 @@
+"""Images of every kind, trees of them, and a pair of nested tars in the shape of ImageNet's."""
+
+import io
+import random
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def photo(seed, width=64, height=48):
+    """A picture with something in it: eight soft spots across, in colours that a JPEG keeps well."""
+    spots = max(2, 8 * height // width)
+    coarse = np.random.default_rng(seed).integers(60, 200, (spots, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, form="JPEG", **options):
+    """The bytes of a picture in a file."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def rotated(turn=6):
+    """EXIF that says how the camera was held."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    return exif
+
+
+@pytest.fixture(name="photo", scope="session")
+def photo_fixture():
+    return photo
+
+
+@pytest.fixture(name="encoded", scope="session")
+def encoded_fixture():
+    return encoded
+
+
+@pytest.fixture(name="rotated", scope="session")
+def rotated_fixture():
+    return rotated
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """`tree({"cat": 3, "dog": 2})`: a folder with so many JPEG images in a folder for each class."""
+
+    def make(classes, root=None, **options):
+        root = root or tmp_path / "tree"
+        for number, (name, count) in enumerate(classes.items()):
+            (root / name).mkdir(parents=True)
+            for image in range(count):
+                (root / name / f"{image:03d}.jpg").write_bytes(encoded(photo(number * 1000 + image, **options)))
+        return root
+
+    return make
+
+
+# ----------------------------------------------------------------------------------------------------------- ImageNet's tars
+@dataclass
+class Imagenet:
+    """What was made: {file name: synset} of what must come out, and what must not."""
+
+    dir: Path
+    synsets: list[str]
+    train: dict[str, str] = field(default_factory=dict)
+    val: dict[str, str] = field(default_factory=dict)
+    as_is: dict[str, bytes] = field(default_factory=dict)  # RGB JPEGs, which must come out byte for byte
+    kinds: dict[str, int] = field(default_factory=dict)  # of what was converted
+    rejected: set[str] = field(default_factory=set)  # names as in rejected.tsv
+
+
+def add(tar, name, data=b"", **header):
+    """One more member."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = len(data), 1_300_000_000
+    for key, value in header.items():
+        setattr(member, key, value)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def tarred(members, form=tarfile.USTAR_FORMAT):
+    """The bytes of a tar of (name, data, header)."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for name, data, header in members:
+            add(tar, name, data, **header)
+    return file.getvalue()
+
+
+def make_imagenet(folder, synsets=30, train=6, val=2, shuffle=0):
+    """ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of so many synsets and images of each, with intruders.
+
+    `shuffle` only moves the members about.
+    """
+    made = Imagenet(folder, [f"n{1440764 + 977 * number:08d}" for number in range(synsets)])
+    move = random.Random(shuffle).shuffle
+    odd = {
+        0: ("JPEG CMYK", lambda image: encoded(image.convert("CMYK"))),
+        1: ("PNG", lambda image: encoded(image, "PNG")),
+        2: ("JPEG grey", lambda image: encoded(image.convert("L"))),
+        3: ("JPEG rotated", lambda image: encoded(image, exif=rotated())),
+    }
+    classes = []
+    for number, synset in enumerate(made.synsets):
+        members = []
+        for image in range(train):
+            name, picture = f"{synset}_{image}.JPEG", photo(number * 100 + image)
+            kind, form = odd.get(number, ("", None)) if image == 1 else ("", None)
+            data = form(picture) if form else encoded(picture, progressive=image == 2)
+            if number == 4 and image == 3:
+                data = data[:-40]
+                made.rejected.add(f"train/{synset}/{name}")
+            else:
+                made.train[name] = synset
+                if form:
+                    made.kinds[kind] = made.kinds.get(kind, 0) + 1
+                else:
+                    made.as_is[name] = data
+            members.append((name, data, {}))
+        if number == 5:
+            members.append(("../../climbed.JPEG", encoded(photo(1)), {}))
+            made.rejected.add(f"train/{synset}/../../climbed.JPEG")
+        if number == 6:
+            members.append((f"{synset}_link.JPEG", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}))
+            made.rejected.add(f"train/{synset}/{synset}_link.JPEG")
+        move(members)
+        classes.append((f"{synset}.tar", tarred(members), {}))
+    move(classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(tarred(classes))
+    labels = made.synsets * val
+    random.Random(7).shuffle(labels)
+    members = []
+    for number, synset in enumerate(labels, 1):
+        name, data = f"ILSVRC2012_val_{number:08d}.JPEG", encoded(photo(100_000 + number))
+        if number == 9:
+            data = b"not an image at all"
+            made.rejected.add(f"val/{name}")
+        else:
+            made.val[name], made.as_is[name] = synset, data
+        members.append((name, data, {}))
+    move(members)
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(tarred(members))
+    (folder / "synset_labels.txt").write_text("".join(f"{synset}\n" for synset in labels))
+    (folder / "imagenet_metadata.txt").write_text("".join(f"{name}\tthing {name[1:]}\n" for name in made.synsets))
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_tars():
+    return make_imagenet
+
+
+@pytest.fixture(name="tarred", scope="session")
+def tarred_fixture():
+    return tarred
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """The pair of tars; tests only read it."""
+    return make_imagenet(tmp_path_factory.mktemp("imagenet") / "data")
