@@ -6,10 +6,13 @@ to go on. It is written under another name, flushed to disk, and renamed last: w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,18 @@ def fault(checkpoint: Saved) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def plain(path: Path) -> Iterator[Path]:
+    """`path`, by another name while it is read if its own has what TensorFlow takes for a pattern of names."""
+    if not set("[]*?") & set(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="resnet-") as folder:
+        alias = Path(folder, "checkpoint")
+        alias.symlink_to(path.resolve())
+        yield alias
+
+
 def restore(out: Path, weights: Any) -> tuple[Saved | None, list[str]]:
     """Load the newest good checkpoint into `weights`. Returns it (None: there is none at all) and what was set aside, in words.
 
@@ -138,7 +153,8 @@ def restore(out: Path, weights: Any) -> tuple[Saved | None, list[str]]:
             notes.append(f"{checkpoint.path.name} is damaged ({wrong}); it was renamed {aside.name}")
             continue
         try:
-            weights.read(str(checkpoint.path / "weights")).assert_consumed()
+            with plain(checkpoint.path) as path:
+                weights.read(str(path / "weights")).assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             detail = str(error).splitlines()[0]
             raise UserError(

@@ -101,7 +101,9 @@ def linear_lr(one_server: float, several: float | None = None, *, _root_: DictCo
 
 
 def lars_row(column: str, *, _root_: DictConfig) -> Any:
-    """A column of the row of optim.rows that the global batch falls in."""
+    """A column of the row of optim.rows that the global batch falls in; None for an optimizer without rows."""
+    if "rows" not in _root_.optim:
+        return None
     for row in _root_.optim.rows:
         if row.up_to is None or _root_.batch <= row.up_to:
             return row[column]

@@ -6,6 +6,7 @@ Hydra's own launchers do.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,7 +67,10 @@ class Processes(Launcher):
         for job in jobs:
             compose.check_folder(job.run, job.out)
         sweep = jobs[0].out.parent
-        sweep.mkdir(parents=True, exist_ok=True)
+        try:
+            sweep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out={sweep}: cannot be written to ({error.strerror}); give another folder") from error
         if self.parent is None:
             self.parent = self.open_parent(jobs[0].run, sweep, [job.varying for job in jobs])
         status = "KILLED"
@@ -77,7 +81,10 @@ class Processes(Launcher):
             status = "FAILED" if failed else "FINISHED"
         finally:
             summary = table(self.jobs)
-            print("\n" + summary, flush=True)
+            print(
+                f"\n{summary}\n\nsweep folder: {sweep}; the same command with out={shlex.quote(str(sweep))} goes on",
+                flush=True,
+            )
             (sweep / "summary.md").write_text(summary + "\n")
             told(track.close_run, jobs[0].run.track, self.parent, status, artifacts=(sweep / "summary.md",))
         return [returned(job) for job in jobs]

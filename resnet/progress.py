@@ -103,7 +103,9 @@ def report(made: dict[str, Any], uri: str | None) -> None:
     table.add_row("top-1", percent(made["eval/top1"]))
     table.add_row("top-5", percent(made["eval/top5"]))
     table.add_row("images/s", "-" if mean is None else f"{mean:,.1f} (steady median {median:,.1f})")
-    table.add_row("minutes", f"{made['final/training_minutes']:.1f} of training, {made['final/minutes']:.1f} in all")
+    digits = 1 if made["final/minutes"] >= 1 else 2
+    trained, whole = made["final/training_minutes"], made["final/minutes"]
+    table.add_row("minutes", f"{trained:.{digits}f} of training, {whole:.{digits}f} in all")
     table.add_row("run", Text(made["out"]))  # Text: a folder's brackets are no markup
     # As wide as it takes where there is no terminal: a path in one piece can be copied.
     Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)

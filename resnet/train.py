@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; the message is the checkpoint it has saved."""
+    """A signal asked the run to end; the message tells what it has saved and how to go on."""
 
 
 def train(run: Run, out: Path) -> dict[str, Any]:
@@ -113,7 +114,9 @@ def train(run: Run, out: Path) -> dict[str, Any]:
                     saved = keep(standing)
                     meter.resume()
                 if asked.stop and saved:
-                    raise Stopped(saved.path)
+                    raise Stopped(
+                        f"saved {saved.path.name}; go on with: python -m resnet.train resume={shlex.quote(str(out))}"
+                    )
         minutes, mark = (time.monotonic() - began) / 60, compose.fingerprint(run)
         made = result.conclusion(run, standing, done, plan.epoch(done), minutes, mark)
         tracker.log(done, {name: value for name, value in made.items() if name.startswith("final/")})
@@ -259,7 +262,7 @@ def reported(work: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except Stopped as stopped:
-        print(f"stopped by a signal; saved {stopped}; resume=<the run's folder> goes on", file=sys.stderr)
+        print(f"stopped by a signal; {stopped}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
         print("interrupted; the checkpoints written so far are whole", file=sys.stderr)

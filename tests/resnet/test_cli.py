@@ -86,6 +86,7 @@ REFUSED = {
     "-m schedule=cosine,piecewise epochs=3": ["job 0 (schedule=cosine)", "schedule.warmup_epochs=8"],
     "-m resume=x batch=1,2": ["resume=x", "leave it out of a sweep"],
     "-m --cfg job batch=32,64": ["-m --cfg job", "Only one of"],
+    "-m seed=1,2 out=/dev/null/x": ["out=/dev/null/x: cannot be written to", "give another folder"],
     "-m model=null,tiny": ["model=null,tiny: no such option"],
 }
 HEAD = "# @package _global_\n# mine\n"

@@ -27,8 +27,11 @@ def weights(out):
     import tensorflow as tf
 
     newest = checkpoint.found(Path(out))[-1]
-    reader = tf.train.load_checkpoint(str(newest.path / "weights"))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+    with checkpoint.plain(newest.path) as path:
+        reader = tf.train.load_checkpoint(str(path / "weights"))
+        return {
+            name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name
+        }
 
 
 def assert_same(left, right):
@@ -190,8 +193,8 @@ def command(*words):
 
 def test_sigterm_saves_and_resume_goes_on_to_the_same_weights(tmp_path, run_of):
     common = [*TINY, "eval=false", "epochs=1000", "schedule=constant", "optim.lr=0.01"]
-    first = subprocess.Popen(command(*common, "out=a b"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    out = tmp_path / "a b"
+    first = subprocess.Popen(command(*common, "out='a [b] c'"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    out = tmp_path / "a [b] c"
     while not (out / "metrics.jsonl").exists() or len(lines(out)) < 3:  # past the first steps
         assert first.poll() is None
         time.sleep(0.05)
@@ -200,11 +203,11 @@ def test_sigterm_saves_and_resume_goes_on_to_the_same_weights(tmp_path, run_of):
     assert first.returncode == STOPPED
     step = checkpoint.found(out)[-1].step
     assert f"step-{step:08d}" in told
-    done = subprocess.run(command(f"resume={out}", f"steps={step + 5}"), cwd=tmp_path.parent, capture_output=True, text=True,
+    done = subprocess.run(command(f"resume='{out}'", f"steps={step + 5}"), cwd=tmp_path.parent, capture_output=True, text=True,
                           check=True)  # fmt: skip
     assert f"going on from step {step}" in done.stdout.replace(",", "")
     again = subprocess.run(
-        command(f"resume={out}", f"steps={step + 5}"), cwd=tmp_path, capture_output=True, text=True, check=True
+        command(f"resume='{out}'", f"steps={step + 5}"), cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "has finished already" in again.stdout
     started(run_of(*common, f"out={tmp_path / 'whole'}", f"steps={step + 5}"))
