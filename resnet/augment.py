@@ -22,6 +22,18 @@ def mix_ratios(alpha: float, seed: int, steps: Iterable[int]) -> NDArray[np.floa
                     np.float32)  # fmt: skip
 
 
+def prepare_images(images: Any, flip: Any, mean: list[float], std: list[float]) -> Any:
+    """On the device: mirror where `flip` (bool [B], or None), then (x - mean) / std. uint8 [B, S, S, 3] -> float32."""
+    if flip is not None:
+        images = tf.where(flip[:, None, None, None], tf.reverse(images, [2]), images)
+    # Rows of W * 3 numbers: broadcasting over 3 channels does not vectorise on a CPU.
+    width = images.shape[2]
+    scale = np.tile(1 / np.asarray(std, np.float32), width)
+    offset = np.tile(-np.asarray(mean, np.float32) / np.asarray(std, np.float32), width)
+    rows = tf.cast(tf.reshape(images, [-1, width * 3]), tf.float32) * scale + offset
+    return tf.reshape(rows, tf.shape(images))
+
+
 def mix_up(images: Any, targets: Any, ratio: Any) -> tuple[Any, Any]:
     """Each image with its opposite in the batch: ratio * x + (1 - ratio) * reversed x, and the targets likewise.
 

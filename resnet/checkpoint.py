@@ -71,12 +71,11 @@ def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, kee
 
 def digest(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(file.read()).hexdigest()
-        )
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def flush(path: Path) -> None:

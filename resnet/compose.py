@@ -8,6 +8,7 @@ save(run, out), load(out)   <out>/config.yaml, resolved and complete
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -325,27 +326,24 @@ SAID = (
 )
 
 
-class explained:
-    """Context: Hydra's, OmegaConf's and YAML's exceptions come out as UserError, one line, with the way out."""
-
-    def __init__(self, _config: DictConfig | None = None) -> None:
-        pass
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (HydraException, OmegaConfBaseException)):
-            raise UserError(one_line(error)) from None
-        if isinstance(error, yaml.YAMLError):
-            mark = getattr(error, "problem_mark", None)
-            place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
-            said = getattr(error, "problem", None) or " ".join(str(error).split())
-            raise UserError(f"{place}not YAML ({said})") from None
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Hydra's, OmegaConf's and YAML's exceptions come out as UserError, one line, with the way out."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{place}not YAML ({said})") from None
+    except ValueError as error:
         if type(error) is ValueError and str(error).startswith("Config group override"):
             raise UserError(no_option()) from None
         if type(error) is ValueError and str(error).startswith("Only one of --run"):
             raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from None
+        raise
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Reading: shards to batches of uint8 images. What is done to a batch on the device is here too (`prepare_images`).
+"""Reading: shards to batches of uint8 images.
 
 Order and augmentation are functions of (seed, epoch, image), never of ranks, cores or history: epoch e is
 `shards.order(seed, e, n)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
@@ -257,15 +257,3 @@ def synthetic(source: Source, batch: int, seed: int, rank: int) -> Any:
     images = random.integers(0, 256, [batch, size, size, 3], np.uint8)
     labels = random.integers(0, source.settings.classes, [batch], np.int32)
     return tf.data.Dataset.from_tensors((images, labels, np.zeros(batch, bool))).cache().repeat()
-
-
-def prepare_images(images: Any, flip: Any, mean: list[float], std: list[float]) -> Any:
-    """On the device: mirror where `flip` (bool [B], or None), then (x - mean) / std. uint8 [B, S, S, 3] -> float32."""
-    if flip is not None:
-        images = tf.where(flip[:, None, None, None], tf.reverse(images, [2]), images)
-    # Rows of W * 3 numbers: broadcasting over 3 channels does not vectorise on a CPU.
-    width = images.shape[2]
-    scale = np.tile(1 / np.asarray(std, np.float32), width)
-    offset = np.tile(-np.asarray(mean, np.float32) / np.asarray(std, np.float32), width)
-    rows = tf.cast(tf.reshape(images, [-1, width * 3]), tf.float32) * scale + offset
-    return tf.reshape(rows, tf.shape(images))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from resnet.augment import prepare_images
 from resnet.config import Data
-from resnet.data import prepare_images
 
 
 @dataclass(frozen=True)

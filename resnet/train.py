@@ -155,8 +155,7 @@ def compiled(network: Any, optimizer: Any, run: Run) -> Callable[[Any, Any, Any]
     """The function (iterator of batches, learning rates [k], MixUp ratios [k]) -> losses [k]: k steps in one graph call."""
     import tensorflow as tf
 
-    from resnet.augment import mix_up
-    from resnet.data import prepare_images
+    from resnet.augment import mix_up, prepare_images
 
     variables = network.trainable_variables
     classes, smoothing, data = run.data.classes, run.label_smoothing, run.data
@@ -233,7 +232,7 @@ def start() -> None:
 
     def keep(config: Any) -> None:
         try:
-            with compose.explained(config):
+            with compose.explained():
                 composed.append(compose.resumed(config) if config.resume else compose.freeze(config))
         except UserError as error:  # raised below: Hydra would add lines of its own
             composed.append(error)

@@ -57,13 +57,13 @@ def described(folder: Path) -> tuple[list[str], str]:
 
 def pictures(opened: source.Source, images: int, seed: int) -> list[tuple[NDArray[np.uint8], list[int]]]:
     """(pixels, labels) of the first training batch and the first evaluation batch, through the pipeline of training."""
-    from resnet import data  # TensorFlow
+    from resnet import augment, data  # TensorFlow
 
     settings = opened.settings
     mean, std = np.asarray(settings.mean, np.float32), np.asarray(settings.std, np.float32)
     batch = min(images, opened.train_images)
     pixels, labels, flips = next(iter(data.train(opened, batch, seed, 0)))
-    seen = data.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
+    seen = augment.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
     shown = min(images, opened.eval_images)
     eval_pixels, eval_labels, _mask = next(iter(data.evaluation(opened, shown)))
     return [

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from resnet import UserError, data, shards, source
+from resnet import UserError, augment, data, shards, source
 from resnet.config import Digits, Records, Synthetic
 
 TRAIN, VAL, BATCH, SIDE = 51, 23, 8, 16  # images, images, images, pixels
@@ -439,7 +439,7 @@ def test_pixels_are_rounded_to_the_nearest():
 def test_images_are_mirrored_then_normalized(flip):
     images = np.random.default_rng(1).integers(0, 256, (3, 9, 9, 3), np.uint8)
     mean, std = [123.68, 116.78, 103.94], [58.393, 57.12, 57.375]
-    found = data.prepare_images(tf.constant(images), None if flip is None else tf.constant(flip), mean, std)
+    found = augment.prepare_images(tf.constant(images), None if flip is None else tf.constant(flip), mean, std)
     mirrored = [image[:, ::-1] if flip and flip[i] else image for i, image in enumerate(images)]
     assert found.dtype == tf.float32
     np.testing.assert_allclose(found, (np.array(mirrored, np.float64) - mean) / std, rtol=0, atol=1e-6)
@@ -448,7 +448,7 @@ def test_images_are_mirrored_then_normalized(flip):
 def test_images_are_normalized_alike_inside_a_graph_whose_batch_is_unknown():
     images = np.random.default_rng(1).integers(0, 256, (3, 9, 9, 3), np.uint8)
     compiled = tf.function(
-        lambda images: data.prepare_images(images, None, [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]),
+        lambda images: augment.prepare_images(images, None, [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]),
         input_signature=[tf.TensorSpec([None, 9, 9, 3], tf.uint8)],
     )
     np.testing.assert_allclose(compiled(images), (images - np.float64([1, 2, 3])) / [4, 5, 6], rtol=0, atol=1e-5)
@@ -464,7 +464,7 @@ def test_the_constants_are_the_published_ones():
 
 def test_a_deviation_of_one_only_subtracts_the_mean():
     images = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    found = data.prepare_images(tf.constant(images), None, [123.68, 116.78, 103.94], [1.0, 1.0, 1.0])
+    found = augment.prepare_images(tf.constant(images), None, [123.68, 116.78, 103.94], [1.0, 1.0, 1.0])
     np.testing.assert_allclose(found, images - np.float64([123.68, 116.78, 103.94]), rtol=0, atol=1e-4)
 
 
