@@ -34,9 +34,9 @@ class Saved:
     state: dict[str, Any]
 
 
-def trackable(network: Any, optimizer: Any) -> Any:
-    """Everything that training changes, by name."""
-    return tf.train.Checkpoint(network=network, optimizer=optimizer)
+def trackable(network: Any, optimizer: Any, average: Any = None) -> Any:
+    """Everything that training changes, by name; `average` is the network of the averaged weights, if they are averaged."""
+    return tf.train.Checkpoint(network=network, optimizer=optimizer, **({"average": average} if average else {}))
 
 
 def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, keep: int) -> Saved:

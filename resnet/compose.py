@@ -67,6 +67,7 @@ FREE = (
     "save_every_steps",
     "keep_checkpoints",
     "steps_per_loop",
+    "mlperf",
     "out",
     "resume",
     "recipe",
@@ -111,6 +112,11 @@ def lars_row(column: str, *, _root_: DictConfig) -> Any:
     raise UserError(f"batch={_root_.batch}: no row of optim.rows holds it; end them with one of up_to: null")
 
 
+def must_be_given(knob: str) -> None:
+    """What a recipe leaves to its user. ??? would not do: merging keeps the default of a knob that has one."""
+    raise UserError(f"{knob}: must be given, as in {knob}=...")
+
+
 def counted_classes(*, _parent_: DictConfig) -> int:
     """How many classes the shards in data.dir are of: a line each in its classes.txt."""
     if OmegaConf.is_missing(_parent_, "dir"):
@@ -118,8 +124,7 @@ def counted_classes(*, _parent_: DictConfig) -> int:
     folder = absolute(_parent_.dir, Path.cwd())
     path = f"{folder}/{manifest.CLASSES}"
     try:
-        with shards.gfile().GFile(path) if shards.is_remote(path) else Path(path).open(encoding="utf-8") as file:
-            return len(manifest.read_classes(file.read()))
+        return len(manifest.read_classes(shards.text(path)))
     except shards.trouble(path) as error:
         raise UserError(
             f"data.dir={folder}: no {manifest.CLASSES} here to tell the classes; prepare images with: python -m "
@@ -151,7 +156,7 @@ def register() -> None:
     space.resnet = launch  # type: ignore[attr-defined]
     Plugins.instance().register(Experiments)
     Plugins.instance().register(launch.Processes)
-    for resolver in (linear_lr, lars_row, counted_classes, help_text, scratch):
+    for resolver in (linear_lr, lars_row, must_be_given, counted_classes, help_text, scratch):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -179,7 +184,7 @@ def help_text() -> str:
         if name != group:
             lines += ["", name]
             group = name
-        lines.append(f"  {name + chr(61) + option:<24} {said}".rstrip())
+        lines.append(f"  {name + chr(61) + option:<29} {said}".rstrip())
     return "\n".join(lines)
 
 
@@ -242,6 +247,7 @@ def freeze(config: DictConfig) -> Run:
     assert isinstance(run, Run)
     base = Path.cwd()
     run.out = absolute(run.out, base)
+    run.init = run.init and absolute(run.init, base)
     if isinstance(run.data, Records):
         run.data.dir = absolute(run.data.dir, base)
     if isinstance(run.track, Mlflow) and run.track.uri.startswith("sqlite:///"):
@@ -259,6 +265,41 @@ def part(group: str, *overrides: str, **knobs: Any) -> Any:
         for knob, value in knobs.items():
             config[group][knob] = value
         return OmegaConf.to_object(config[group])
+
+
+LENT = ("model", "data", "dtype", "cluster")  # parts that a command beside training may choose
+SEEN = ("image_size", "eval_resize", "mean", "std")  # how the network was taught to see: kept over another data=
+
+
+def lent(words: list[str], saved: Run | None = None) -> Run:
+    """A run for a command beside training: `saved` with the parts and knobs that `words` name, or composed of these alone."""
+    import hydra
+
+    for word in words:
+        name = word.partition("=")[0]
+        if name.partition(".")[0] not in LENT and name not in ("batch", "eval_steps"):
+            raise UserError(
+                f"{word}: not for this command; it takes {', '.join(LENT)}, their knobs, batch and eval_steps"
+            )
+    named = [word.partition("=")[0] for word in words]
+    own = [f"{group}={getattr(saved, group).name}" for group in LENT if saved and group not in named]
+    register()
+    with explained(), hydra.initialize_config_dir(str(tree("conf")), version_base="1.3"):
+        config = hydra.compose("config", ["track=off", *own, *words])
+        config.recipe, config.out = None, str(Path.cwd())
+        if saved is None:
+            return freeze(config)
+        node = OmegaConf.structured(saved)
+        for name in named:
+            value = OmegaConf.select(config, name)
+            if name in LENT:
+                kept = [knob for knob in SEEN if name == "data" and f"data.{knob}" not in named]
+                value = OmegaConf.structured(OmegaConf.to_object(value))
+                for knob in kept:
+                    if knob in value and knob in node.data:
+                        value[knob] = node.data[knob]
+            OmegaConf.update(node, name, value, merge=False)
+    return freeze(node)
 
 
 def check_names(config: DictConfig) -> None:
@@ -475,6 +516,14 @@ def check_folder(run: Run, out: Path) -> None:
         raise UserError(
             f"out={out}: another run lies here ({told}{', ...' if len(changed) > 5 else ''}); "
             f"give another out=, or go on with it by resume={out}"
+        )
+
+
+def check_init(run: Run) -> None:
+    """Raise UserError if the weights to start from are not there, and no checkpoint makes them needless."""
+    if run.init and not Path(run.init).exists() and not (Path(run.out) / "checkpoints").exists():
+        raise UserError(
+            f"init={run.init}: no such file or folder; give .safetensors, .npz, a SavedModel or a run's folder"
         )
 
 

@@ -26,13 +26,17 @@ FEATURES = {
 
 
 # -------------------------------------------------------------------------------------------------------------- training
-def train(source: Source, batch: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Any:
+def train(
+    source: Source, batch: int, seed: int, step: int, rank: int = 0, ranks: int = 1, size: int | None = None
+) -> Any:
     """Endless batches of this rank from global step `step` on.
 
     A batch is (images uint8 [batch / ranks, S, S, 3], labels int32 [batch / ranks] in 0..classes-1, flip bool [batch / ranks]).
+    S is `size` in pixels, else the settings' train_size, else their image_size; order and augmentation do not depend on it.
     """
+    side = size or source.settings.train_size or source.settings.image_size
     if source.train is None:
-        return synthetic(source, batch // ranks, seed, rank)
+        return synthetic(source, batch // ranks, seed, rank, side)
     settings, records = source.settings, source.train
     assert isinstance(settings, Records)
     count = len(records)
@@ -51,7 +55,7 @@ def train(source: Source, batch: int, seed: int, step: int, rank: int = 0, ranks
 
     def decode(encoded: Any, label: Any, key: Any, _whole: Any) -> Any:
         draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
-        image = random_crop(encoded, draws[:-1], settings)
+        image = random_crop(encoded, draws[:-1], settings, side)
         return image, label, (draws[-1] < 0.5) & settings.flip
 
     dataset = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(epoch_of)
@@ -147,8 +151,8 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int = 6
     return None
 
 
-def random_crop(image: Any, draws: Any, settings: Records) -> Any:
-    """Random resized crop of a JPEG (of which only the crop is decoded) or of uint8 [H, W, 3] -> uint8 [S, S, 3].
+def random_crop(image: Any, draws: Any, settings: Records, size: int) -> Any:
+    """Random resized crop of a JPEG (of which only the crop is decoded) or of uint8 [H, W, 3] -> uint8 [size, size, 3].
 
     `draws` are 4 * TRIES uniforms in [0, 1).
     """
@@ -158,7 +162,7 @@ def random_crop(image: Any, draws: Any, settings: Records) -> Any:
         image = tf.image.decode_and_crop_jpeg(image, box, channels=3, dct_method="INTEGER_ACCURATE")
     else:
         image = image[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
-    return to_uint8(resize(image, [settings.image_size] * 2), settings.image_size)
+    return to_uint8(resize(image, [size] * 2), size)
 
 
 def resize(image: Any, size: Any) -> Any:
@@ -198,7 +202,7 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
     of mask 0. `batch` is local; `steps` limits the batches.
     """
     if source.val is None:
-        dataset = synthetic(source, batch, 0, rank)
+        dataset = synthetic(source, batch, 0, rank, source.settings.image_size)
         batches = -(-len(range(rank, source.eval_images, ranks)) // batch)
         last = len(range(rank, source.eval_images, ranks)) - (batches - 1) * batch
 
@@ -250,10 +254,9 @@ def tidy(dataset: Any) -> Any:
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
-def synthetic(source: Source, batch: int, seed: int, rank: int) -> Any:
+def synthetic(source: Source, batch: int, seed: int, rank: int, size: int) -> Any:
     """One random batch for ever."""
     random = np.random.Generator(np.random.Philox(key=np.array([seed, rank], np.uint64)))
-    size = source.settings.image_size
     images = random.integers(0, 256, [batch, size, size, 3], np.uint8)
     labels = random.integers(0, source.settings.classes, [batch], np.int32)
     return tf.data.Dataset.from_tensors((images, labels, np.zeros(batch, bool))).cache().repeat()

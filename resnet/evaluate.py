@@ -1,60 +1,140 @@
-"""Counts of an evaluation, and what they come to. Summed over batches and ranks first, divided once."""
+"""`python -m resnet.evaluate <run folder | weights file> [data=...]`: what a trained network gets right, class by class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import tensorflow as tf
+from resnet import UserError
 
-from resnet.augment import prepare_images
-from resnet.config import Data
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
+HELP = """Evaluate a trained network: python -m resnet.evaluate WEIGHTS [knob=value ...]
 
-@dataclass(frozen=True)
-class Scores:
-    """An evaluation's result: shares in 0..1, mean cross-entropy in nats without smoothing, and the images it is over."""
+WEIGHTS is a run's folder (its best checkpoint, averaged weights where there are any), a checkpoint in one, a SavedModel of
+this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging Face's names.
 
-    top1: float
-    top5: float
-    loss: float
-    seen: int
-
-
-def counts(logits: Any, labels: Any, mask: Any) -> Any:
-    """float32 [4]: images right at first, right within the first five, sum of cross-entropy, images; all where mask is 1.
-
-    logits float32 [B, classes], labels int32 [B], mask float32 [B]. Ties count as argsort would order them, and a label
-    whose logit is not a number is wrong.
-    """
-    target = tf.gather(logits, labels, axis=1, batch_dims=1)[:, None]
-    before = tf.range(tf.shape(logits)[1])[None, :] < labels[:, None]
-    ahead = tf.reduce_sum(tf.cast((logits > target) | ((logits == target) & before), tf.int32), axis=1)
-    number = tf.math.is_finite(target[:, 0])
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    right = [tf.cast(number & (ahead < k), tf.float32) * mask for k in (1, 5)]
-    return tf.stack([tf.reduce_sum(part) for part in (*right, tf.where(mask > 0, loss, 0.0), mask)])
+  data=imagenet data.dir=DIR   evaluate on these shards; a run's own data if left out
+  out=DIR                      where scores.json, classes.csv, confusion.csv and confusion.png go (default: WEIGHTS-evaluation)
+  model=, dtype=, cluster=, batch=, eval_steps=, data.eval_resize=, ...   as in training"""
 
 
-def step(network: Any, data: Data) -> Any:
-    """The compiled function (images, labels, mask) -> counts."""
+def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
+    """Evaluate, write the four files into `out` and return what scores.json holds."""
+    import numpy as np
 
-    @tf.function(reduce_retracing=True)
-    def evaluation_step(images: Any, labels: Any, mask: Any) -> Any:
-        logits = network(prepare_images(images, None, data.mean, data.std), training=False)
-        return counts(logits, labels, mask)
+    from resnet import data, scores, source, trained
 
-    return evaluation_step
+    check_out(out)
+    made = trained.opened(path, words)
+    for line in made.notes:
+        print(line)
+    images = source.opened(made.run.data)
+    expected = min(images.eval_images, (made.run.eval_steps or images.eval_images) * made.run.batch)
+    confusion = np.zeros([made.run.data.classes] * 2, np.int64)
+    step = scores.predicting(made.network, made.run.data)
+
+    def counted(pixels: Any, labels: Any, mask: Any) -> Any:
+        counts, predicted = step(pixels, labels, mask)
+        here = mask.numpy() > 0
+        np.add.at(confusion, (labels.numpy()[here], predicted.numpy()[here]), 1)
+        return counts
+
+    batches = data.evaluation(images, made.run.batch, made.run.eval_steps)
+    found, _ = scores.over(batches, counted, lambda: expected - images.lost(expected))
+    names = made.names or [str(number) for number in range(len(confusion))]
+    told = {"weights": str(Path(path).resolve()), "data": made.run.data.name, **asdict(found)}
+    write(out, told, confusion, names)
+    return told
 
 
-def scores(batches: Iterable[tuple[Any, Any, Any]], evaluation_step: Any, expected: Callable[[], int]) -> Scores:
-    """Evaluate `batches`, which must hold `expected()` images, asked once they have been read.
+def check_out(out: Path) -> None:
+    """Raise UserError if the results could not be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
 
-    Nothing is read from the device before the last batch.
-    """
-    parts = [evaluation_step(*batch) for batch in batches]
-    right1, right5, loss, seen = np.sum([part.numpy() for part in parts], axis=0, dtype=np.float64)
-    assert seen == expected(), f"evaluated {seen:.0f} images of {expected()}"
-    return Scores(right1 / seen, right5 / seen, loss / seen, int(seen))
+
+def write(out: Path, told: dict[str, Any], confusion: NDArray[np.int64], names: list[str]) -> None:
+    """scores.json, classes.csv, confusion.csv (rows: the truth, columns: what the network said), confusion.png."""
+    (out / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
+    with (out / "classes.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["class", "images", "right", "top1", "most_often_taken_for", "so_often"])
+        for number, (name, row) in enumerate(zip(names, confusion, strict=True)):
+            wrong = row.copy()
+            wrong[number] = 0
+            taken = names[int(wrong.argmax())] if wrong.any() else ""
+            share = f"{row[number] / row.sum():.6f}" if row.sum() else ""
+            rows.writerow([name, row.sum(), row[number], share, taken, wrong.max()])
+    with (out / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["", *names])
+        rows.writerows([name, *row] for name, row in zip(names, confusion, strict=True))
+    draw(out / "confusion.png", confusion, names, f"top-1 {100 * told['top1']:.2f} % of {told['seen']:,} images")
+
+
+def draw(path: Path, confusion: NDArray[np.int64], names: list[str], title: str) -> None:
+    """The confusion matrix as shares of each row; with names and figures as far as they can be read."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    classes = len(names)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = min(4 + 0.35 * classes, 16)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(shown, label="share of the class's images", shrink=0.8)
+    axes.set(xlabel="said by the network", ylabel="class", title=title)
+    if classes <= 60:
+        axes.set_xticks(range(classes), names, rotation=90)
+        axes.set_yticks(range(classes), names)
+    if classes <= 20:
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def separated(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
+    """(weights, words for the composition, out) of a command line. Raises UserError unless there is one path of weights."""
+    paths = [word for word in words if "=" not in word]
+    if len(paths) != 1:
+        raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
+    outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
+    rest = [word for word in words if "=" in word and not word.startswith("out=")]
+    return paths[0], rest, outs[-1] if outs else None
+
+
+def go(words: Sequence[str]) -> None:
+    """The command without the reporting of errors."""
+    path, rest, out = separated(words, "resnet.evaluate")
+    place = Path(out) if out else Path(f"{Path(path).resolve()}-evaluation")
+    told = evaluate(path, rest, place)
+    print(
+        f"top-1 {100 * told['top1']:.2f} %  top-5 {100 * told['top5']:.2f} %  loss {told['loss']:.4f}  ({told['seen']:,} images)"
+    )
+    print(f"{place}: scores.json, classes.csv, confusion.csv, confusion.png")
+
+
+def main() -> int:
+    """Exit status."""
+    from resnet import train
+
+    if not sys.argv[1:] or {"--help", "-h"} & set(sys.argv[1:]):
+        print(HELP)
+        return 0
+    return train.reported(lambda: go(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

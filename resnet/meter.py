@@ -14,7 +14,7 @@ from resnet import UserError
 class Meter:
     """Reading waits for the device, so it happens at log points only; time is taken from one reading to the next.
 
-    The first graph call of a process builds the graph and counts nowhere.
+    The first call of a graph builds it, and counts nowhere.
     """
 
     def __init__(self, done: int, batch: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,6 +50,11 @@ class Meter:
         """What happened since the last reading was no training."""
         assert not self.unread
         self.since = self.clock()
+
+    def rebuilt(self) -> None:
+        """The next graph call builds its graph, and counts nowhere."""
+        self.calls = 0
+        self.resume()
 
     def take(self) -> tuple[float, int, list[float]]:
         """(seconds, images, speeds) since they were last taken."""

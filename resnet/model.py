@@ -6,13 +6,15 @@ PyTorch, so that public weights agree. Layers carry timm's names (conv1, bn1, la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from resnet import UserError
 from resnet.config import Block, Model
 
+HEAD = "fc"
 layers = tf.keras.layers
 KERNEL = tf.keras.initializers.VarianceScaling(
     2.0, "fan_out", "truncated_normal"
@@ -103,6 +105,42 @@ def build(model: Model, classes: int, policy: str) -> Any:
             x = block(x, inner, outer, stride, f"layer{stage + 1}.{number}", first)
     x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
     logits = layers.Dense(
-        classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), dtype="float32", name="fc"
+        classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), dtype="float32", name=HEAD
     )(x)
     return tf.keras.Model(images, logits, name=model.name)
+
+
+def under(name: str, part: str) -> bool:
+    """Whether the layer `name` is `part`, or in it: layer1.0.conv1 is under layer1.0, and under layer1."""
+    return name == part or name.startswith(f"{part}.")
+
+
+def check_parts(network: Any, knob: str, parts: Iterable[str]) -> None:
+    """Raise UserError for a part that no layer with weights is under."""
+    names = [layer.name for layer in network.layers if layer.weights]
+    for part in parts:
+        if not any(under(name, part) for name in names):
+            tops = dict.fromkeys(name.partition(".")[0] for name in names)
+            raise UserError(f"{knob}={part}: no layer of {network.name} is under this name; there are {', '.join(tops)}, "
+                            f"and in them such as {next(name for name in names if '.' in name)}")  # fmt: skip
+
+
+def freeze(network: Any, what: str | list[str]) -> None:
+    """Let parts of the network stand still: `what` of finetune.freeze. Their batch norm keeps its statistics, and uses them."""
+    parts = [] if isinstance(what, str) else what
+    check_parts(network, "finetune.freeze", parts)
+    for layer in network.layers:
+        if (what == "head" and layer.name != HEAD) or any(under(layer.name, part) for part in parts):
+            layer.trainable = False
+    if not network.trainable_variables:
+        raise UserError(f"finetune.freeze={what}: nothing would be trained; leave a part out")
+
+
+def lr_factors(network: Any, multipliers: dict[str, float]) -> list[float]:
+    """The factor of every trainable variable: that of the longest part its layer is under, 1 where there is none."""
+    check_parts(network, "finetune.lr_multipliers", multipliers)
+    found = []
+    for variable in network.trainable_variables:
+        parts = [part for part in multipliers if under(variable.name.partition("/")[0], part)]
+        found.append(float(multipliers[max(parts, key=len)]) if parts else 1.0)
+    return found

@@ -22,11 +22,18 @@ class Momentum(tf.Module):
     One fused op a variable. The velocities, one a variable and of its shape, are all the state there is.
     """
 
-    def __init__(self, variables: Sequence[Any], momentum: float, nesterov: bool = False) -> None:
+    def __init__(
+        self, variables: Sequence[Any], momentum: float, factors: Sequence[float], nesterov: bool = False
+    ) -> None:
         super().__init__("momentum")
+        self.factors = tuple(factors)
         self.variables_to_train = list(variables)
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity = [tf.Variable(tf.zeros(w.shape, w.dtype), trainable=False, name="velocity") for w in variables]
+
+    def rate(self, number: int, lr: Any) -> Any:
+        """The learning rate of variable `number`."""
+        return lr if self.factors[number] == 1 else lr * self.factors[number]
 
     def update(self, number: int, gradient: Any, lr: Any) -> None:
         """Move variable `number` along `gradient`."""
@@ -44,8 +51,8 @@ def kind(variable: Any) -> str:
 class SgdUpdate(Momentum):
     """g' = g + wd*w ; v = m*v + g' ; w -= lr*v. The lr is outside the velocity (arXiv:1706.02677 sec. 3, eq. 9)."""
 
-    def __init__(self, variables: Sequence[Any], settings: Sgd) -> None:
-        super().__init__(variables, settings.momentum, settings.nesterov)
+    def __init__(self, variables: Sequence[Any], settings: Sgd, factors: Sequence[float]) -> None:
+        super().__init__(variables, settings.momentum, factors, settings.nesterov)
         self.weight_decay = settings.weight_decay
 
     def apply(self, gradients: Sequence[Any], lr: Any) -> None:
@@ -53,7 +60,7 @@ class SgdUpdate(Momentum):
         for number, (g, w) in enumerate(zip(gradients, self.variables_to_train, strict=True)):
             if self.weight_decay and kind(w) not in NORM:
                 g = g + self.weight_decay * w
-            self.update(number, g, lr)
+            self.update(number, g, self.rate(number, lr))
 
 
 class LarsUpdate(Momentum):
@@ -62,8 +69,8 @@ class LarsUpdate(Momentum):
     trust is 1 where either norm is 0; batch-norm gamma, beta and biases have trust 1 and no decay.
     """
 
-    def __init__(self, variables: Sequence[Any], settings: Lars) -> None:
-        super().__init__(variables, settings.momentum)
+    def __init__(self, variables: Sequence[Any], settings: Lars, factors: Sequence[float]) -> None:
+        super().__init__(variables, settings.momentum, factors)
         self.settings = settings
 
     def apply(self, gradients: Sequence[Any], lr: Any) -> None:
@@ -72,21 +79,22 @@ class LarsUpdate(Momentum):
         one = tf.ones([], tf.float32)
         for number, (g, w) in enumerate(zip(gradients, self.variables_to_train, strict=True)):
             if kind(w) in NORM_AND_BIAS:
-                self.update(number, lr * g, one)
+                self.update(number, self.rate(number, lr) * g, one)
                 continue
             g_norm, w_norm = tf.norm(g), tf.norm(w)
             trust = self.settings.trust_coefficient * tf.math.divide_no_nan(
                 w_norm, g_norm + decay * w_norm + self.settings.epsilon
             )
             trust = tf.where((g_norm > 0) & (w_norm > 0), trust, one)
-            self.update(number, lr * trust * (g + decay * w), one)
+            self.update(number, self.rate(number, lr) * trust * (g + decay * w), one)
 
 
-def build(settings: Optim, variables: Sequence[Any]) -> Momentum:
-    """The optimizer that `settings` describes, for float32 `variables`."""
+def build(settings: Optim, variables: Sequence[Any], factors: Sequence[float] | None = None) -> Momentum:
+    """The optimizer that `settings` describes, for float32 `variables`, each with a factor of its own on the learning rate."""
+    factors = [1.0] * len(variables) if factors is None else factors
     match settings:
         case Sgd():
-            return SgdUpdate(variables, settings)
+            return SgdUpdate(variables, settings, factors)
         case Lars():
-            return LarsUpdate(variables, settings)
+            return LarsUpdate(variables, settings, factors)
     raise AssertionError(settings)

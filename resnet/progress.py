@@ -58,12 +58,14 @@ class Display:
             left = (time.monotonic() - self.began) / max(done - self.first, 1) * (self.total - done)
             self.say(f"step {done}/{self.total}  epoch {epoch:.2f}/{self.epochs:g}  {text}  left {clock(left)}")
 
-    def scores(self, done: int, epoch: float, scores: Any) -> None:
-        """An evaluation's result (`evaluate.Scores`)."""
-        self.say(
-            f"epoch {epoch:g}  step {done}  top-1 {100 * scores.top1:.2f} %  top-5 {100 * scores.top5:.2f} %  "
-            f"loss {scores.loss:.4f}  ({scores.seen:,} images)"
-        )
+    def scores(self, done: int, epoch: float, scores: Any, averaged: Any = None) -> None:
+        """An evaluation's result (`scores.Scores`), and that of the averaged weights."""
+        for found, of in ((scores, ""), (averaged, "averaged weights: ")):
+            if found:
+                self.say(
+                    f"epoch {epoch:g}  step {done}  {of}top-1 {100 * found.top1:.2f} %  top-5 {100 * found.top5:.2f} %  "
+                    f"loss {found.loss:.4f}  ({found.seen:,} images)"
+                )
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -85,6 +87,9 @@ def headline(run: Run, plan: Any, source: Any, device: str, done: int) -> list[s
     if row and row.lr == run.optim.lr:
         batches = f"up to {row.up_to}" if row.up_to else "above all others"
         lines.append(f"LARS lr, warm-up and decay: the row of global batches {batches} ({row.source})")
+    if run.progressive.start_size is not None:
+        grown = f"{run.progressive.start_epochs:g} to {run.progressive.end_epochs:g}"
+        lines.append(f"training crops of {plan.size(0)} px, growing over the epochs {grown} to {run.train_size}")
     if done:
         lines.append(f"going on from step {done:,}, epoch {plan.epoch(done):.2f}")
     return lines

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resnet import UserError
-from resnet.config import Constant, Cosine, Horizon, Piecewise, Polynomial, Run, Schedule
+from resnet.config import Constant, Cosine, Horizon, Piecewise, Polynomial, Progressive, Run, Schedule
 
 Curve = Callable[[ArrayLike], NDArray[np.float64]]  # steps, any shape -> learning rates of that shape
 
@@ -87,6 +87,26 @@ def curve(schedule: Schedule, peak: float, epochs: float, steps_per_epoch: int) 
     raise AssertionError(schedule)
 
 
+def crop_size(epoch: int, full: int, growth: Progressive) -> int:
+    """Side of the training crops in `epoch`, counted from 0: linear from start_size to `full`, to the nearest multiple."""
+    if growth.start_size is None or epoch >= growth.end_epochs:
+        return full
+    if epoch < growth.start_epochs:
+        return growth.start_size
+    share = (epoch - growth.start_epochs) / (growth.end_epochs - growth.start_epochs)
+    return (
+        math.floor((growth.start_size + (full - growth.start_size) * share) / growth.multiple + 0.5) * growth.multiple
+    )
+
+
+def ema_decay(kept: float, every: int, done: int) -> float:
+    """What the average keeps of itself in its update after `done` steps, `every` steps after the one before.
+
+    Less than `kept` ** every at first, or the initial weights would stay in it for long (tf.train.ExponentialMovingAverage).
+    """
+    return float(min(kept, (1 + done) / (10 + done)) ** every)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run in steps. Evaluation and saving happen after `n` updates, for `n` in their sets of multiples or at the end."""
@@ -98,13 +118,17 @@ class Plan:
     log_every: int
     loop: int
     lr: Curve
+    average_every: int | None  # None: the weights are not averaged
+    size: Callable[[int], int]  # step -> side of its training crops, pixels
 
     def calls(self, done: int) -> Iterator[tuple[int, int]]:
-        """(first step, one past the last) of every graph call from `done` on; none runs past an evaluation or a save."""
+        """(first step, one past the last) of every graph call from `done` on; none runs past an evaluation, a save, an
+        update of the average, or into another size of images."""
         while done < self.total_steps:
             stops = [self.total_steps, done + self.loop, next_multiple(done, self.save_every)]
-            if self.eval_every:
-                stops.append(next_multiple(done, self.eval_every))
+            stops += [next_multiple(done, every) for every in (self.eval_every, self.average_every) if every]
+            epoch_ends = range(next_multiple(done, self.steps_per_epoch), min(stops), self.steps_per_epoch)
+            stops += [end for end in epoch_ends if self.size(end) != self.size(done)][:1]
             yield done, min(stops)
             done = min(stops)
 
@@ -119,6 +143,14 @@ class Plan:
     def logs(self, before: int, done: int) -> bool:
         """Whether a multiple of log_every was reached by the updates before+1 .. done."""
         return before // self.log_every != done // self.log_every or done == self.total_steps
+
+    def averages(self, done: int) -> bool:
+        """Whether the average of the weights takes them in after `done` updates."""
+        return self.average_every is not None and done % self.average_every == 0
+
+    def resizes(self, done: int) -> bool:
+        """Whether step `done` has another size of images than the one before."""
+        return done > 0 and self.size(done) != self.size(done - 1)
 
     def epoch(self, done: int) -> float:
         """Epochs finished after `done` updates."""
@@ -148,4 +180,6 @@ def plan(run: Run, train_images: int) -> Plan:
         log_every=run.log_every_steps,
         loop=run.steps_per_loop,
         lr=curve(run.schedule, run.optim.lr, run.epochs, per_epoch),
+        average_every=run.ema.every_steps if run.ema.on else None,
+        size=lambda step: crop_size(step // per_epoch, run.train_size, run.progressive),
     )

@@ -67,6 +67,12 @@ def readable(path: str, at: int = 0) -> Iterator[None]:
         ) from error
 
 
+def text(path: str) -> str:
+    """A small UTF-8 file as it is. Raises what trouble() lists."""
+    with gfile().GFile(path) if is_remote(path) else open(path, encoding="utf-8") as file:
+        return str(file.read())
+
+
 def listing(folder: str, pattern: str) -> list[str]:
     """Paths below `folder` that match `pattern`, sorted."""
     sub, _, name = pattern.rpartition("/")

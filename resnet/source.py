@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from resnet import UserError, prepare, shards
 from resnet.config import Cache, Data, Digits, Records, Synthetic
+from resnet.preparation import manifest
 from resnet.reader import Reader
 
 
@@ -48,6 +49,18 @@ def opened(settings: Data) -> Source:
             readers = Reader(train, settings), Reader(val, settings)
             return Source(settings, len(train), len(val), train, val, *readers)
     raise AssertionError(settings)
+
+
+def class_names(settings: Data) -> list[str] | None:
+    """What the network's outputs are called: the lines of classes.txt beside the shards; None where there is none."""
+    if not isinstance(settings, Records):
+        return None
+    path = f"{settings.dir}/{manifest.CLASSES}"
+    try:
+        names = manifest.read_classes(shards.text(path))
+    except shards.trouble(path):
+        return None
+    return names if len(names) == settings.classes else None
 
 
 def check_memory(settings: Records, needed: int) -> None:

@@ -37,56 +37,71 @@ def train(run: Run, out: Path) -> dict[str, Any]:
         checkpoint,
         compose,
         data,
-        evaluate,
+        mlperf,
         model,
         optim,
         progress,
         result,
         schedule,
+        scores,
         source,
         track,
+        weights,
     )
     from resnet import device as machine
+    from resnet.average import Average
     from resnet.meter import Meter, NotFinite
+    from resnet.preparation import manifest
 
     began = time.monotonic()
     world = machine.up(run.cluster, run.dtype)
+    mllog = mlperf.opened(run, out, world)
     tf.keras.utils.set_random_seed(run.seed)
     images = source.opened(run.data)
     plan = schedule.plan(run, images.train_images)
     compose.claim(run, out)
+    if names := source.class_names(run.data):
+        manifest.write_classes(out, names)
     eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
 
     with machine.place(run.cluster):
         network = model.build(run.model, run.data.classes, run.dtype.policy.value)
-        optimizer = optim.build(run.optim, network.trainable_variables)
-        train_steps = compiled(network, optimizer, run)
-        eval_step = evaluate.step(network, run.data)
-    weights = checkpoint.trackable(network, optimizer)
-    saved, notes = checkpoint.restore(out, weights)
+        model.freeze(network, run.finetune.freeze)
+        factors = model.lr_factors(network, run.finetune.lr_multipliers or {})
+        optimizer = optim.build(run.optim, network.trainable_variables, factors)
+        mean = model.build(run.model, run.data.classes, run.dtype.policy.value) if run.ema.on else None
+        average = Average(network, mean) if mean else None
+        eval_step = scores.step(network, mean, run.data)
+    stored = checkpoint.trackable(network, optimizer, mean)
+    saved, notes = checkpoint.restore(out, stored)
+    if run.init and not saved:
+        notes += weights.put(network, weights.read(run.init), run.init)
+    if average and not saved:
+        average.start()
     done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
 
-    dataset = data.train(images, run.batch, run.seed, done, world.rank, world.ranks)
-    batches = iter(machine.ahead(dataset, run.cluster))
     eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
     tracker = track.Tracker(out, run.track, compose.flat(run), track.tags(run, world.device))
     display = progress.Display(plan.total_steps, done, run.epochs)
-    for line in (*progress.headline(run, plan, images, world.device, done), *world.warnings, *notes):
+    timed = mllog.begin(plan, done, images.train_images, eval_images)
+    for line in (*progress.headline(run, plan, images, world.device, done), *world.warnings, *notes, *timed):
         display.say(line)
     meter, asked, status = Meter(done, run.batch), Signals(), "FAILED"
 
     def judge(standing: result.Standing) -> result.Standing:
-        """Evaluate the weights as they are."""
-        scores = evaluate.scores(eval_batches, eval_step, lambda: eval_images - images.lost(eval_images))
-        standing = standing.judged(scores, done)
-        tracker.log(done, {"eval/top1": scores.top1, "eval/top5": scores.top5, "eval/loss": scores.loss,
+        """Evaluate the weights as they are, and their average."""
+        mllog.evaluating(done)
+        found, averaged = scores.over(eval_batches, eval_step, lambda: eval_images - images.lost(eval_images))
+        mllog.evaluated(done, (averaged or found).top1)
+        standing = standing.judged(found, done, averaged)
+        tracker.log(done, {**result.metrics("eval", found), **result.metrics("ema", averaged),
                            "best/top1": standing.best_top1})  # fmt: skip
-        display.scores(done, plan.epoch(done), scores)
+        display.scores(done, plan.epoch(done), found, averaged)
         return standing
 
     def keep(standing: result.Standing) -> checkpoint.Saved:
         """Write a checkpoint of the weights as they are."""
-        return checkpoint.save(out, weights, done, standing.top1(done), standing, run.keep_checkpoints)
+        return checkpoint.save(out, stored, done, standing.top1(done), standing, run.keep_checkpoints)
 
     try:
         with asked, machine.place(run.cluster):
@@ -96,13 +111,21 @@ def train(run: Run, out: Path) -> dict[str, Any]:
             for first, end in plan.calls(done):
                 if standing.reached(run.stop_at_top1, done):
                     break
+                mllog.training(first)
+                if meter.calls == 0 or plan.resizes(first):
+                    size = plan.size(first)
+                    dataset = data.train(images, run.batch, run.seed, first, world.rank, world.ranks, size)
+                    batches, train_steps = iter(machine.ahead(dataset, run.cluster)), compiled(network, optimizer, run)
+                    meter.rebuilt()
                 lrs = plan.lr(np.arange(first, end))
                 ratios = augment.mix_ratios(run.mixup, run.seed, range(first, end))
                 meter.add(train_steps(batches, tf.constant(lrs, tf.float32), tf.constant(ratios)))
                 done = end
+                if average and plan.averages(done):
+                    average.follow(tf.constant(schedule.ema_decay(run.ema.kept, run.ema.every_steps, done), tf.float32))
                 display.move(done)
                 pauses = plan.saves(done) or asked.stop
-                if pauses or plan.logs(first, done) or meter.calls == 1:
+                if pauses or plan.logs(first, done) or meter.calls == 1 or plan.resizes(done):
                     loss, speed = meter.read()
                     tracker.log(done, {"train/loss": loss, "train/lr": float(lrs[-1]), "train/images_per_s": speed,
                                        "train/epoch": plan.epoch(done), **corrupt(images, display)})  # fmt: skip
@@ -118,9 +141,11 @@ def train(run: Run, out: Path) -> dict[str, Any]:
                         f"saved {saved.path.name}; go on with: python -m resnet.train resume={shlex.quote(str(out))}"
                     )
         minutes, mark = (time.monotonic() - began) / 60, compose.fingerprint(run)
-        made = result.conclusion(run, standing, done, plan.epoch(done), minutes, mark)
+        made = result.conclusion(run, standing, done, plan.epoch(done), minutes, mark, mllog.end(finished=True))
         tracker.log(done, {name: value for name, value in made.items() if name.startswith("final/")})
         tracker.artifact(result.write(out, made))
+        if "final/time_to_train_minutes" in made:
+            tracker.artifact(out / mlperf.FILE)
         status = "FINISHED"
     except NotFinite as error:
         kept = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was written yet"
@@ -136,6 +161,7 @@ def train(run: Run, out: Path) -> dict[str, Any]:
             raise fault from None
         raise
     finally:
+        mllog.end(finished=False)
         display.close()
         if trouble := tracker.close(status):
             display.say(trouble)
@@ -246,6 +272,7 @@ def start() -> None:
         if isinstance(run, UserError):
             raise run
         compose.check_folder(run, Path(run.out))
+        compose.check_init(run)
         schedule.plan(run, source.opened(run.data).train_images)  # what can be refused before TensorFlow is imported
         go(run, Path(run.out))
 

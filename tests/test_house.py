@@ -18,12 +18,14 @@ FLOORS = [
     {"preparation.build"},
     {"prepare", "reader"},
     {"source"},
-    {"schedule", "model", "data", "optim", "device", "result"},
-    {"evaluate", "checkpoint", "track", "progress"},
+    {"schedule", "model", "data", "optim", "average", "device", "result"},
+    {"scores", "checkpoint", "track", "mlperf", "progress"},
     {"compose"},
-    {"launch", "preparation.sheet", "bench"},
+    {"launch", "preparation.sheet", "bench", "weights"},
+    {"trained"},
     {"train"},
-    {"rank"},
+    {"rank", "evaluate"},
+    {"export"},
 ]
 SIDEWAYS = {
     ("prepare", "preparation.sheet"),  # inside a function: the only command that needs TensorFlow
@@ -34,6 +36,7 @@ ONLY_IN = {
     "hydra": {"compose", "launch", "train"},
     "omegaconf": {"compose", "launch"},
     "mlflow": {"track"},
+    "mlperf_logging": {"mlperf"},
     "horovod": {"device"},
     "habana_frameworks": {"device"},
 }

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = sorted((path.parent.name, path.stem) for path in (ROOT / "conf").glob("*/*.yaml"))
 WHOLES = sorted((path.parent.name, path.stem) for path in (ROOT / "experiments").glob("*/*.yaml"))
 RECIPES = [name for group, name in WHOLES if group == "recipe"]
+USERS = {"finetune_folder": ("init=/weights", "data.classes=16")}  # what only the user of a recipe knows
 SWEEPS = [name for group, name in WHOLES if group == "sweep"]
 
 
@@ -77,7 +78,7 @@ def test_every_part_composes_and_freezes_by_its_name(frozen, group, name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_composes_freezes_and_comes_back_from_its_folder(frozen, tmp_path, name):
-    run = frozen(f"recipe={name}", "data.dir=/shards")
+    run = frozen(f"recipe={name}", "data.dir=/shards", *USERS.get(name, ()))
     assert run.recipe == name
     compose.save(run, tmp_path)
     assert compose.load(tmp_path) == run
@@ -85,7 +86,8 @@ def test_every_recipe_composes_freezes_and_comes_back_from_its_folder(frozen, tm
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_tried_small(frozen, name):
-    run = frozen(f"recipe={name}", "data=digits", "cluster=local", "batch=64", "steps=3", "model=tiny", "eval=false")
+    words = ("data=digits", "cluster=local", "batch=64", "steps=3", "model=tiny", "eval=false")
+    run = frozen(f"recipe={name}", *words, *USERS.get(name, ()))
     assert (run.batch, run.steps, run.model.name, run.data.name, run.eval) == (64, 3, "tiny", "digits", False)
 
 

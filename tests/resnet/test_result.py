@@ -12,7 +12,7 @@ from resnet.result import Standing
 
 @dataclass
 class Scores:
-    """As evaluate.Scores, which needs TensorFlow."""
+    """As scores.Scores, which needs TensorFlow."""
 
     top1: float
     top5: float = 0.9

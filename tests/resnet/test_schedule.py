@@ -13,11 +13,13 @@ from resnet.config import (
     Constant,
     Cosine,
     Dtype,
+    Ema,
     Model,
     Off,
     Piecewise,
     Policy,
     Polynomial,
+    Progressive,
     Run,
     Sgd,
     Synthetic,
@@ -240,3 +242,90 @@ def test_a_call_that_reaches_a_multiple_of_log_every_logs(loop):
 def test_epochs_for_people_are_updates_over_steps_per_epoch():
     plan = schedule.plan(run(epochs=4), 100)
     assert [plan.epoch(done) for done in (0, 1, 10, 25)] == [0, 0.1, 1, 2.5]
+
+
+# ------------------------------------------------------------------------------- crops that grow, weights that are averaged
+@pytest.mark.parametrize(
+    ("growth", "full", "sizes"),
+    [
+        (Progressive(), 224, {0: 224, 9: 224}),
+        (Progressive(160, 11, 13), 192, {0: 160, 11: 160, 12: 192, 13: 192, 15: 192}),  # half way goes up
+        (
+            Progressive(128, 0, 16),  # 6 px an epoch: 144 at 2.67, 176 at 8, 208 at 13.3
+            224,
+            {0: 128, 2: 128, 3: 160, 7: 160, 8: 192, 13: 192, 14: 224, 15: 224, 16: 224},
+        ),
+        (Progressive(128, 2, 6, multiple=8), 160, {0: 128, 2: 128, 3: 136, 4: 144, 5: 152, 6: 160, 7: 160}),
+        (Progressive(128, 0.5, 1.5), 192, {0: 128, 1: 160, 2: 192}),
+        (Progressive(192, 1, 5), 192, {0: 192, 3: 192, 9: 192}),
+        (Progressive(160, 5, 5), 192, {0: 160, 4: 160, 5: 192, 6: 192}),  # at once
+    ],
+)
+def test_crops_grow_from_the_first_size_to_the_full_one(growth, full, sizes):
+    assert {epoch: schedule.crop_size(epoch, full, growth) for epoch in sizes} == sizes
+
+
+@pytest.mark.parametrize(
+    ("kept", "every", "done", "decay"),
+    [
+        (0.99, 1, 0, 0.1),  # one part of what was, nine of what is
+        (0.99, 1, 8, 0.5),
+        (0.99, 1, 890, 0.99),  # (1 + 890) / (10 + 890): from here on it is `kept`
+        (0.99, 1, 1_000_000, 0.99),
+        (0.99, 10, 10, 0.55**10),
+        (0.99, 10, 1000, 0.9043820750088044),
+        (0.5 ** (1 / 50), 10, 10_000, 0.8705505632961241),  # a half-life of 50 steps: 0.5 ** (10 / 50)
+        (1e-9, 1, 5, 1e-9),
+    ],
+)
+def test_the_average_forgets_the_first_weights_soon_and_then_keeps_what_it_was_told(kept, every, done, decay):
+    assert schedule.ema_decay(kept, every, done) == pytest.approx(decay, rel=1e-12)
+
+
+def test_the_average_never_keeps_less_as_a_run_goes_on():
+    decays = [schedule.ema_decay(0.998, 10, done) for done in range(0, 9000, 10)]
+    assert decays == sorted(decays) and decays[-1] == pytest.approx(0.998**10)
+
+
+@pytest.mark.parametrize("loop", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("every", [1, 3, 8, 10, 13])
+def test_no_call_runs_past_an_update_of_the_average(loop, every):
+    ema = Ema(decay=0.9, every_steps=every)
+    plan = schedule.plan(run(epochs=4.5, ema=ema, eval_every_epochs=2, steps_per_loop=loop), 100)
+    calls = list(plan.calls(0))
+    assert [step for first, end in calls for step in range(first, end)] == list(range(45))
+    updates = [end for _, end in calls if plan.averages(end)]
+    assert updates == list(range(every, 46, every))
+    assert all(end - first == loop or plan.averages(end) or plan.saves(end) for first, end in calls)
+
+
+def test_without_an_average_nothing_is_updated_and_no_call_is_shorter():
+    plan = schedule.plan(run(epochs=3, eval=False, save_every_steps=1000, steps_per_loop=1000), 100)
+    assert list(plan.calls(0)) == [(0, 30)]
+    assert not any(plan.averages(done) for done in range(31))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [1, 3, 7, 10, 1000],
+)
+def test_no_call_has_images_of_two_sizes(loop):
+    growth = Progressive(160, 1, 3)  # to the 224 px of the images
+    settings = run(epochs=4.5, progressive=growth, eval=False, save_every_steps=1000, steps_per_loop=loop)
+    plan = schedule.plan(settings, 100)
+    assert [plan.size(step) for step in range(45)] == [160] * 20 + [192] * 10 + [224] * 15
+    assert [step for step in range(46) if plan.resizes(step)] == [20, 30]
+    calls = list(plan.calls(0))
+    assert [step for first, end in calls for step in range(first, end)] == list(range(45))
+    assert {20, 30} <= {end for _, end in calls}
+    for first, end in calls:
+        assert len({plan.size(step) for step in range(first, end)}) == 1
+        assert end - first == loop or end in (20, 30, 45)  # sizes that stay cut no call
+
+
+def test_crops_grow_to_train_size_if_there_is_one():
+    data = Synthetic("synthetic", classes=10, image_size=256, train_size=192)
+    plan = schedule.plan(run(epochs=3, data=data, progressive=Progressive(128, 0, 2)), 100)
+    assert [plan.size(step) for step in (0, 9, 10, 19, 20, 29)] == [128, 128, 160, 160, 192, 192]
+    assert schedule.plan(run(data=data), 100).size(0) == 192
+    assert schedule.plan(run(), 100).size(0) == 224

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet import evaluate
+from resnet import scores as counted
 from resnet.config import Synthetic
 
 
@@ -23,7 +23,7 @@ def np_counts(logits, labels, mask):
 
 def counts(logits, labels, mask=None):
     mask = np.ones(len(labels)) if mask is None else mask
-    found = evaluate.counts(
+    found = counted.counts(
         tf.constant(logits, tf.float32), tf.constant(labels, tf.int32), tf.constant(mask, tf.float32)
     )
     assert found.dtype == tf.float32
@@ -91,7 +91,7 @@ def batches(sizes, batch, classes=10):
 
 def test_scores_are_sums_divided_once():
     parts = list(batches([4, 4, 1], 4))
-    scores = evaluate.scores(parts, lambda *batch: tf.constant(counts(*batch)), lambda: 9)
+    scores, _ = counted.over(parts, lambda *batch: tf.constant(counts(*batch))[None], lambda: 9)
     logits, labels = (np.concatenate([part[i] for part in parts])[:9] for i in (0, 1))
     right1, right5, loss, _ = np_counts(logits, labels, np.ones(9))
     assert scores.seen == 9
@@ -101,13 +101,13 @@ def test_scores_are_sums_divided_once():
 @pytest.mark.parametrize("expected", [8, 10, 50_000])
 def test_an_image_too_few_or_too_many_is_no_evaluation(expected):
     with pytest.raises(AssertionError, match=f"evaluated 9 images of {expected}"):
-        evaluate.scores(batches([4, 4, 1], 4), lambda *batch: tf.constant(counts(*batch)), lambda: expected)
+        counted.over(batches([4, 4, 1], 4), lambda *batch: tf.constant(counts(*batch))[None], lambda: expected)
 
 
 def test_the_sums_of_many_batches_lose_no_image():
     """In float32, 20 million and one is 20 million."""
-    part = tf.constant([9_999_999.0, 9_999_999.0, 0.0, 9_999_999.0])
-    scores = evaluate.scores([()] * 7, lambda: part, lambda: 69_999_993)
+    part = tf.constant([[9_999_999.0, 9_999_999.0, 0.0, 9_999_999.0]])
+    scores, _ = counted.over([()] * 7, lambda: part, lambda: 69_999_993)
     assert (scores.top1, scores.seen) == (1.0, 69_999_993)
 
 
@@ -121,10 +121,26 @@ def test_the_step_normalizes_and_runs_the_network_in_evaluation_mode():
 
     images = np.zeros((2, 8, 8, 3), np.uint8)
     images[0], images[1] = [13, 24, 34], [10, 24, 38]  # logits 3 2 1 and 0 2 2
-    found = evaluate.step(network, data)(images, np.int32([0, 2]), np.float32([1, 1])).numpy()
+    found = counted.step(network, None, data)(images, np.int32([0, 2]), np.float32([1, 1])).numpy()
     assert seen["training"] is False
     loss = np_counts([[3, 2, 1], [0, 2, 2]], [0, 2], [1, 1])[2]
-    np.testing.assert_allclose(found, [1, 2, loss, 2], rtol=1e-5)
+    np.testing.assert_allclose(found, [[1, 2, loss, 2]], rtol=1e-5)
+
+
+def test_a_second_network_is_evaluated_on_the_same_images_in_one_pass():
+    data = Synthetic("synthetic", classes=3, image_size=8, mean=[0, 0, 0], std=[1, 1, 1])
+    images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.int32([0, 2])
+    images[..., 0] = 9
+
+    def network(inputs, training):
+        assert training is False
+        return tf.reduce_mean(inputs, [1, 2])
+
+    step = counted.step(network, lambda *args, **kwargs: -network(*args, **kwargs), data)
+    plain, mean = counted.over([(images, labels, np.float32([1, 1]))], step, lambda: 2)
+    assert (plain.top1, mean.top1, plain.seen, mean.seen) == (0.5, 0.0, 2, 2)
+    assert plain.loss == pytest.approx(np_counts([[9, 0, 0]] * 2, [0, 2], [1, 1])[2] / 2, rel=1e-5)
+    assert mean.loss == pytest.approx(np_counts([[-9, 0, 0]] * 2, [0, 2], [1, 1])[2] / 2, rel=1e-5)
 
 
 def test_the_step_is_traced_once_for_batches_of_one_shape():
@@ -134,7 +150,7 @@ def test_the_step_is_traced_once_for_batches_of_one_shape():
         traces.append(training)
         return tf.reduce_mean(tf.cast(images, tf.float32), [1, 2])
 
-    step = evaluate.step(network, Synthetic("synthetic", classes=3, image_size=8))
+    step = counted.step(network, None, Synthetic("synthetic", classes=3, image_size=8))
     random = np.random.default_rng(1)
     for size in (4, 4, 1):
         images = random.integers(0, 256, (4, 8, 8, 3), np.uint8)

@@ -1,0 +1,66 @@
+"""A network that has been trained, here or elsewhere, with the run that says how it is to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet import UserError, compose, device, model, source, weights
+from resnet.config import Run
+from resnet.preparation import manifest
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`names` are those of the network's outputs; None where nobody kept them."""
+
+    run: Run
+    network: Any
+    names: list[str] | None
+    notes: list[str]  # where the weights came from, for people
+
+
+def folder_of(path: Path) -> Path | None:
+    """The run's folder that `path` is, or that the checkpoint `path` lies in."""
+    here = path.resolve()
+    return next((place for place in (here, *here.parents[:2]) if (place / "config.yaml").is_file()), None)
+
+
+def opened(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
+    """The network of a run's folder, of a checkpoint, a SavedModel or a weights file, with `words` over its settings.
+
+    A file tells neither its data nor how its images were prepared: data=imagenet, unless `words` say otherwise; its model is
+    found by its shapes. `policy` overrides the arithmetic of dtype=. Raises UserError for what does not fit together.
+    """
+    tensors = weights.read(path)
+    outputs = len(tensors[f"{model.HEAD}.bias"])
+    folder = folder_of(Path(path)) if Path(path).is_dir() else None
+    if folder:
+        run = compose.lent(list(words), compose.load(folder))
+    else:
+        named = {word.partition("=")[0] for word in words}
+        found = weights.guess(tensors)
+        if "model" not in named and not found:
+            raise UserError(f"{path}: the weights of no network in conf/model; name it by model=")
+        brought = {"model": found} | ({} if "data" in named else {"data": "imagenet", "data.classes": outputs})
+        own = [f"{name}={value}" for name, value in brought.items() if name not in named]
+        run = compose.lent([*own, *words])
+    if run.data.classes != outputs:
+        raise UserError(
+            f"{path}: has {outputs} outputs, and data={run.data.name} has {run.data.classes} classes; choose the data it "
+            "was trained for, by data= and data.dir="
+        )
+    device.up(run.cluster, run.dtype)
+    with device.place(run.cluster):
+        network = model.build(run.model, outputs, policy or run.dtype.policy.value)
+    notes = weights.put(network, tensors, path)
+    return Trained(run, network, source.class_names(run.data) or kept_names(folder, outputs), notes)
+
+
+def kept_names(folder: Path | None, outputs: int) -> list[str] | None:
+    """The names that training kept in a run's folder."""
+    path = folder / manifest.CLASSES if folder else None
+    names = manifest.read_classes(path.read_text(encoding="utf-8")) if path and path.is_file() else []
+    return names if len(names) == outputs else None
