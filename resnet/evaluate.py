@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from resnet import UserError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+LONGEST = 40  # characters of a class's name in the picture
 
 HELP = """Evaluate a trained network: python -m resnet.evaluate WEIGHTS [knob=value ...]
 
@@ -29,14 +32,15 @@ this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging
 def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
     """Evaluate, write the four files into `out` and return what scores.json holds."""
     import numpy as np
+    import tensorflow as tf
 
     from resnet import data, scores, source, trained
 
-    check_out(out)
     made = trained.opened(path, words)
     for line in made.notes:
         print(line)
     images = source.opened(made.run.data)
+    check_out(out)
     expected = min(images.eval_images, (made.run.eval_steps or images.eval_images) * made.run.batch)
     confusion = np.zeros([made.run.data.classes] * 2, np.int64)
     step = scores.predicting(made.network, made.run.data)
@@ -48,7 +52,12 @@ def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
         return counts
 
     batches = data.evaluation(images, made.run.batch, made.run.eval_steps)
-    found, _ = scores.over(batches, counted, lambda: expected - images.lost(expected))
+    try:
+        found, _ = scores.over(batches, counted, lambda: expected - images.lost(expected))
+    except tf.errors.OpError:  # as in training: a reading thread's error, or an image that its decoder refused
+        if fault := images.fault or data.undecodable(images, made.run.seed, 0, made.run.batch, steps=0):
+            raise fault from None
+        raise
     names = made.names or [str(number) for number in range(len(confusion))]
     told = {"weights": str(Path(path).resolve()), "data": made.run.data.name, **asdict(found)}
     write(out, told, confusion, names)
@@ -66,20 +75,23 @@ def check_out(out: Path) -> None:
 def write(out: Path, told: dict[str, Any], confusion: NDArray[np.int64], names: list[str]) -> None:
     """scores.json, classes.csv, confusion.csv (rows: the truth, columns: what the network said), confusion.png."""
     (out / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
-    with (out / "classes.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["class", "images", "right", "top1", "most_often_taken_for", "so_often"])
-        for number, (name, row) in enumerate(zip(names, confusion, strict=True)):
-            wrong = row.copy()
-            wrong[number] = 0
-            taken = names[int(wrong.argmax())] if wrong.any() else ""
-            share = f"{row[number] / row.sum():.6f}" if row.sum() else ""
-            rows.writerow([name, row.sum(), row[number], share, taken, wrong.max()])
-    with (out / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["", *names])
-        rows.writerows([name, *row] for name, row in zip(names, confusion, strict=True))
+    classes: list[list[Any]] = [["class", "images", "right", "top1", "most_often_taken_for", "so_often"]]
+    for number, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        wrong = row.copy()
+        wrong[number] = 0
+        taken = names[int(wrong.argmax())] if wrong.any() else ""
+        share = f"{row[number] / row.sum():.6f}" if row.sum() else ""
+        classes.append([name, row.sum(), row[number], share, taken, wrong.max()])
+    write_csv(out / "classes.csv", classes)
+    rows = ([name, *row] for name, row in zip(names, confusion, strict=True))
+    write_csv(out / "confusion.csv", [["", *names], *rows])
     draw(out / "confusion.png", confusion, names, f"top-1 {100 * told['top1']:.2f} % of {told['seen']:,} images")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """One file in UTF-8; a name's bytes that are none, which a folder may have, are escaped."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file).writerows(rows)
 
 
 def draw(path: Path, confusion: NDArray[np.int64], names: list[str], title: str) -> None:
@@ -87,7 +99,10 @@ def draw(path: Path, confusion: NDArray[np.int64], names: list[str], title: str)
     import numpy as np
     from matplotlib.figure import Figure
 
+    from resnet.preparation import manifest
+
     classes = len(names)
+    labels = [manifest.escaped(name)[:LONGEST] for name in names]
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = min(4 + 0.35 * classes, 16)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -96,23 +111,25 @@ def draw(path: Path, confusion: NDArray[np.int64], names: list[str], title: str)
     figure.colorbar(shown, label="share of the class's images", shrink=0.8)
     axes.set(xlabel="said by the network", ylabel="class", title=title)
     if classes <= 60:
-        axes.set_xticks(range(classes), names, rotation=90)
-        axes.set_yticks(range(classes), names)
+        axes.set_xticks(range(classes), labels, rotation=90, parse_math=False)
+        axes.set_yticks(range(classes), labels, parse_math=False)
     if classes <= 20:
         for row, column in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks become boxes; the CSV has them
+        figure.savefig(path, dpi=120)
 
 
 def separated(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
     """(weights, words for the composition, out) of a command line. Raises UserError unless there is one path of weights."""
-    paths = [word for word in words if "=" not in word]
+    knobs = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
+    paths = [str(Path(word).expanduser()) for word in words if word not in knobs]
     if len(paths) != 1:
         raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
-    outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
-    rest = [word for word in words if "=" in word and not word.startswith("out=")]
-    return paths[0], rest, outs[-1] if outs else None
+    outs = [str(Path(word.removeprefix("out=")).expanduser()) for word in knobs if word.startswith("out=")]
+    return paths[0], [word for word in knobs if not word.startswith("out=")], outs[-1] if outs else None
 
 
 def go(words: Sequence[str]) -> None:

@@ -27,12 +27,14 @@ A weights file knows nothing of its images: give data.image_size=, data.mean= an
 
 def export(path: str, words: Sequence[str], out: Path) -> list[str]:
     """Write the folder `out`, which must not exist yet, aside and rename it. Returns lines to show."""
+    import tensorflow as tf
+
     from resnet import trained, weights
     from resnet.preparation import manifest
 
     if out.exists():
         raise UserError(f"out={out}: exists already; give another folder")
-    if Path(path).is_file() and not any(word.startswith(("data=", "data.dir=")) for word in words):
+    if not trained.folder_of(Path(path)) and not any(word.startswith(("data=", "data.dir=")) for word in words):
         words = [*words, "data.dir=none"]  # no image is read
     made = trained.opened(path, words, policy="float32")  # whatever it was trained in: the weights are float32
     aside = out.with_name(f".{out.name}.part")
@@ -52,8 +54,10 @@ def export(path: str, words: Sequence[str], out: Path) -> list[str]:
         if made.names:
             manifest.write_classes(aside, made.names)
         aside.rename(out)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be written ({error.strerror or error})") from error
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"out={out}: cannot be written ({getattr(error, 'strerror', None) or error}); give another place"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     files = ", ".join(sorted(part.name for part in out.iterdir()))
@@ -65,6 +69,7 @@ def save_model(network: Any, data: Any, names: list[str] | None, path: Path) -> 
     import tensorflow as tf
 
     from resnet.augment import prepare_images
+    from resnet.config import Records
     from resnet.data import centre_crop
 
     def scored(pixels: Any) -> dict[str, Any]:
@@ -78,12 +83,14 @@ def save_model(network: Any, data: Any, names: list[str] | None, path: Path) -> 
     pixels = [None, data.image_size, data.image_size, 3]
     module = tf.Module()
     module.weights = list(network.weights)
-    module.names = tf.constant(names or [])
+    module.names = tf.constant([name.encode("utf-8", "surrogateescape") for name in names or []], tf.string)
     signatures = {
         "serving_default": tf.function(scored, [tf.TensorSpec(pixels, tf.float32, "images")]),
         "uint8": tf.function(scored, [tf.TensorSpec(pixels, tf.uint8, "images")]),
-        "jpeg": tf.function(lambda encoded: scored(cropped(encoded)), [tf.TensorSpec([None], tf.string, "encoded")]),
     }
+    if isinstance(data, Records):  # synthetic images are no JPEGs
+        encoded = tf.TensorSpec([None], tf.string, "encoded")
+        signatures["jpeg"] = tf.function(lambda encoded: scored(cropped(encoded)), [encoded])
     module.functions = list(signatures.values())
     tf.saved_model.save(module, str(path), signatures)
 

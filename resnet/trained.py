@@ -23,9 +23,10 @@ class Trained:
 
 
 def folder_of(path: Path) -> Path | None:
-    """The run's folder that `path` is, or that the checkpoint `path` lies in."""
+    """The run's folder that `path` is, or that the checkpoint `path` lies in; None for what knows of no run."""
     here = path.resolve()
-    return next((place for place in (here, *here.parents[:2]) if (place / "config.yaml").is_file()), None)
+    places = (here, here.parent.parent) if (here / "commit.json").is_file() else (here,)
+    return next((place for place in places if (place / "config.yaml").is_file()), None)
 
 
 def opened(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
@@ -36,7 +37,7 @@ def opened(path: str, words: Sequence[str], policy: str | None = None) -> Traine
     """
     tensors = weights.read(path)
     outputs = len(tensors[f"{model.HEAD}.bias"])
-    folder = folder_of(Path(path)) if Path(path).is_dir() else None
+    folder = folder_of(Path(path))
     if folder:
         run = compose.lent(list(words), compose.load(folder))
     else:

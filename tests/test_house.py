@@ -20,8 +20,9 @@ FLOORS = [
     {"source"},
     {"schedule", "model", "data", "optim", "average", "device", "result"},
     {"scores", "checkpoint", "track", "mlperf", "progress"},
-    {"compose"},
-    {"launch", "preparation.sheet", "bench", "weights"},
+    {"compose", "benchmarks.sides"},
+    {"launch", "preparation.sheet", "benchmarks.input", "benchmarks.accuracy", "weights"},
+    {"bench"},
     {"trained"},
     {"train"},
     {"rank", "evaluate"},
@@ -58,7 +59,7 @@ def imported(tree):
             outside |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             outside.add(node.module.split(".")[0])
-            if node.module in ("resnet", "resnet.preparation"):
+            if node.module in ("resnet", "resnet.preparation", "resnet.benchmarks"):
                 inside |= {f"{node.module}.{alias.name}".removeprefix("resnet.") for alias in node.names}
             elif node.module.startswith("resnet."):
                 inside.add(node.module.removeprefix("resnet."))

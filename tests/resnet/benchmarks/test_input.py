@@ -1,4 +1,4 @@
-"""The input benchmark: the images it makes, its arithmetic, and the table it prints."""
+"""The input benchmark: the images it makes, and the table it prints."""
 
 import io
 import subprocess
@@ -7,30 +7,17 @@ import sys
 import numpy as np
 from PIL import Image
 
-from resnet import bench
+from resnet.benchmarks import input as reading
 
 
 def test_the_photographs_have_the_size_of_imagenets():
-    encoded = [bench.photo(np.random.default_rng(seed)) for seed in range(4)]
+    encoded = [reading.photo(np.random.default_rng(seed)) for seed in range(4)]
     with Image.open(io.BytesIO(encoded[0])) as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (500, 375), "RGB")
     assert 85_000 < np.mean([len(one) for one in encoded]) < 120_000
-    with Image.open(io.BytesIO(bench.resized(encoded[0], 256, 75))) as image:
+    with Image.open(io.BytesIO(reading.resized(encoded[0], 256, 75))) as image:
         assert min(image.size) == 256
         assert image.size == (341, 256)
-
-
-def test_every_side_is_measured_once_a_round_in_turn():
-    calls = []
-    sides = {name: lambda name=name: calls.append(name) or len(calls) for name in "abc"}
-    rates = bench.interleaved(sides, 2)
-    assert calls == list("abcabc")
-    assert rates == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
-
-
-def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
-    text = bench.table({"naive": [100.0, 50.0, 200.0], "ours": [200.0, 200.0, 200.0]}, "naive", cores=2)
-    assert text.splitlines()[2:] == ["| naive | 50 | 1.00 |", "| ours | 100 | 2.00 |"]
 
 
 def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio():
@@ -48,3 +35,9 @@ def test_an_unknown_knob_is_told_in_one_line():
     assert done.returncode == 1
     assert done.stderr.startswith("error: imagess: resnet.bench input has no such knob; did you mean images?")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_benchmark_is_told_with_those_there_are():
+    done = subprocess.run([sys.executable, "-m", "resnet.bench", "inputs"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: inputs: no such benchmark; did you mean input? There are: input, accuracy\n"

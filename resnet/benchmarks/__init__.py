@@ -1,0 +1,1 @@
+"""What `python -m resnet.bench` measures, a module each."""

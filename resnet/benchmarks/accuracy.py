@@ -1,0 +1,82 @@
+"""How much sooner a fast recipe is where a slow one gets to: whole trainings, each in a process of its own."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet import UserError, result
+from resnet.benchmarks.sides import machine
+from resnet.config import check
+from resnet.knobs import knob
+
+
+@dataclass(kw_only=True)
+class Accuracy:
+    """a recipe against a faster one: top-1, minutes of the whole run, and how many times sooner"""
+
+    slow: str = knob("quickstart", "recipe to compare with")
+    fast: str = knob("quickstart_fast", "recipe that should get there sooner")
+    seeds: int = knob(3, "trainings of each, with seeds 1, 2, ...")
+    words: str = knob("", "more words for both, such as 'data=folder data.dir=shards'")
+    out: str | None = knob(None, "folder to keep the runs in; a temporary one if left out")
+
+    def __post_init__(self) -> None:
+        check(self.seeds > 0, "seeds", self.seeds, "must be above 0")
+
+
+def measure(asked: Accuracy) -> None:
+    """Print the table: every training, then medians, and the ratio of the medians."""
+    with tempfile.TemporaryDirectory() as scratch:
+        runs: dict[str, list[dict[str, Any]]] = {asked.slow: [], asked.fast: []}
+        for seed in range(1, asked.seeds + 1):
+            for recipe, made in runs.items():
+                made.append(trained(recipe, seed, asked.words.split(), Path(asked.out or scratch)))
+                print(f"{recipe} seed {seed}: {cells(made[-1])}", file=sys.stderr, flush=True)
+    print(f"{machine()}; medians of {asked.seeds} seeds\n")
+    print(table(runs, asked.slow))
+
+
+def trained(recipe: str, seed: int, words: list[str], folder: Path) -> dict[str, Any]:
+    """The result of one training. Raises UserError if it fails."""
+    out = folder / f"{recipe}-{seed}"
+    command = [
+        sys.executable,
+        "-m",
+        "resnet.train",
+        f"recipe={recipe}",
+        f"seed={seed}",
+        "track=off",
+        *words,
+        f"out={out}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    made = result.read(out)
+    if done.returncode or made is None:
+        raise UserError(f"recipe={recipe} seed={seed}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    if made["final/top1"] is None:
+        raise UserError(f"words={' '.join(words)}: recipe={recipe} was not evaluated at its end; leave eval=false out")
+    return made
+
+
+def cells(made: dict[str, Any]) -> str:
+    """A training's top-1, minutes of training alone, and of the whole."""
+    return f"{100 * made['final/top1']:.2f} % | {made['final/training_minutes']:.2f} | {made['final/minutes']:.2f}"
+
+
+def table(runs: dict[str, list[dict[str, Any]]], slow: str) -> str:
+    """Markdown: medians of each recipe, and how many times sooner than `slow` it has ended."""
+    columns = ("final/top1", "final/training_minutes", "final/minutes")
+    medians = {
+        recipe: {key: statistics.median(one[key] for one in made) for key in columns} for recipe, made in runs.items()
+    }
+    lines = ["| recipe | top-1 | minutes of training | minutes in all | times sooner |", "|---|---|---|---|---|"]
+    for recipe, made in medians.items():
+        sooner = medians[slow]["final/minutes"] / made["final/minutes"]
+        lines.append(f"| {recipe} | {cells(made)} | {sooner:.2f} |")
+    return "\n".join(lines)
