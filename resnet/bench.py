@@ -9,12 +9,13 @@ import sys
 from typing import Any
 
 from resnet import UserError, knobs
-from resnet.benchmarks import accuracy
+from resnet.benchmarks import accuracy, scaling
 from resnet.benchmarks import input as reading
 
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "input": (reading.Input, reading.measure),
     "accuracy": (accuracy.Accuracy, accuracy.measure),
+    "scaling": (scaling.Scaling, scaling.measure),
 }
 
 

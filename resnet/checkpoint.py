@@ -39,12 +39,17 @@ def trackable(network: Any, optimizer: Any, average: Any = None) -> Any:
     return tf.train.Checkpoint(network=network, optimizer=optimizer, **({"average": average} if average else {}))
 
 
+def place(out: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` updates."""
+    return out / FOLDER / f"step-{step:08d}"
+
+
 def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, keep: int) -> Saved:
     """Write the checkpoint of `step`, then drop all but the newest `keep` and the best. Raises UserError if it can't be written.
 
     `state` is a dataclass whose fields survive JSON.
     """
-    final = out / FOLDER / f"step-{step:08d}"
+    final = place(out, step)
     aside = out / FOLDER / f".writing-{step:08d}"
     shutil.rmtree(aside, ignore_errors=True)
     try:

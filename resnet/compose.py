@@ -299,7 +299,9 @@ def lent(words: list[str], saved: Run | None = None) -> Run:
                     if knob in value and knob in node.data:
                         value[knob] = node.data[knob]
             OmegaConf.update(node, name, value, merge=False)
-    return freeze(node)
+    run = freeze(node)
+    run.cluster.ranks, run.cluster.hosts = 1, []
+    return run
 
 
 def check_names(config: DictConfig) -> None:

@@ -27,16 +27,23 @@ FEATURES = {
 
 # -------------------------------------------------------------------------------------------------------------- training
 def train(
-    source: Source, batch: int, seed: int, step: int, rank: int = 0, ranks: int = 1, size: int | None = None
+    source: Source,
+    batch: int,
+    seed: int,
+    step: int,
+    rank: int = 0,
+    ranks: int = 1,
+    size: int | None = None,
+    parts: int = 1,
 ) -> Any:
-    """Endless batches of this rank from global step `step` on.
+    """Endless batches of this rank from global step `step` on, in `parts` to the step.
 
-    A batch is (images uint8 [batch / ranks, S, S, 3], labels int32 [batch / ranks] in 0..classes-1, flip bool [batch / ranks]).
-    S is `size` in pixels, else the settings' train_size, else their image_size; order and augmentation do not depend on it.
+    A batch is (images uint8 [B, S, S, 3], labels int32 [B] in 0..classes-1, flip bool [B]), B = batch / ranks / parts. S is
+    `size` in pixels, else the settings' train_size, else their image_size; order and augmentation do not depend on it.
     """
     side = size or source.settings.train_size or source.settings.image_size
     if source.train is None:
-        return synthetic(source, batch // ranks, seed, rank, side)
+        return synthetic(source, batch // ranks // parts, seed, rank, side)
     settings, records = source.settings, source.train
     assert isinstance(settings, Records)
     count = len(records)
@@ -60,7 +67,7 @@ def train(
 
     dataset = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(epoch_of)
     dataset = read(dataset, source, source.train_reader).map(decode, tf.data.AUTOTUNE)
-    return tidy(dataset.batch(batch // ranks, drop_remainder=True))
+    return tidy(dataset.batch(batch // ranks // parts, drop_remainder=True))
 
 
 def read(numbers: Any, source: Source, reader: Reader | None) -> Any:

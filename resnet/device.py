@@ -1,13 +1,19 @@
-"""The machine: bring-up of the device and its threads. Everything else runs where this module put it."""
+"""The machine: bring-up of the device, its threads and the ranks; and what ranks tell each other. Only here is Horovod known."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from resnet import UserError
 from resnet.config import Cluster, Device, Dtype, Policy
@@ -15,35 +21,100 @@ from resnet.config import Cluster, Device, Dtype, Policy
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks, and what it computes on."""
+    """This process among the ranks, and what it computes on. With one rank nothing is sent.
 
-    rank: int
-    ranks: int
-    device: str  # as people say it: "AMD EPYC 9R14, 2 threads"
+    What ranks do together they must do in the same order, all of them.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    device: str = ""  # as people say it: "AMD EPYC 9R14, 2 threads"
     warnings: tuple[str, ...] = ()
+    hvd: Any = None  # the module horovod.tensorflow, where there is more than one rank
+
+    def average(self, tensors: Sequence[Any], what: str) -> list[Any]:
+        """In a graph: each tensor's mean over the ranks, one allreduce a tensor (in one group Gloo is slower: performance.md)."""
+        if self.ranks == 1:
+            return list(tensors)
+        return [
+            self.hvd.allreduce(tensor, op=self.hvd.Average, name=f"{what}.{number}")
+            for number, tensor in enumerate(tensors)
+        ]
+
+    def any(self, flag: Any) -> Any:
+        """In a graph: the float32 scalar `flag` summed over the ranks."""
+        return self.hvd.allreduce(flag, op=self.hvd.Sum, name="flag") if self.ranks > 1 else flag
+
+    def level(self, variables: Sequence[Any]) -> None:
+        """Set variables to their mean over the ranks: batch norm's statistics, which each rank takes of its own images."""
+        if self.ranks > 1:
+            for number, variable in enumerate(variables):
+                variable.assign(self.hvd.allreduce(variable, op=self.hvd.Average, name=f"level.{number}"))
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of an array over the ranks, to the bit the same on all of them."""
+        if self.ranks == 1:
+            return values
+        parts = self.hvd.allgather(tf.constant(values[None], tf.float64), name="sum").numpy()
+        return np.asarray(np.sum(parts, axis=0))
+
+    def told(self, thing: Any) -> Any:
+        """What rank 0 says, on every rank."""
+        return self.hvd.broadcast_object(thing, root_rank=0) if self.ranks > 1 else thing
+
+    def share(self, variables: Sequence[Any]) -> None:
+        """Give every rank the values of rank 0, and make sure that it has them."""
+        if self.ranks > 1:
+            self.hvd.broadcast_variables(variables, root_rank=0)
+            found = hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in variables)).hexdigest()
+            self.check_alike({"weights": found})
+
+    def check_alike(self, facts: dict[str, Any]) -> None:
+        """Raise UserError, on all ranks, unless all have the same facts."""
+        if self.ranks == 1:
+            return
+        everywhere = self.hvd.allgather_object((platform.node(), facts))
+        for rank, (host, theirs) in enumerate(everywhere):
+            for name, value in everywhere[0][1].items():
+                if theirs[name] != value:
+                    raise UserError(
+                        f"rank {rank} on {host} has {name}={theirs[name]}, and rank 0 on {everywhere[0][0]} has {value}; every "
+                        "host needs the same data, configuration and packages"
+                    )
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.ranks > 1:
+            self.hvd.allgather(tf.constant([self.rank]), name="wait")
 
 
 def up(cluster: Cluster, dtype: Dtype) -> World:
-    """Set threads and memory, check that the device is there. Call before the first TensorFlow operation.
+    """Set threads and memory, check that the device is there, find the other ranks. Call before the first TensorFlow operation.
 
-    Raises UserError for a device this machine does not have.
+    Raises UserError for a device this machine does not have, or ranks that nobody started.
     """
-    if cluster.threads is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(cluster.threads)
+    hvd, rank, local, locals_ = ranks_of(cluster)
+    threads = cluster.threads or bound_cores(local, locals_)
+    if cluster.threads is not None or locals_ > 1:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    if cluster.device is not Device.gpu:
+        tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take the memory of all that are there
     match cluster.device:
         case Device.cpu:
-            tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take the memory of all that are there
-            name = f"{cpu_name()}, {cluster.threads or cpu_count()} threads"
+            name = f"{cpu_name()}, {threads} threads"
         case Device.gpu:
             gpus = tf.config.list_physical_devices("GPU")
-            if not gpus:
+            if len(gpus) < locals_:
                 raise UserError(
-                    f"cluster={cluster.name}: TensorFlow {tf.__version__} sees no GPU here; use cluster=local, "
-                    "or install the GPU build (pip install -e '.[gpu]') and check nvidia-smi"
+                    f"cluster={cluster.name}: TensorFlow {tf.__version__} sees {len(gpus) or 'no'} GPU here, and "
+                    f"{locals_} must be there; use cluster=local, or install the GPU build (pip install -e '.[gpu]') and "
+                    "check nvidia-smi"
                 )
-            tf.config.set_visible_devices(gpus[0], "GPU")
-            tf.config.experimental.set_memory_growth(gpus[0], True)
-            name = str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+            tf.config.set_visible_devices(gpus[local], "GPU")
+            tf.config.experimental.set_memory_growth(gpus[local], True)
+            name = str(tf.config.experimental.get_device_details(gpus[local]).get("device_name", "GPU"))
+        case Device.hpu:
+            name = gaudi(cluster)
     slow = (
         cluster.device is Device.cpu
         and dtype.policy is Policy.mixed_bfloat16
@@ -52,19 +123,76 @@ def up(cluster: Cluster, dtype: Dtype) -> World:
     warnings = (
         f"dtype={dtype.name}: this CPU has no AVX512_BF16, so bfloat16 is emulated and slow; dtype=fp32 is faster",
     )
-    return World(0, 1, name, warnings if slow else ())
+    return World(rank, cluster.ranks, name, warnings if slow else (), hvd)
+
+
+def ranks_of(cluster: Cluster) -> tuple[Any, int, int, int]:
+    """(horovod.tensorflow or None, this rank, its number on this host, ranks on this host)."""
+    if cluster.ranks == 1:
+        return None, 0, 0, 1
+    import horovod.tensorflow as hvd
+
+    hvd.init()
+    if hvd.size() != cluster.ranks:
+        raise UserError(
+            f"cluster.ranks={cluster.ranks}: {hvd.size()} ranks were started; start them by python -m resnet.train "
+            f"cluster={cluster.name}, which does it by itself"
+        )
+    return hvd, hvd.rank(), hvd.local_rank(), hvd.local_size()
+
+
+def bound_cores(local: int, locals_: int) -> int:
+    """Keep to this rank's share of the cores, unless the starter has bound it already; how many they are."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if locals_ > 1 and len(cores) == os.cpu_count() and len(cores) >= locals_:
+        share = len(cores) // locals_
+        os.sched_setaffinity(0, cores[local * share : (local + 1) * share])
+    return cpu_count() if len(cores) >= locals_ else 1
+
+
+def gaudi(cluster: Cluster) -> str:
+    """Load Habana's plug-in and return the card's name. It must be looked for first: loading without a card breaks TensorFlow."""
+    if not any(Path(path).exists() for path in ("/dev/accel/accel0", "/dev/hl0")):
+        raise UserError(
+            f"cluster={cluster.name}: no Gaudi card here (no /dev/accel/accel0, no /dev/hl0); use cluster=local"
+        )
+    try:
+        from habana_frameworks.tensorflow import load_habana_module
+    except ImportError as error:
+        raise UserError(f"cluster={cluster.name}: {error}; pip install -e '.[gaudi]' on Python 3.10") from error
+    load_habana_module()
+    if not tf.config.list_physical_devices("HPU"):
+        raise UserError(
+            f"cluster={cluster.name}: the Gaudi card could not be taken; is another process on it (hl-smi)?"
+        )
+    return "Gaudi"
+
+
+def norm(cluster: Cluster, ranks: int) -> Any:
+    """What makes a layer of batch norm: Keras's, or Horovod's with statistics over all ranks.
+
+    Horovod's moving variance is that of the batch; Keras's fused kernel has it times N / (N - 1). With one rank, too, a run that
+    asks for the first gets the first.
+    """
+    if not cluster.sync_batch_norm:
+        return tf.keras.layers.BatchNormalization
+    if ranks == 1:
+        return functools.partial(tf.keras.layers.BatchNormalization, fused=False)
+    import horovod.tensorflow as hvd
+
+    return hvd.SyncBatchNormalization
 
 
 def place(cluster: Cluster) -> Any:
     """Context for building and running the network on the device."""
-    return tf.device(f"/{cluster.device.value}:0")
+    return tf.device(f"/device:{cluster.device.value}:0")
 
 
 def ahead(dataset: Any, cluster: Cluster) -> Any:
     """`dataset` with its batches copied to the device before they are asked for, where there is one to copy to."""
     if cluster.device is Device.cpu or not cluster.prefetch:
         return dataset
-    return dataset.apply(tf.data.experimental.prefetch_to_device(f"/{cluster.device.value}:0"))
+    return dataset.apply(tf.data.experimental.prefetch_to_device(f"/device:{cluster.device.value}:0"))
 
 
 def cpu_info(key: str) -> str:
@@ -86,6 +214,4 @@ def cpu_name() -> str:
 
 def cpu_count() -> int:
     """Cores this process may use."""
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -128,14 +128,14 @@ def separated(words: Sequence[str], command: str) -> tuple[str, list[str], str |
     paths = [str(Path(word).expanduser()) for word in words if word not in knobs]
     if len(paths) != 1:
         raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
-    outs = [str(Path(word.removeprefix("out=")).expanduser()) for word in knobs if word.startswith("out=")]
+    outs = [word.removeprefix("out=") for word in knobs if word.startswith("out=")]
     return paths[0], [word for word in knobs if not word.startswith("out=")], outs[-1] if outs else None
 
 
 def go(words: Sequence[str]) -> None:
     """The command without the reporting of errors."""
     path, rest, out = separated(words, "resnet.evaluate")
-    place = Path(out) if out else Path(f"{Path(path).resolve()}-evaluation")
+    place = Path(out).expanduser() if out else Path(f"{Path(path).resolve()}-evaluation")
     told = evaluate(path, rest, place)
     print(
         f"top-1 {100 * told['top1']:.2f} %  top-5 {100 * told['top5']:.2f} %  loss {told['loss']:.4f}  ({told['seen']:,} images)"

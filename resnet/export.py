@@ -55,9 +55,8 @@ def export(path: str, words: Sequence[str], out: Path) -> list[str]:
             manifest.write_classes(aside, made.names)
         aside.rename(out)
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(
-            f"out={out}: cannot be written ({getattr(error, 'strerror', None) or error}); give another place"
-        ) from error
+        told = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"out={out}: cannot be written ({told}); give another place") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     files = ", ".join(sorted(part.name for part in out.iterdir()))
@@ -83,7 +82,8 @@ def save_model(network: Any, data: Any, names: list[str] | None, path: Path) -> 
     pixels = [None, data.image_size, data.image_size, 3]
     module = tf.Module()
     module.weights = list(network.weights)
-    module.names = tf.constant([name.encode("utf-8", "surrogateescape") for name in names or []], tf.string)
+    listed = [name.encode("utf-8", "surrogateescape") for name in names or []]
+    module.names = tf.Variable(tf.constant(listed, tf.string), trainable=False)  # a constant would not be kept
     signatures = {
         "serving_default": tf.function(scored, [tf.TensorSpec(pixels, tf.float32, "images")]),
         "uint8": tf.function(scored, [tf.TensorSpec(pixels, tf.uint8, "images")]),
@@ -100,7 +100,7 @@ def go(words: Sequence[str]) -> None:
     path, rest, out = separated(words, "resnet.export")
     if not out:
         raise UserError("resnet.export: give out=DIR, a folder that does not exist yet")
-    for line in export(path, rest, Path(out)):
+    for line in export(path, rest, Path(out).expanduser()):
         print(line)
 
 

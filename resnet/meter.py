@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet import UserError
 
@@ -17,8 +18,14 @@ class Meter:
     The first call of a graph builds it, and counts nowhere.
     """
 
-    def __init__(self, done: int, batch: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock, self.batch = clock, batch
+    def __init__(
+        self,
+        done: int,
+        batch: int,
+        clock: Callable[[], float] = time.monotonic,
+        over_ranks: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda losses: losses,
+    ) -> None:
+        self.clock, self.batch, self.over_ranks = clock, batch, over_ranks
         self.calls, self.first_unread = 0, done
         self.unread: list[Any] = []
         self.since = clock()
@@ -33,7 +40,7 @@ class Meter:
     def read(self) -> tuple[float, float | None]:
         """(mean loss, images/s) since the last reading; no speed for the first call. Raises UserError at a loss that is
         not finite, naming the first such step."""
-        losses = np.concatenate([np.asarray(part) for part in self.unread])
+        losses = self.over_ranks(np.concatenate([np.asarray(part, np.float64) for part in self.unread]))
         seconds, images, speed = max(self.clock() - self.since, 1e-9), len(losses) * self.batch, None
         if self.calls > 1:
             speed = images / seconds
@@ -44,7 +51,7 @@ class Meter:
             raise NotFinite(self.first_unread + int(bad[0]), float(losses[bad[0]]))
         self.unread, self.first_unread = [], self.first_unread + len(losses)
         self.since = self.clock()
-        return float(losses.mean(dtype=np.float64)), speed
+        return float(losses.mean()), speed
 
     def resume(self) -> None:
         """What happened since the last reading was no training."""

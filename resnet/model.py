@@ -55,15 +55,16 @@ class Conv(tf.keras.layers.Layer):
         return {**super().get_config(), **mine}
 
 
-def build(model: Model, classes: int, policy: str) -> Any:
+def build(model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization) -> Any:
     """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. Any H and W from 8 pixels on.
 
-    `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them.
+    `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
+    the class of layer to normalize with.
     """
 
     def norm(x: Any, name: str, last: bool = False) -> Any:
         gamma = "zeros" if last and model.zero_init_residual else "ones"
-        return layers.BatchNormalization(
+        return batch_norm(
             momentum=model.batch_norm_momentum,
             epsilon=model.batch_norm_epsilon,
             gamma_initializer=gamma,

@@ -15,6 +15,11 @@ from rich.text import Text
 from resnet.config import Lars, Run
 
 
+def nobody() -> Console:
+    """Where every rank but the first shows what it does."""
+    return Console(quiet=True)
+
+
 class Display:
     """`say` is a line that stays; `step` is the state of the loop, redrawn on a terminal and printed as a line elsewhere."""
 

@@ -1,20 +1,58 @@
-"""`python -m resnet.rank <out>`: train the run that <out>/config.yaml describes, in a process of its own."""
+"""`python -m resnet.rank <out>`: train the run that <out>/config.yaml describes, in a process of its own.
+
+With `--rank` behind it the process is one of the run's ranks, which `resnet.ranks` has started: what it prints goes to
+its log, and how it ends to its record (`resnet.roster`).
+"""
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 import sys
+import traceback
 from pathlib import Path
 
-from resnet import compose, train
+from resnet import UserError, compose, roster, starter, train
+
+HOLD_S = 60.0  # for rank 0 to tell its end, before another one ends with a status that has it killed
 
 
 def main() -> int:
     """Exit status of the training."""
-    if len(sys.argv) != 2:
-        print("usage: python -m resnet.rank <folder with config.yaml>", file=sys.stderr)
-        return 2
-    out = Path(sys.argv[1])
-    return train.reported(lambda: train.go(compose.load(out), out))
+    match sys.argv[1:]:
+        case [folder]:
+            out = Path(folder)
+            return train.reported(lambda: train.go(compose.load(out), out))
+        case [folder, "--rank"]:
+            return one(Path(folder))
+    print("usage: python -m resnet.rank <folder with config.yaml>", file=sys.stderr)
+    return 2
+
+
+def one(out: Path) -> int:
+    """Be one rank; exit status of the training."""
+    starter.join()
+    rank = roster.number()
+    roster.redirect(out, rank)
+    roster.enter(out, rank)
+    faulthandler.enable()  # a crash leaves a stack in the log
+    try:
+        run = compose.load(out)
+        train.train(run, out, stalled=lambda said: roster.mark(out, rank, "stalled", said))
+        state, error, kind, code = "done", None, None, roster.DONE
+    except UserError as fault:
+        state, error, kind, code = "failed", str(fault), "user", roster.FAILED
+    except roster.Stopped as stopped:
+        state, error, kind, code = "stopped", str(stopped), None, roster.STOPPED
+    except BaseException as fault:
+        state, error, kind, code = "failed", traceback.format_exc(), roster.kind(fault), roster.FAILED
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a starter's, because another rank was faster: this one ends anyway
+    roster.mark(out, rank, state, error, kind)
+    if error:
+        print(f"{state}: {error}", file=sys.stderr, flush=True)
+    if state == "stopped":
+        roster.wait_for_first(out, HOLD_S)
+    return code
 
 
 if __name__ == "__main__":

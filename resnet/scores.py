@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from resnet.augment import prepare_images
 from resnet.config import Data
@@ -62,14 +63,20 @@ def predicting(network: Any, data: Data) -> Any:
 
 
 def over(
-    batches: Iterable[tuple[Any, Any, Any]], evaluation_step: Any, expected: Callable[[], int]
+    batches: Iterable[tuple[Any, Any, Any]],
+    evaluation_step: Any,
+    expected: Callable[[], int],
+    networks: int = 1,
+    summed: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda counts: counts,
 ) -> tuple[Scores, Scores | None]:
-    """Evaluate `batches`, which must hold `expected()` images, asked once they have been read: (network, mean or None).
+    """Evaluate this rank's `batches` on so many `networks`: (network, mean or None), over the images of all ranks.
 
-    Nothing is read from the device before the last batch.
+    `summed` adds an array up over the ranks. All must hold `expected()` images, asked once they have been read. Nothing is read
+    from the device before the last batch.
     """
     parts = [evaluation_step(*batch) for batch in batches]
-    totals = np.sum([part.numpy() for part in parts], axis=0, dtype=np.float64)
+    nothing = np.zeros([networks, 4])  # what a rank without images has
+    totals = summed(np.sum([nothing, *(part.numpy() for part in parts)], axis=0, dtype=np.float64))
     assert totals[0, 3] == expected(), f"evaluated {totals[0, 3]:.0f} images of {expected()}"
     found = [Scores(right1 / seen, right5 / seen, loss / seen, int(seen)) for right1, right5, loss, seen in totals]
     return found[0], found[1] if len(found) > 1 else None

@@ -45,6 +45,20 @@ class Metric:
     time_ms: int
 
 
+class Nobody:
+    """The tracker of every rank but the first."""
+
+    def log(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Nothing."""
+
+    def artifact(self, path: Path) -> None:
+        """Nothing."""
+
+    def close(self, status: str) -> str | None:  # noqa: ARG002
+        """Nothing."""
+        return None
+
+
 class Tracker:
     """Open for the length of a run. `log` never waits; `close` waits at most CLOSE_S."""
 
@@ -277,6 +291,13 @@ def close_run(
             client.log_artifact(run_id, str(path))
         if not only_if_running or client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, status)
+
+
+def count_restart(settings: Track, run_id: str | None) -> None:
+    """Count in the run's tag `restarts` that its ranks died and were started again."""
+    if isinstance(settings, Mlflow) and run_id is not None:
+        client = connect(settings.uri)
+        client.set_tag(run_id, "restarts", str(int(client.get_run(run_id).data.tags.get("restarts", "0")) + 1))
 
 
 def tags(run: Run, device: str) -> dict[str, str]:

@@ -12,22 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet import UserError
+from resnet.roster import DONE, FAILED, INTERRUPTED, STOPPED, Failed, Stopped
 
 if TYPE_CHECKING:
     from resnet.config import Run
 
-# Exit statuses. 143: a signal ended the run after it had saved; the same command goes on.
-DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
 
-
-class Stopped(Exception):
-    """A signal asked the run to end; the message tells what it has saved and how to go on."""
-
-
-def train(run: Run, out: Path) -> dict[str, Any]:
+def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict[str, Any]:
     """Train `run` in the folder `out`, going on from its newest checkpoint if there is one.
 
-    Returns what it also writes to <out>/result.json. Raises UserError for what the user can mend, Stopped after a signal.
+    With several ranks each of them calls it. `stalled` is told before a run that makes no progress ends its process. Returns
+    what it also writes to <out>/result.json. Raises UserError for what the user can mend, Stopped after a signal.
     """
     import numpy as np
     import tensorflow as tf
@@ -52,46 +47,62 @@ def train(run: Run, out: Path) -> dict[str, Any]:
     from resnet.average import Average
     from resnet.meter import Meter, NotFinite
     from resnet.preparation import manifest
+    from resnet.watchdog import Watchdog
 
     began = time.monotonic()
     world = machine.up(run.cluster, run.dtype)
+    first = world.rank == 0
     mllog = mlperf.opened(run, out, world)
     tf.keras.utils.set_random_seed(run.seed)
     images = source.opened(run.data)
     plan = schedule.plan(run, images.train_images)
-    compose.claim(run, out)
-    if names := source.class_names(run.data):
-        manifest.write_classes(out, names)
+    world.check_alike({"fingerprint": compose.fingerprint(run), "training images": images.train_images,
+                       "evaluation images": images.eval_images, "TensorFlow": tf.__version__})  # fmt: skip
+    if first:
+        compose.claim(run, out)
+        if names := source.class_names(run.data):
+            manifest.write_classes(out, names)
     eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
 
     with machine.place(run.cluster):
-        network = model.build(run.model, run.data.classes, run.dtype.policy.value)
+        made = (run.model, run.data.classes, run.dtype.policy.value, machine.norm(run.cluster, world.ranks))
+        network = model.build(*made)
         model.freeze(network, run.finetune.freeze)
         factors = model.lr_factors(network, run.finetune.lr_multipliers or {})
         optimizer = optim.build(run.optim, network.trainable_variables, factors)
-        mean = model.build(run.model, run.data.classes, run.dtype.policy.value) if run.ema.on else None
+        mean = model.build(*made) if run.ema.on else None
         average = Average(network, mean) if mean else None
         eval_step = scores.step(network, mean, run.data)
     stored = checkpoint.trackable(network, optimizer, mean)
-    saved, notes = checkpoint.restore(out, stored)
-    if run.init and not saved:
+    saved, notes = checkpoint.restore(out, stored) if first else (None, [])
+    if first and run.init and not saved:
         notes += weights.put(network, weights.read(run.init), run.init)
+    saved = world.told(saved)
+    world.share([*network.weights, *optimizer.velocity, *(mean.weights if saved and mean else ())])
     if average and not saved:
         average.start()
+    statistics = [weight for part in (network, mean) if part for weight in part.non_trainable_weights]
     done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
 
     eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
-    tracker = track.Tracker(out, run.track, compose.flat(run), track.tags(run, world.device))
-    display = progress.Display(plan.total_steps, done, run.epochs)
+    tags = track.tags(run, world.device)
+    tracker = track.Tracker(out, run.track, compose.flat(run), tags) if first else track.Nobody()
+    display = progress.Display(plan.total_steps, done, run.epochs, None if first else progress.nobody())
     timed = mllog.begin(plan, done, images.train_images, eval_images)
     for line in (*progress.headline(run, plan, images, world.device, done), *world.warnings, *notes, *timed):
         display.say(line)
-    meter, asked, status = Meter(done, run.batch), Signals(), "FAILED"
+    meter = Meter(done, run.batch, over_ranks=lambda losses: world.sum(losses) / world.ranks)
+    asked, watch, status = Signals(), Watchdog(run.cluster.stall_s, world.rank, stalled), "FAILED"
+
+    def expected() -> int:
+        """Images an evaluation must have seen, over all ranks."""
+        return eval_images - int(world.sum(np.array([images.lost(eval_images)], np.float64))[0])
 
     def judge(standing: result.Standing) -> result.Standing:
         """Evaluate the weights as they are, and their average."""
         mllog.evaluating(done)
-        found, averaged = scores.over(eval_batches, eval_step, lambda: eval_images - images.lost(eval_images))
+        world.level(statistics)
+        found, averaged = scores.over(watch.over(eval_batches), eval_step, expected, 2 if mean else 1, world.sum)
         mllog.evaluated(done, (averaged or found).top1)
         standing = standing.judged(found, done, averaged)
         tracker.log(done, {**result.metrics("eval", found), **result.metrics("ema", averaged),
@@ -100,51 +111,62 @@ def train(run: Run, out: Path) -> dict[str, Any]:
         return standing
 
     def keep(standing: result.Standing) -> checkpoint.Saved:
-        """Write a checkpoint of the weights as they are."""
-        return checkpoint.save(out, stored, done, standing.top1(done), standing, run.keep_checkpoints)
+        """Write a checkpoint of the weights as they are; rank 0 does."""
+        world.level(statistics)
+        top1 = standing.top1(done)
+        if first:
+            return checkpoint.save(out, stored, done, top1, standing, run.keep_checkpoints)
+        return checkpoint.Saved(checkpoint.place(out, done), done, top1, {})
 
     try:
-        with asked, machine.place(run.cluster):
+        with asked, watch, machine.place(run.cluster):
             if saved and plan.evaluates(done) and standing.scored_at != done:  # ended between a step and its evaluation
                 standing = judge(standing)
                 saved = keep(standing)
-            for first, end in plan.calls(done):
+            for start, end in plan.calls(done):
                 if standing.reached(run.stop_at_top1, done):
                     break
-                mllog.training(first)
-                if meter.calls == 0 or plan.resizes(first):
-                    size = plan.size(first)
-                    dataset = data.train(images, run.batch, run.seed, first, world.rank, world.ranks, size)
-                    batches, train_steps = iter(machine.ahead(dataset, run.cluster)), compiled(network, optimizer, run)
+                mllog.training(start)
+                if meter.calls == 0 or plan.resizes(start):
+                    size, parts = plan.size(start), run.cluster.gradient_accumulation
+                    dataset = data.train(images, run.batch, run.seed, start, world.rank, world.ranks, size, parts)
+                    batches = iter(machine.ahead(dataset, run.cluster))
+                    train_steps = compiled(network, optimizer, run, world)
                     meter.rebuilt()
-                lrs = plan.lr(np.arange(first, end))
-                ratios = augment.mix_ratios(run.mixup, run.seed, range(first, end))
-                meter.add(train_steps(batches, tf.constant(lrs, tf.float32), tf.constant(ratios)))
+                lrs = plan.lr(np.arange(start, end))
+                ratios = augment.mix_ratios(run.mixup, run.seed, range(start, end))
+                flag = tf.constant(float(asked.stop))
+                losses, flag = train_steps(batches, tf.constant(lrs, tf.float32), tf.constant(ratios), flag)
+                meter.add(losses)
+                stop = asked.agreed(flag, world.ranks)
+                watch.alive()
                 done = end
                 if average and plan.averages(done):
                     average.follow(tf.constant(schedule.ema_decay(run.ema.kept, run.ema.every_steps, done), tf.float32))
                 display.move(done)
-                pauses = plan.saves(done) or asked.stop
-                if pauses or plan.logs(first, done) or meter.calls == 1 or plan.resizes(done):
+                pauses = plan.saves(done) or stop
+                if pauses or plan.logs(start, done) or meter.calls == 1 or plan.resizes(done):
                     loss, speed = meter.read()
                     tracker.log(done, {"train/loss": loss, "train/lr": float(lrs[-1]), "train/images_per_s": speed,
                                        "train/epoch": plan.epoch(done), **corrupt(images, display)})  # fmt: skip
                     display.step(done, plan.epoch(done), loss, float(lrs[-1]), speed)
                 if pauses:
                     standing = standing.timed(*meter.take())
-                    if plan.evaluates(done) and not asked.stop:
+                    if plan.evaluates(done) and not stop:
                         standing = judge(standing)
                     saved = keep(standing)
                     meter.resume()
-                if asked.stop and saved:
+                if stop and saved:
                     raise Stopped(
                         f"saved {saved.path.name}; go on with: python -m resnet.train resume={shlex.quote(str(out))}"
                     )
         minutes, mark = (time.monotonic() - began) / 60, compose.fingerprint(run)
-        made = result.conclusion(run, standing, done, plan.epoch(done), minutes, mark, mllog.end(finished=True))
-        tracker.log(done, {name: value for name, value in made.items() if name.startswith("final/")})
-        tracker.artifact(result.write(out, made))
-        if "final/time_to_train_minutes" in made:
+        came = result.conclusion(run, standing, done, plan.epoch(done), minutes, mark, mllog.end(finished=True))
+        tracker.log(done, {name: value for name, value in came.items() if name.startswith("final/")})
+        world.wait()
+        if first:
+            tracker.artifact(result.write(out, came))
+        if "final/time_to_train_minutes" in came:
             tracker.artifact(out / mlperf.FILE)
         status = "FINISHED"
     except NotFinite as error:
@@ -165,7 +187,7 @@ def train(run: Run, out: Path) -> dict[str, Any]:
         display.close()
         if trouble := tracker.close(status):
             display.say(trouble)
-    return made
+    return came
 
 
 def corrupt(images: Any, display: Any) -> dict[str, float | None]:
@@ -177,16 +199,21 @@ def corrupt(images: Any, display: Any) -> dict[str, float | None]:
     return {"data/corrupt_records": len(told)} if told else {}
 
 
-def compiled(network: Any, optimizer: Any, run: Run) -> Callable[[Any, Any, Any], Any]:
-    """The function (iterator of batches, learning rates [k], MixUp ratios [k]) -> losses [k]: k steps in one graph call."""
+def compiled(network: Any, optimizer: Any, run: Run, world: Any) -> Callable[[Any, Any, Any, Any], Any]:
+    """The function (iterator of batches, learning rates [k], MixUp ratios [k], flag) -> (losses [k], flag): k steps at once.
+
+    Losses are of this rank's images; the flag is summed over the ranks.
+    """
     import tensorflow as tf
 
     from resnet.augment import mix_up, prepare_images
 
     variables = network.trainable_variables
     classes, smoothing, data = run.data.classes, run.label_smoothing, run.data
+    parts = run.cluster.gradient_accumulation
 
-    def step(batch: Any, lr: Any, ratio: Any) -> Any:
+    def slopes(batch: Any, ratio: Any) -> Any:
+        """(loss, its gradients) of a batch."""
         images, labels, flip = batch
         inputs = prepare_images(images, flip, data.mean, data.std)
         targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
@@ -195,19 +222,28 @@ def compiled(network: Any, optimizer: Any, run: Run) -> Callable[[Any, Any, Any]
         with tf.GradientTape() as tape:
             logits = network(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-        optimizer.apply(tape.gradient(loss, variables), lr)
+        return loss, tape.gradient(loss, variables)
+
+    def step(batches: Any, lr: Any, ratio: Any) -> Any:
+        loss, gradients = slopes(next(batches), ratio)
+        if parts > 1:
+            for _ in tf.range(parts - 1):
+                more_loss, more = slopes(next(batches), ratio)
+                loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
+            loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
+        optimizer.apply(world.average(gradients, "gradient"), lr)
         return loss
 
     @tf.function(reduce_retracing=True)
-    def one_step(batches: Any, lrs: Any, ratios: Any) -> Any:
-        return step(next(batches), lrs[0], ratios[0])[None]
+    def one_step(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
+        return step(batches, lrs[0], ratios[0])[None], world.any(flag)
 
     @tf.function(reduce_retracing=True)
-    def many_steps(batches: Any, lrs: Any, ratios: Any) -> Any:
+    def many_steps(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
         losses = tf.TensorArray(tf.float32, tf.size(lrs))
         for number in tf.range(tf.size(lrs)):
-            losses = losses.write(number, step(next(batches), lrs[number], ratios[number]))
-        return losses.stack()
+            losses = losses.write(number, step(batches, lrs[number], ratios[number]))
+        return losses.stack(), world.any(flag)
 
     return one_step if run.steps_per_loop == 1 else many_steps
 
@@ -217,6 +253,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop = False
+        self.told: Any = None  # the flag that came back from the graph call before this one
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -228,6 +265,11 @@ class Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def agreed(self, flag: Any, ranks: int) -> bool:
+        """Whether to stop now, the same on every rank: a call late, because waiting for this call's flag would stall a device."""
+        before, self.told = self.told, flag
+        return self.stop if ranks == 1 else before is not None and bool(before > 0)
+
     def receive(self, number: int, _frame: object) -> None:
         """Only set the flag: the loop acts on it between steps."""
         if self.stop and number == signal.SIGINT:
@@ -237,13 +279,20 @@ class Signals:
 
 # ----------------------------------------------------------------------------------------------------- entry point
 def go(run: Run, out: Path) -> None:
-    """Train, unless this folder holds the result already; either way, show it."""
-    from resnet import compose, progress, result
+    """Train, here or in ranks, unless this folder holds the result already; either way, show it."""
+    from resnet import compose, progress, ranks, result, starter
 
+    if run.cluster.dry_run:
+        print(starter.shown(run, out))
+        return
+    starter.check_outside(run.cluster)
     made = result.read(out)
     if made and made.get("fingerprint") == compose.fingerprint(run):
         print(f"{out}: this run has finished already")
+    elif starter.needed(run.cluster):
+        made = ranks.run(run, out)
     else:
+        os.environ.update(starter.device_environment(run))
         made = train(run, out)
     progress.report(made, getattr(run.track, "uri", None))
 
@@ -273,7 +322,10 @@ def start() -> None:
             raise run
         compose.check_folder(run, Path(run.out))
         compose.check_init(run)
-        schedule.plan(run, source.opened(run.data).train_images)  # what can be refused before TensorFlow is imported
+        if not run.cluster.dry_run:
+            schedule.plan(
+                run, source.opened(run.data).train_images
+            )  # what can be refused before TensorFlow is imported
         go(run, Path(run.out))
 
 
@@ -286,6 +338,9 @@ def reported(work: Callable[[], object]) -> int:
             work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except Failed as failed:
+        print(f"error: {failed}", file=sys.stderr)
         return FAILED
     except Stopped as stopped:
         print(f"stopped by a signal; {stopped}", file=sys.stderr)

@@ -18,22 +18,20 @@ def pytest_sessionfinish() -> None:
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
-@pytest.fixture
-def run_of(tmp_path, monkeypatch):
-    """`run_of("model=tiny", "steps=3", ...)`: the checked run of these overrides, its folder below tmp_path."""
+@pytest.fixture(scope="session")
+def run_at():
+    """`run_at(folder, "model=tiny", "steps=3", ...)`: the checked run of these overrides, in folder/run unless out= is told."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
     from resnet import compose
 
-    monkeypatch.chdir(tmp_path)
-
-    def make(*overrides: str):
+    def make(folder, *overrides: str):
         compose.register()
         with initialize_config_dir(str(compose.tree("conf")), version_base="1.3"):
-            config = hydra_compose("config", [f"out={tmp_path / 'run'}", *overrides], return_hydra_config=True)
-            config.hydra.runtime.cwd = str(tmp_path)
+            config = hydra_compose("config", [f"out={folder / 'run'}", *overrides], return_hydra_config=True)
+            config.hydra.runtime.cwd = str(folder)
             HydraConfig.instance().set_config(config)
             try:
                 return compose.freeze(compose.task_config(config))
@@ -41,3 +39,10 @@ def run_of(tmp_path, monkeypatch):
                 HydraConfig.instance().cfg = None
 
     return make
+
+
+@pytest.fixture
+def run_of(run_at, tmp_path, monkeypatch):
+    """`run_of("model=tiny", "steps=3", ...)`: the checked run of these overrides, its folder below tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: run_at(tmp_path, *overrides)

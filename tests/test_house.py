@@ -21,7 +21,7 @@ FLOORS = [
     {"schedule", "model", "data", "optim", "average", "device", "result"},
     {"scores", "checkpoint", "track", "mlperf", "progress"},
     {"compose", "benchmarks.sides"},
-    {"launch", "preparation.sheet", "benchmarks.input", "benchmarks.accuracy", "weights"},
+    {"launch", "preparation.sheet", "benchmarks.input", "benchmarks.accuracy", "benchmarks.scaling", "weights"},
     {"bench"},
     {"trained"},
     {"train"},

@@ -67,7 +67,7 @@ ROWS = {
     # ours
     "quickstart": Row("resnet50", 32, 10, (44, 440), "sgd", 0.03, 5e-4, "quickstart", eval_every=2,
                       sizes=(None, None, 32, 32), images=1437),
-    "quickstart_fast": Row("resnet50", 32, 5, (44, 220), "sgd", 0.03, 5e-4, "quickstart_fast", eval_every=5,
+    "quickstart_fast": Row("resnet50", 24, 5, (59, 295), "sgd", 0.025, 5e-4, "quickstart_fast", eval_every=5,
                            sizes=(None, None, 32, 32), images=1437),
     "finetune_folder": Row("resnet50", 32, 15, (31, 465), "sgd", 0.00125, 1e-4, "finetune", images=1000),
 }
@@ -100,7 +100,7 @@ RATES = {
     "sgd_250ep_8x": {1: 0.0005461333333, 1874: 1.023453867, 1875: 1.024, 1876: 1.024, 79_062: 0.5120052097,
                      156_249: 1.060195043e-10},
     "fast": {1: 0.002724358974, 623: 1.697275641, 624: 1.7, 625: 1.699610806, 2808: 0.85, 4991: 0.0003891941392},
-    "quickstart_fast": {1: 0.001363636364, 21: 0.02863636364, 22: 0.03, 23: 0.02999811192, 121: 0.015, 219: 1.888084892e-06},
+    "quickstart_fast": {1: 0.0008474576271, 29: 0.02457627119, 30: 0.02499978123, 31: 0.02499803111, 162: 0.01253697726, 294: 8.750757414e-07},
     "quickstart": {1: 0.0003409090909, 87: 0.02965909091, 88: 0.03, 89: 0.02999940259, 264: 0.015,
                    439: 5.974104279e-07},
     "finetune": {1: 4.032258065e-05, 30: 0.001209677419, 31: 0.00125, 32: 0.001249983625, 248: 0.000625,
@@ -190,7 +190,8 @@ def test_a_recipe_has_the_published_steps_and_learning_rates(of, name):
     assert max(rates) == plan.total_steps - 1
     np.testing.assert_allclose(plan.lr(list(rates)), list(rates.values()), rtol=1e-9, atol=1e-15)
     everywhere = plan.lr(np.arange(plan.total_steps))
-    assert everywhere.argmax() in rates and everywhere.max() == pytest.approx(row.peak, rel=1e-12)
+    between = (run.schedule.warmup_epochs * plan.steps_per_epoch) % 1  # two steps, where the warm-up ends
+    assert everywhere.argmax() in rates and everywhere.max() == pytest.approx(row.peak, rel=1e-4 if between else 1e-12)
 
 
 @every_recipe

@@ -47,17 +47,33 @@ def rotated_fixture():
     return rotated
 
 
+def plant(classes, root, sizes=({},)):
+    """A folder with so many JPEG images in a folder for each class, of these sizes in turn."""
+    for number, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for image in range(count):
+            size = sizes[image % len(sizes)]
+            (root / name / f"{image:03d}.jpg").write_bytes(encoded(photo(number * 1000 + image, **size)))
+    return root
+
+
 @pytest.fixture
 def tree(tmp_path):
     """`tree({"cat": 3, "dog": 2})`: a folder with so many JPEG images in a folder for each class."""
+    return lambda classes, root=None, **options: plant(classes, root or tmp_path / "tree", [options])
 
-    def make(classes, root=None, **options):
-        root = root or tmp_path / "tree"
-        for number, (name, count) in enumerate(classes.items()):
-            (root / name).mkdir(parents=True)
-            for image in range(count):
-                (root / name / f"{image:03d}.jpg").write_bytes(encoded(photo(number * 1000 + image, **options)))
-        return root
+
+@pytest.fixture(scope="session")
+def prepared():
+    """`prepared({"cat": 3, "dog": 2}, folder)`: such images of several sizes as shards, half of them held out."""
+    from resnet import prepare
+
+    def make(classes, folder):
+        sizes = [{"width": w, "height": h} for w, h in ((64, 48), (40, 90), (57, 57), (33, 35), (120, 70))]
+        root = plant(classes, folder.with_name(f"{folder.name}-images"), sizes)
+        words = ["source=folder", f"dir={root}", f"out={folder}", "val_fraction=0.5", "processes=1"]
+        prepare.do(prepare.chosen(words))
+        return folder
 
     return make
 

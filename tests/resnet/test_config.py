@@ -50,6 +50,18 @@ def cluster(**knobs):
     return Cluster(name="here", **knobs)
 
 
+def ema(**knobs):
+    return config.Ema(**knobs)
+
+
+def progressive(**knobs):
+    return config.Progressive(**knobs)
+
+
+def finetune(**knobs):
+    return config.Finetune(**knobs)
+
+
 def mlflow(**knobs):
     return Mlflow(**{"uri": "sqlite:////x/mlflow.db", "run_name": "a run", **knobs})
 
@@ -135,8 +147,40 @@ BAD = [
     (Digits, {"classes": 10, "dir": "x", "eval_resize": 8}, "data.eval_resize", "data.image_size=224"),
     (Synthetic, {"classes": 10, "train_images": 0}, "data.train_images", "above 0"),
     (Synthetic, {"classes": 10, "eval_images": -1}, "data.eval_images", "above 0"),
-    (cluster, {"ranks": 2}, "cluster.ranks", "cluster.ranks=1"),
-    (cluster, {"ranks": 0}, "cluster.ranks", "cluster.ranks=1"),
+    (cluster, {"ranks": 0}, "cluster.ranks", "above 0"),
+    (cluster, {"ranks": 3, "hosts": ["a:2", "b:2"]}, "cluster.ranks", "places for 4"),
+    (cluster, {"ranks": 2, "hosts": ["a"]}, "cluster.hosts", "[a:2,b:2]"),
+    (cluster, {"ranks": 2, "hosts": ["a:x"]}, "cluster.hosts", "[a:2,b:2]"),
+    (cluster, {"ranks": 2, "hosts": ["a:1", "a:1"]}, "cluster.hosts", "[a:2,b:2]"),
+    (cluster, {"start_s": 0.0}, "cluster.start_s", "above 0"),
+    (cluster, {"stall_s": NAN}, "cluster.stall_s", "above 0"),
+    (cluster, {"max_restarts": -1}, "cluster.max_restarts", "at least 0"),
+    (cluster, {"gradient_accumulation": 0}, "cluster.gradient_accumulation", "above 0"),
+    (ema, {"decay": 1.0}, "ema.decay", "below 1"),
+    (ema, {"decay": 0.9, "half_life_steps": 10.0}, "ema.decay", "one of the two"),
+    (ema, {"half_life_steps": 0.0}, "ema.half_life_steps", "above 0"),
+    (ema, {"every_steps": 0}, "ema.every_steps", "above 0"),
+    (progressive, {"multiple": 0}, "progressive.multiple", "above 0"),
+    (progressive, {"start_epochs": -1.0}, "progressive.start_epochs", "at least 0"),
+    (progressive, {"end_epochs": INF}, "progressive.end_epochs", "at least 0"),
+    (
+        progressive,
+        {"start_epochs": 3.0, "end_epochs": 2.0},
+        "progressive.end_epochs",
+        "at least progressive.start_epochs=3",
+    ),
+    (progressive, {"start_size": 160}, "progressive.end_epochs", "full-grown"),
+    (
+        progressive,
+        {"start_size": 150, "end_epochs": 2.0},
+        "progressive.start_size",
+        "multiple of progressive.multiple=32",
+    ),
+    (finetune, {"freeze": "heads"}, "finetune.freeze", "none, head"),
+    (finetune, {"freeze": [1]}, "finetune.freeze", "none, head"),
+    (finetune, {"lr_multipliers": [1]}, "finetune.lr_multipliers", "{layer4: 0.5, fc: 10}"),
+    (finetune, {"lr_multipliers": {"fc": "fast"}}, "finetune.lr_multipliers.fc", "number"),
+    (finetune, {"lr_multipliers": {"fc": -1}}, "finetune.lr_multipliers.fc", "at least 0"),
     (cluster, {"threads": 0}, "cluster.threads", "above 0"),
     (mlflow, {"uri": ""}, "track.uri", "track=off"),
     (mlflow, {"uri": "mlflow.db"}, "track.uri", "sqlite:////"),
@@ -199,8 +243,7 @@ def test_a_value_that_cannot_be_is_refused_by_knob_value_and_way_out(kind, knobs
 
 
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_with_the_two_next_to_it():
-    three = cluster()
-    three.ranks = 3  # as a cluster of a later release will say it
+    three = cluster(ranks=3)
     assert run(cluster=three, batch=2046).local_batch == 682
     with pytest.raises(
         UserError, match=r"^batch=2048: does not divide over 3 ranks \(cluster=here\); use 2046 or 2049$"
@@ -208,6 +251,17 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_with_the_two_nex
         run(cluster=three, batch=2048)
     with pytest.raises(UserError, match="use 3 or 3"):
         run(cluster=three, batch=2)
+    with pytest.raises(UserError, match=r"does not divide over 3 ranks x 4 accumulated steps \(.*\); use 24 or 36"):
+        run(cluster=cluster(ranks=3, gradient_accumulation=4), batch=33)
+
+
+def test_crops_that_grow_to_a_size_that_is_no_multiple_are_refused():
+    growing = progressive(start_size=160, end_epochs=2)
+    with pytest.raises(UserError, match=r"^progressive.start_size=160: grows to 225 px"):
+        run(data=records(image_size=225), progressive=growing)
+    with pytest.raises(UserError, match=r"^progressive.start_size=160: grows to 128 px"):
+        run(data=records(train_size=128), progressive=growing)
+    assert run(data=records(train_size=192), progressive=growing).train_size == 192
 
 
 def test_every_check_of_the_dataclasses_has_a_case_here():
@@ -215,7 +269,8 @@ def test_every_check_of_the_dataclasses_has_a_case_here():
     broken = {named for _, _, named, _ in BAD}
     groups = {Model: "model", config.Optim: "optim", config.Schedule: "schedule", config.Data: "data"}
     groups |= {Cluster: "cluster", config.Track: "track"}
-    for kind in {kind for variants in VARIANTS.values() for kind in variants.values()} | {Run}:
+    groups |= {config.Ema: "ema", config.Progressive: "progressive", config.Finetune: "finetune"}
+    for kind in {kind for variants in VARIANTS.values() for kind in variants.values()} | {Run, *list(groups)[-3:]}:
         group = next((f"{name}." for base, name in groups.items() if issubclass(kind, base)), "")
         if "__post_init__" in vars(kind):
             tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__post_init__)))

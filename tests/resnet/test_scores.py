@@ -137,7 +137,7 @@ def test_a_second_network_is_evaluated_on_the_same_images_in_one_pass():
         return tf.reduce_mean(inputs, [1, 2])
 
     step = counted.step(network, lambda *args, **kwargs: -network(*args, **kwargs), data)
-    plain, mean = counted.over([(images, labels, np.float32([1, 1]))], step, lambda: 2)
+    plain, mean = counted.over([(images, labels, np.float32([1, 1]))], step, lambda: 2, 2)
     assert (plain.top1, mean.top1, plain.seen, mean.seen) == (0.5, 0.0, 2, 2)
     assert plain.loss == pytest.approx(np_counts([[9, 0, 0]] * 2, [0, 2], [1, 1])[2] / 2, rel=1e-5)
     assert mean.loss == pytest.approx(np_counts([[-9, 0, 0]] * 2, [0, 2], [1, 1])[2] / 2, rel=1e-5)

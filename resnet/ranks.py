@@ -1,0 +1,470 @@
+"""Trains a run in processes that this one starts, watches, stops and starts again; it never imports TensorFlow.
+
+Rank 0's log is what comes out here; lines of the others go to stderr, prefixed. What a rank ended with it tells in its
+record (`resnet.roster`), because starters tell at most one number for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from resnet import UserError, compose, result, roster, starter, track
+from resnet.config import Mlflow, Run, Starter
+from resnet.roster import Record
+
+POLL_S = 0.1
+LINGER_S = 20.0  # how long the others may take to end by themselves once one has failed
+FEW = 16  # so many ranks are looked at at every poll, more of them once a second
+TAIL_LINES = 15  # of the starter's own words, where no rank has said anything
+TRACE = re.compile(r"^(Traceback \(most recent call last\)|Fatal Python error|\*\*\* )", re.MULTILINE)
+# How starters tell which rank ended first, and by what: horovodrun, mpirun, srun.
+DEATHS = (
+    re.compile(r"Process (?P<rank>\d+) exit with status code (?P<code>\d+)"),
+    re.compile(r"process rank (?P<rank>\d+) .*exited on signal (?P<signal>\d+)"),
+    re.compile(r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]\s+Exit code:\s+(?P<code>\d+)"),
+    re.compile(r"srun: error: \S+: task (?P<rank>\d+): (?:Exited with exit code (?P<code>\d+)|(?P<name>.+))"),
+)
+
+
+def run(run: Run, out: Path) -> dict[str, Any]:
+    """Train `run` in `out` in as many processes as it wants; the result, as rank 0 has written it.
+
+    Raises UserError for what the user can mend, Failed with the first failing rank's own traceback, Stopped after a
+    signal, KeyboardInterrupt after a second one.
+    """
+    cluster = run.cluster
+    starter.check(run)
+    check_alone(out)
+    compose.claim(run, out)
+    heard = Heard()
+    status = "FAILED"
+    try:
+        with heard:
+            for restarts in range(cluster.max_restarts + 1):
+                end = started(run, out, heard)
+                if end.made:
+                    status = "FINISHED"
+                    return end.made
+                if heard.at_once:
+                    raise KeyboardInterrupt
+                if end.stopped:
+                    status = "KILLED"
+                    raise roster.Stopped(end.stopped)
+                if end.user:
+                    raise UserError(end.line)
+                if not end.again or restarts == cluster.max_restarts:
+                    break
+                said = f"{end.line}; restart {restarts + 1} of {cluster.max_restarts} from the newest checkpoint"
+                print(said, file=sys.stderr, flush=True)
+                noted(track.count_restart, run.track, identity(run, out))
+        count = f" (after {restarts} restarts)" if restarts else ""
+        raise roster.Failed(f"{end.line}{count}; {end.where}{end.trace}")
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if status != "FINISHED":
+            noted(track.close_run, run.track, identity(run, out), status, only_if_running=True)
+
+
+def identity(run: Run, out: Path) -> str | None:
+    """The MLflow run of this folder, if any."""
+    return track.identity(out, run.track.uri) if isinstance(run.track, Mlflow) else None
+
+
+def noted(work: Any, *words: Any, **more: Any) -> None:
+    """Do `work` with MLflow; trouble with it is told in a line, and costs the run nothing."""
+    try:
+        work(*words, **more)
+    except Exception as error:
+        print(f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+
+
+def check_alone(out: Path) -> None:
+    """Raise UserError if ranks of an earlier start still run in `out`: two would write the same checkpoints."""
+    for record in roster.records(out):
+        process = found(record, out)
+        if process and not record.ended:
+            raise UserError(
+                f"out={out}: rank {record.rank} of an earlier start still runs here (pid {record.pid}); wait for it, end it "
+                f"with `kill {record.pid}`, or give another out="
+            )
+
+
+def found(record: Record, out: Path) -> psutil.Process | None:
+    """The process of a rank that runs on this machine."""
+    if record.machine == socket.gethostname():
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(record.pid)
+            if str(out) in process.cmdline():
+                return process
+    return None
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it has not ended yet; a zombie has."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------- signals
+class Heard:
+    """Context: notes signals. The first asks the ranks to save and end; SIGINT after it ends everything at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.at_once = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Heard:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """Only take note."""
+        self.at_once = self.at_once or (self.asked and number == signal.SIGINT)
+        self.asked = True
+
+
+# --------------------------------------------------------------------------------------------------------------- one start
+@dataclass(frozen=True)
+class End:
+    """How one start of all ranks came out: a result, a stop, or the failure of one rank before the others."""
+
+    made: dict[str, Any] | None = None
+    stopped: str | None = None  # what was saved, and how to go on
+    line: str = ""  # who failed, and how
+    where: str = ""  # where to read on
+    trace: str = ""  # its own traceback, on lines of its own
+    user: bool = False  # the user can mend it
+    again: bool = False  # another start may do better
+
+
+def started(run: Run, out: Path, heard: Heard) -> End:
+    """Start all ranks, wait until all of them have ended, say how. None lives on."""
+    roster.folder(out).mkdir(parents=True, exist_ok=True)
+    for record in roster.records(out):
+        roster.path(out, record.rank).unlink(missing_ok=True)
+    with starter.Rendezvous(run.cluster) as found_at, (roster.folder(out) / "starter.log").open("ab") as log:
+        words = starter.command(run, out)
+        log.write(f"$ {shlex.join(words)}\n".encode())
+        log.flush()
+        start = Start(run, out, heard, log.tell())
+        if run.cluster.ranks > 1:
+            by = start.starter.value if start.starter else ""
+            print(f"{run.cluster.ranks} ranks, started by {by}; logs in {roster.folder(out)}", flush=True)
+        # A session of its own: a terminal's Ctrl-C comes from here, not to everybody at once.
+        start.process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **starter.environment(run), **found_at},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            start.follow()
+        finally:
+            start.end_all()
+    return start.end()
+
+
+def die_with_parent() -> None:
+    """In the starter, on Linux: SIGTERM when this process dies, however it does."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+class Start:
+    """One start of all ranks, from the first process to the last."""
+
+    def __init__(self, run: Run, out: Path, heard: Heard, said_from: int) -> None:
+        self.run, self.out, self.heard, self.said_from = run, out, heard, said_from
+        self.ranks = run.cluster.ranks
+        self.starter = starter.chosen(run.cluster)
+        self.process: subprocess.Popen[bytes]
+        self.began = time.monotonic()
+        self.looked = -1.0
+        self.trouble: float | None = None  # since when one is known to have failed
+        self.over: float | None = None  # since when one is known to have ended well
+        self.records: dict[int, Record] = {}
+        self.processes: dict[int, psutil.Process] = {}  # of ranks on this machine
+        self.gone: dict[int, float] = {}  # when they were seen to have ended, s since 1970
+        self.told: set[int] = set()  # ranks that were asked to stop
+        self.streams = {rank: Stream(out, rank) for rank in range(self.ranks)}
+        self.missing = False  # some did not start in time
+        self.forced = False
+
+    def follow(self) -> None:
+        """Until the starter has ended, or had to be ended."""
+        while self.process.poll() is None:
+            self.streams[0].show(self.records.get(0))
+            if time.monotonic() - self.looked >= (POLL_S if self.ranks <= FEW else 1.0):
+                self.look()
+            self.ask_to_stop()
+            if self.heard.at_once or self.overdue():
+                self.forced = True
+                return
+            time.sleep(POLL_S)
+
+    def look(self) -> None:
+        """Read what the ranks say, and see who has gone."""
+        self.looked = time.monotonic()
+        for record in roster.records(self.out):
+            if record.rank not in self.records and (process := found(record, self.out)):
+                self.processes[record.rank] = process
+            self.records[record.rank] = record
+        for rank, process in self.processes.items():
+            if rank not in self.gone and not lives(process):
+                self.gone[rank] = time.time()
+        for stream in self.streams.values():
+            stream.show(self.records.get(stream.rank))
+        states = {record.state for record in self.records.values()}
+        lost = any(not self.records[rank].ended for rank in self.gone)
+        if self.trouble is None and (lost or states & {"failed", "stalled"}):
+            self.trouble = self.looked
+        if self.over is None and states & {"done", "stopped"}:
+            self.over = self.looked
+
+    def overdue(self) -> bool:
+        """Whether what is left must be ended by force."""
+        now, cluster = time.monotonic(), self.run.cluster
+        self.missing = self.missing or (len(self.records) < self.ranks and now - self.began > cluster.start_s)
+        return (
+            (self.missing and not self.heard.asked)
+            or (self.trouble is not None and now - self.trouble > LINGER_S)
+            or (self.over is not None and now - self.over > cluster.stall_s)
+        )
+
+    def ask_to_stop(self) -> None:
+        """Pass a signal on, once to each rank: as SIGTERM, and not to horovodrun or mpirun, which would kill them soon after."""
+        if not self.heard.asked or self.heard.at_once:
+            return
+        if self.starter is Starter.srun:
+            if not self.told:
+                self.told = set(range(self.ranks))
+                self.process.send_signal(signal.SIGTERM)  # it passes signals on by itself
+            return
+        asked = {rank: record for rank, record in self.records.items() if rank not in self.told and not record.ended}
+        self.told |= set(asked)
+        for rank in asked:
+            if rank in self.processes:
+                with contextlib.suppress(psutil.Error):
+                    self.processes[rank].send_signal(signal.SIGTERM)
+        self.signal_others("TERM", [record for rank, record in asked.items() if rank not in self.processes])
+
+    def signal_others(self, name: str, records: list[Record]) -> None:
+        """Signal ranks on other hosts, if they still are this run's."""
+        calls = []
+        for host in sorted({record.host for record in records}):
+            pids = " ".join(str(record.pid) for record in records if record.host == host)
+            script = (
+                f"for pid in {pids}; do tr '\\0' ' ' </proc/$pid/cmdline | grep -qF {shlex.quote(str(self.out))} && "
+                f"kill -{name} $pid; done"
+            )
+            words = starter.ssh(host, ["sh", "-c", script], self.run.cluster, 5)
+            quiet = subprocess.DEVNULL
+            calls.append(subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet))
+        for call in calls:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                call.wait(10)
+
+    def end_all(self) -> None:
+        """Leave no process behind, stopped ones included, and show the rest of what they said."""
+        ended = self.process.poll() is not None
+        self.look()
+        for process in self.processes.values():
+            if lives(process):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        others = [record for rank, record in self.records.items() if rank not in self.processes and not record.ended]
+        if self.starter is Starter.srun:
+            steps = sorted({record.step for record in others if record.step})
+            if steps and not ended:
+                subprocess.run(["scancel", "--signal=KILL", *steps], check=False, capture_output=True, timeout=30)
+        elif others:
+            self.signal_others("KILL", others)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(10)
+        for process in self.processes.values():
+            with contextlib.suppress(psutil.Error):
+                process.wait(10)
+        self.look()
+        for stream in self.streams.values():
+            stream.show(self.records.get(stream.rank), last=True)
+
+    # ------------------------------------------------------------------------------------------------------ what came of it
+    def end(self) -> End:
+        """How it came out."""
+        records = self.records.values()
+        first = self.first_failure()
+        made = result.read(self.out)
+        if made and made.get("fingerprint") == compose.fingerprint(self.run) and not (first and first.user):
+            if first and first.line:
+                print(f"{first.line}; the result was written before, and stands", file=sys.stderr, flush=True)
+            return End(made=made)
+        mended = any(record.kind in ("user", "error") for record in records)
+        if not mended and (self.heard.asked or any(record.state == "stopped" for record in records)):
+            told = next((record.error for record in roster.records(self.out) if record.state == "stopped"), None)
+            way = f"go on with: python -m resnet.train resume={shlex.quote(str(self.out))}"
+            return End(stopped=told or f"nothing was saved since the last checkpoint; {way}")
+        return first or End(
+            line="all ranks ended well, and there is no result", where=f"logs in {roster.folder(self.out)}"
+        )
+
+    def first_failure(self) -> End | None:
+        """Of the rank that failed before the others, or by itself."""
+        failed = sorted((record for record in self.records.values() if record.state == "failed"), key=lambda r: r.time)
+        own = [record for record in failed if record.kind != "peer"]
+        stalled = sorted(
+            (record for record in self.records.values() if record.state == "stalled"), key=lambda r: r.time
+        )
+        lost = [record for record in self.records.values() if not record.ended]
+        if own:
+            for record in own[1:]:
+                if record.kind == "error":
+                    prefixed(record, record.error or "")
+            if own[0].kind == "user":
+                return End(line=own[0].error or "", user=True)
+            return self.failure(own[0], "failed", own[0].error or "")
+        if not self.records:
+            by = self.starter.value if self.starter else "Python"
+            said = "\n".join(self.said().strip().splitlines()[-TAIL_LINES:])
+            return End(
+                line=f"{by} ended before any rank had started (exit status {self.process.returncode})",
+                where=f"its log is {roster.folder(self.out)}/starter.log",
+                trace=f" and ends with:\n{said}" if said else "",
+            )
+        others = [*failed, *stalled]
+        named = next((rank for rank, _ in self.deaths() if rank not in {record.rank for record in others}), None)
+        absent = [rank for rank in range(self.ranks) if rank not in self.records]
+        if absent and (named in absent or self.missing or not lost):
+            listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
+            said = "\n".join(self.said().strip().splitlines()[-TAIL_LINES:])
+            late = f" within cluster.start_s={self.run.cluster.start_s:g}" if self.missing else ""
+            return End(
+                line=f"{len(absent)} of {self.ranks} ranks did not start{late} (rank {listed})",
+                where=f"the starter's log is {roster.folder(self.out)}/starter.log",
+                trace=f" and ends with:\n{said}" if said else "",
+            )
+        if lost:
+            return self.loss(lost, others, named)
+        if stalled:
+            return self.failure(stalled[0], f"stood still: {stalled[0].error}", "")
+        return self.failure(failed[0], "failed", failed[0].error or "") if failed else None
+
+    def loss(self, lost: list[Record], others: list[Record], named: int | None) -> End:
+        """Of a rank that is gone without a word: killed, crashed, or frozen until it was killed from here."""
+        first = min(lost, key=lambda record: (record.rank != named, self.gone.get(record.rank, float("inf"))))
+        earliest = min((record.time for record in others), default=float("inf"))
+        if self.gone.get(first.rank, 0.0) > earliest + 2 and named != first.rank:
+            said = "stood still while the others waited for it, and had to be killed: was it stopped or frozen?"
+            return self.failure(first, said, "")
+        by = dict(self.deaths()).get(first.rank) or how(self.process.returncode if self.starter is None else None)
+        content = self.streams[first.rank].content()
+        marks = list(TRACE.finditer(content))
+        return self.failure(
+            first, by or "was killed or crashed without a word", content[marks[-1].start() :] if marks else ""
+        )
+
+    def failure(self, record: Record, how: str, trace: str) -> End:
+        """Of one rank; its log, and what it ends with, come last."""
+        who = f"rank {record.rank} on {record.host} (pid {record.pid}) {how}"
+        where = f"its log is {roster.log(self.out, record.rank)}"
+        return End(line=who, where=where, trace=f"; its own traceback:\n{trace.rstrip()}" if trace else "", again=True)
+
+    def said(self) -> str:
+        """What the starter itself said."""
+        with (roster.folder(self.out) / "starter.log").open("rb") as file:
+            file.seek(self.said_from)
+            return file.read().decode(errors="replace")
+
+    def deaths(self) -> Iterator[tuple[int, str]]:
+        """(rank, what became of it) of ranks that the starter told of, the first one first."""
+        said = self.said()
+        for found in sorted(
+            (match for form in DEATHS for match in form.finditer(said)), key=lambda match: match.start()
+        ):
+            parts = found.groupdict()
+            code = int(parts["code"]) if parts.get("code") else -int(parts["signal"]) if parts.get("signal") else None
+            yield int(parts["rank"]), how(code) or f"ended: {parts.get('name')}"
+
+
+def how(code: int | None) -> str:
+    """An exit status in words; empty for none."""
+    if code is None:
+        return ""
+    number = -code if code < 0 else code - 128
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(number).name}"
+    return f"ended without a word, with exit status {code}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- streams
+class Stream:
+    """What one rank prints from now on: as it is for rank 0, prefixed and on stderr for the others."""
+
+    def __init__(self, out: Path, rank: int) -> None:
+        self.rank, self.path = rank, roster.log(out, rank)
+        self.first = self.done = self.path.stat().st_size if self.path.exists() else 0
+
+    def show(self, record: Record | None, *, last: bool = False) -> None:
+        """Whole lines that are new; at `last` the rest too. The error that a rank ended with is kept for the end of all."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= self.done or (self.rank and record is None):
+                return
+            ended = roster.read(roster.path(self.path.parent.parent, self.rank))  # after the size
+            size = min(size, ended.shown) if ended and ended.state == "failed" and ended.shown is not None else size
+            file.seek(self.done)
+            new = file.read(max(0, size - self.done))
+            whole = new if last else new[: new.rfind(b"\n") + 1]
+            self.done += len(whole)
+            text = whole.decode(errors="replace")
+            if self.rank == 0:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            elif record:
+                prefixed(record, text)
+
+    def content(self) -> str:
+        """All that the rank has printed since this start."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(self.first)
+            return file.read().decode(errors="replace")
+        return ""
+
+
+def prefixed(record: Record, text: str) -> None:
+    """Lines of a rank, on stderr."""
+    for line in text.splitlines():
+        print(f"[rank {record.rank} on {record.host}] {line}", file=sys.stderr, flush=True)
