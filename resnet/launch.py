@@ -58,7 +58,7 @@ class Processes(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs; one that fails does not stop the others."""
-        from resnet import compose, track
+        from resnet import compose, starter, track
 
         str(self.config.out)  # told once: every job takes the time in it from here
         jobs = [
@@ -66,6 +66,10 @@ class Processes(Launcher):
         ]
         for job in jobs:
             compose.check_folder(job.run, job.out)
+        starter.check_outside(jobs[0].run.cluster)
+        if jobs[0].run.cluster.dry_run:
+            print("\n".join(starter.shown(job.run, job.out) for job in jobs))
+            return [returned(job) for job in jobs]
         sweep = jobs[0].out.parent
         try:
             sweep.mkdir(parents=True, exist_ok=True)

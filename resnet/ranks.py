@@ -444,7 +444,8 @@ class Stream:
             if size <= self.done or (self.rank and record is None):
                 return
             ended = roster.read(roster.path(self.path.parent.parent, self.rank))  # after the size
-            size = min(size, ended.shown) if ended and ended.state == "failed" and ended.shown is not None else size
+            if ended and ended.state in ("failed", "stopped") and ended.shown is not None:
+                size = min(size, ended.shown)
             file.seek(self.done)
             new = file.read(max(0, size - self.done))
             whole = new if last else new[: new.rfind(b"\n") + 1]

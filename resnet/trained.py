@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ def folder_of(path: Path) -> Path | None:
     return next((place for place in places if (place / "config.yaml").is_file()), None)
 
 
+def alone(run: Run) -> Run:
+    """`run` on one rank, with the batches that each of its ranks had, and as many images to evaluate in all."""
+    cluster, steps = replace(run.cluster, ranks=1, hosts=[]), run.eval_steps
+    return replace(run, cluster=cluster, batch=run.local_batch, eval_steps=steps and steps * run.cluster.ranks)
+
+
 def opened(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
     """The network of a run's folder, of a checkpoint, a SavedModel or a weights file, with `words` over its settings.
 
@@ -39,7 +45,7 @@ def opened(path: str, words: Sequence[str], policy: str | None = None) -> Traine
     outputs = len(tensors[f"{model.HEAD}.bias"])
     folder = folder_of(Path(path))
     if folder:
-        run = compose.lent(list(words), compose.load(folder))
+        run = compose.lent(list(words), alone(compose.load(folder)))
     else:
         named = {word.partition("=")[0] for word in words}
         found = weights.guess(tensors)

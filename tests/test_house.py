@@ -11,17 +11,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What a module of resnet/ may import of resnet/. A lower floor never knows a higher one, and leaves never each other.
 FLOORS = [
-    {"config", "shards", "meter", "knobs", "augment"},
+    {"config", "roster", "shards", "meter", "knobs", "augment"},
     {f"preparation.{leaf}" for leaf in ("archive", "bar", "images", "manifest", "tfexample", "workers")},
     {"preparation.journal", "preparation.listing"},
     {f"preparation.{part}" for part in ("audit", "folders", "imagenet", "summary", "writer")},
     {"preparation.build"},
     {"prepare", "reader"},
     {"source"},
-    {"schedule", "model", "data", "optim", "average", "device", "result"},
+    {"schedule", "model", "data", "optim", "average", "device", "result", "starter"},
     {"scores", "checkpoint", "track", "mlperf", "progress"},
     {"compose", "benchmarks.sides"},
-    {"launch", "preparation.sheet", "benchmarks.input", "benchmarks.accuracy", "benchmarks.scaling", "weights"},
+    {
+        "launch",
+        "ranks",
+        "preparation.sheet",
+        "benchmarks.input",
+        "benchmarks.accuracy",
+        "benchmarks.scaling",
+        "weights",
+    },
     {"bench"},
     {"trained"},
     {"train"},
@@ -38,7 +46,7 @@ ONLY_IN = {
     "omegaconf": {"compose", "launch"},
     "mlflow": {"track"},
     "mlperf_logging": {"mlperf"},
-    "horovod": {"device"},
+    "horovod": {"device", "starter"},  # in starter its rendezvous server alone, without TensorFlow
     "habana_frameworks": {"device"},
 }
 

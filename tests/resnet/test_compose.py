@@ -447,7 +447,7 @@ LENT_RUNS = [
         "progressive.multiple=8",
         "progressive.end_epochs=2",
         "data.mean=[1,2,3]",
-    ],  # fmt: skip
+    ],
 ]
 
 
@@ -499,7 +499,7 @@ def test_a_run_whose_images_are_gone_is_lent_all_the_same(frozen, tmp_path):
     saved = frozen("data=folder", "data.dir=shards")
     shutil.rmtree(tmp_path / "shards")
     assert compose.lent(["batch=8"], saved) == dataclasses.replace(saved, batch=8)
-    with pytest.raises(UserError, match="no classes.txt here to tell the classes"):
+    with pytest.raises(UserError, match=r"no classes\.txt here to tell the classes"):
         compose.lent(["data=folder", "data.dir=shards"], saved)
 
 

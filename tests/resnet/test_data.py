@@ -424,7 +424,7 @@ def test_the_training_image_is_its_box_resized(folder):
         draws = random.random((4, 10), np.float32)
         (top, left, h, w), _ = torch_crop(height, width, draws.T)
         found = data.random_crop(
-            tf.constant(encoded), tf.constant(draws.ravel()), opened(folder).settings, SIZE
+            tf.constant(encoded), tf.constant(draws.ravel()), opened(folder).settings, SIDE
         ).numpy()
         wanted = np_resize(decoded[top : top + h, left : left + w], SIDE, SIDE)
         assert (found.shape, found.dtype) == ((SIDE, SIDE, 3), np.uint8)

@@ -1,6 +1,7 @@
 """`python -m resnet.evaluate`: what training logged, counted again in NumPy, class by class."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -207,6 +208,16 @@ def test_how_the_network_was_taught_to_see_is_kept_unless_it_is_typed(trained, p
     told = evaluate.evaluate(trained.out, [*again, *typed], tmp_path)
     assert told["seen"] == 10
     close(told, truth[0][:10], logits_of(trained, run.data, 10))
+
+
+def test_a_run_of_several_ranks_is_evaluated_by_one(trained, truth, tmp_path):
+    several = dataclasses.replace(trained.cluster, name="cpu2", ranks=2, hosts=["a:1", "b:1"])
+    compose.save(dataclasses.replace(trained, cluster=several, eval_steps=2, batch=4), tmp_path / "run")
+    shutil.copytree(Path(trained.out) / "checkpoints", tmp_path / "run" / "checkpoints")
+    told = evaluate.evaluate(str(tmp_path / "run"), [], tmp_path / "scores")  # 2 steps of 2 images on 2 ranks
+    close(told, *(part[:8] for part in truth))
+    told = evaluate.evaluate(str(tmp_path / "run"), ["batch=3", "eval_steps=null"], tmp_path / "scores")
+    close(told, *truth)
 
 
 def test_names_are_those_that_training_kept_if_the_data_is_elsewhere_now(trained, photos, tmp_path, monkeypatch):

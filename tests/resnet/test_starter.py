@@ -100,9 +100,14 @@ def test_inside_a_slurm_allocation(run_of, monkeypatch):
 def test_one_rank_is_started_as_it_is(run_of, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert starter.command(run_of("cluster.max_restarts=1", *TINY), OUT) == RANK
-    assert (
-        starter.command(run_of("cluster.hosts=[a:1]", *TINY), OUT)[:6] == "/opt/horovodrun --gloo -np 1 -H a:1".split()
-    )
+    assert starter.command(run_of("cluster.hosts=[a:1]", *TINY), OUT)[:6] == [
+        "/opt/horovodrun",
+        "--gloo",
+        "-np",
+        "1",
+        "-H",
+        "a:1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +183,7 @@ def test_a_dry_run_shows_the_command_for_machines_that_do_not_exist(cluster, tmp
 # --------------------------------------------------------------------------------------------------------------- checks
 def refused(run):
     with pytest.raises(UserError) as told:
-        starter.check_outside(run.cluster)
-        starter.check(run)
+        (starter.check_outside(run.cluster), starter.check(run))
     assert "\n" not in str(told.value)
     return str(told.value)
 
