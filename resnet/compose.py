@@ -39,7 +39,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet import UserError, shards
-from resnet.config import VARIANTS, Mlflow, Records, Run
+from resnet.config import VARIANTS, Mlflow, Progressive, Records, Run
 from resnet.preparation import manifest
 
 HERE = Path(__file__).resolve().parent
@@ -77,6 +77,7 @@ FREE = (
     "data.cache",
 )
 FREE_GROUPS = ("cluster", "track")
+OPEN = "finetune.lr_multipliers"  # a mapping whose keys are the user's; to those of a recipe Hydra adds with ++ only
 
 
 def tree(name: str) -> Path:
@@ -206,6 +207,8 @@ def nearest(word: str, words: list[str]) -> str:
 
 def unknown(key: str, kind: str = "") -> UserError:
     """The error for a knob that does not exist, or not in the variant that was chosen (a dataclass of the name `kind`)."""
+    if key.startswith(f"{OPEN}."):
+        return UserError(f"{key}: not there yet; add it by '++{OPEN}={{{key.removeprefix(f'{OPEN}.')}: ...}}'")
     group, _, leaf = key.partition(".")
     variants = VARIANTS.get(group, {})
     owners = [name for name, variant in variants.items() if name and leaf in knobs(variant)]
@@ -282,14 +285,15 @@ def lent(words: list[str], saved: Run | None = None) -> Run:
                 f"{word}: not for this command; it takes {', '.join(LENT)}, their knobs, batch and eval_steps"
             )
     named = [word.partition("=")[0] for word in words]
-    own = [f"{group}={getattr(saved, group).name}" for group in LENT if saved and group not in named]
+    # Names of models, dtypes and clusters are free; only the variants of data have knobs of their own.
+    own = [f"data={saved.data.name}"] if saved and "data" not in named else []
     register()
     with explained(), hydra.initialize_config_dir(str(tree("conf")), version_base="1.3"):
         config = hydra.compose("config", ["track=off", *own, *words])
         config.recipe, config.out = None, str(Path.cwd())
         if saved is None:
             return freeze(config)
-        node = OmegaConf.structured(saved)
+        node = OmegaConf.structured(dataclasses.replace(saved, progressive=Progressive()))  # which is training's alone
         for name in named:
             value = OmegaConf.select(config, name)
             if name in LENT:

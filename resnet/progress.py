@@ -110,7 +110,7 @@ def report(made: dict[str, Any], uri: str | None) -> None:
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("top-1", percent(made["eval/top1"]))
+    table.add_row("top-1", percent(made["final/top1"]))
     table.add_row("top-5", percent(made["eval/top5"]))
     table.add_row("images/s", "-" if mean is None else f"{mean:,.1f} (steady median {median:,.1f})")
     digits = 1 if made["final/minutes"] >= 1 else 2

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -73,13 +73,14 @@ def run(run: Run, out: Path) -> dict[str, Any]:
                 said = f"{end.line}; restart {restarts + 1} of {cluster.max_restarts} from the newest checkpoint"
                 print(said, file=sys.stderr, flush=True)
                 noted(track.count_restart, run.track, identity(run, out))
-        count = f" (after {restarts} restarts)" if restarts else ""
+        count = f" (restarts: {restarts})" if restarts else ""
         raise roster.Failed(f"{end.line}{count}; {end.where}{end.trace}")
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        if status != "FINISHED":
+        first = roster.read(roster.path(out, 0))
+        if status != "FINISHED" and not (first and first.state in ("failed", "stopped")):  # else it has told MLflow
             noted(track.close_run, run.track, identity(run, out), status, only_if_running=True)
 
 
@@ -185,7 +186,7 @@ def started(run: Run, out: Path, heard: Heard) -> End:
             stderr=log,
             env={**os.environ, **starter.environment(run), **found_at},
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=dying_with_parent(),
         )
         try:
             start.follow()
@@ -194,10 +195,10 @@ def started(run: Run, out: Path, heard: Heard) -> End:
     return start.end()
 
 
-def die_with_parent() -> None:
-    """In the starter, on Linux: SIGTERM when this process dies, however it does."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+def dying_with_parent() -> Callable[[], object] | None:
+    """For a child, on Linux: have it sent SIGTERM when this process dies, however it does."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    return (lambda: prctl(1, int(signal.SIGTERM))) if prctl else None  # 1: PR_SET_PDEATHSIG
 
 
 class Start:
@@ -218,7 +219,6 @@ class Start:
         self.told: set[int] = set()  # ranks that were asked to stop
         self.streams = {rank: Stream(out, rank) for rank in range(self.ranks)}
         self.missing = False  # some did not start in time
-        self.forced = False
 
     def follow(self) -> None:
         """Until the starter has ended, or had to be ended."""
@@ -228,13 +228,13 @@ class Start:
                 self.look()
             self.ask_to_stop()
             if self.heard.at_once or self.overdue():
-                self.forced = True
                 return
             time.sleep(POLL_S)
 
     def look(self) -> None:
         """Read what the ranks say, and see who has gone."""
         self.looked = time.monotonic()
+        self.refresh(roster.folder(self.out))
         for record in roster.records(self.out):
             if record.rank not in self.records and (process := found(record, self.out)):
                 self.processes[record.rank] = process
@@ -251,12 +251,17 @@ class Start:
         if self.over is None and states & {"done", "stopped"}:
             self.over = self.looked
 
+    def refresh(self, folder: Path) -> None:
+        """Have NFS look again: what other hosts put in a folder it shows up to a minute later, unless we touch that folder."""
+        if self.run.cluster.hosts or self.starter is Starter.srun:
+            os.utime(folder)
+
     def overdue(self) -> bool:
         """Whether what is left must be ended by force."""
         now, cluster = time.monotonic(), self.run.cluster
         self.missing = self.missing or (len(self.records) < self.ranks and now - self.began > cluster.start_s)
         return (
-            (self.missing and not self.heard.asked)
+            self.missing
             or (self.trouble is not None and now - self.trouble > LINGER_S)
             or (self.over is not None and now - self.over > cluster.stall_s)
         )
@@ -327,13 +332,14 @@ class Start:
         """How it came out."""
         records = self.records.values()
         first = self.first_failure()
+        self.refresh(self.out)
         made = result.read(self.out)
         if made and made.get("fingerprint") == compose.fingerprint(self.run) and not (first and first.user):
             if first and first.line:
                 print(f"{first.line}; the result was written before, and stands", file=sys.stderr, flush=True)
             return End(made=made)
-        mended = any(record.kind in ("user", "error") for record in records)
-        if not mended and (self.heard.asked or any(record.state == "stopped" for record in records)):
+        own = any(record.kind in ("user", "error") for record in records)
+        if not own and (self.heard.asked or any(record.state == "stopped" for record in records)):
             told = next((record.error for record in roster.records(self.out) if record.state == "stopped"), None)
             way = f"go on with: python -m resnet.train resume={shlex.quote(str(self.out))}"
             return End(stopped=told or f"nothing was saved since the last checkpoint; {way}")
@@ -379,14 +385,15 @@ class Start:
         if lost:
             return self.loss(lost, others, named)
         if stalled:
-            return self.failure(stalled[0], f"stood still: {stalled[0].error}", "")
+            return self.failure(stalled[0], f"stood still: {(stalled[0].error or '').rstrip(':')}", "")
         return self.failure(failed[0], "failed", failed[0].error or "") if failed else None
 
     def loss(self, lost: list[Record], others: list[Record], named: int | None) -> End:
         """Of a rank that is gone without a word: killed, crashed, or frozen until it was killed from here."""
         first = min(lost, key=lambda record: (record.rank != named, self.gone.get(record.rank, float("inf"))))
         earliest = min((record.time for record in others), default=float("inf"))
-        if self.gone.get(first.rank, 0.0) > earliest + 2 and named != first.rank:
+        waited = any(record.state == "stalled" for record in others)  # the others would have noticed a death
+        if waited or self.gone.get(first.rank, 0.0) > earliest + 2:
             said = "stood still while the others waited for it, and had to be killed: was it stopped or frozen?"
             return self.failure(first, said, "")
         by = dict(self.deaths()).get(first.rank) or how(self.process.returncode if self.starter is None else None)

@@ -57,10 +57,9 @@ def class_names(settings: Data) -> list[str] | None:
         return None
     path = f"{settings.dir}/{manifest.CLASSES}"
     try:
-        names = manifest.read_classes(shards.text(path))
+        return manifest.read_classes(shards.text(path))
     except shards.trouble(path):
         return None
-    return names if len(names) == settings.classes else None
 
 
 def check_memory(settings: Records, needed: int) -> None:

@@ -60,7 +60,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                        "evaluation images": images.eval_images, "TensorFlow": tf.__version__})  # fmt: skip
     if first:
         compose.claim(run, out)
-        if names := source.class_names(run.data):
+        if (names := source.class_names(run.data)) and len(names) == run.data.classes:
             manifest.write_classes(out, names)
     eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
 
@@ -131,7 +131,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                     size, parts = plan.size(start), run.cluster.gradient_accumulation
                     dataset = data.train(images, run.batch, run.seed, start, world.rank, world.ranks, size, parts)
                     batches = iter(machine.ahead(dataset, run.cluster))
-                    train_steps = compiled(network, optimizer, run, world)
+                    train_steps = compiled(network, optimizer, run, world, batches.element_spec)
                     meter.rebuilt()
                 lrs = plan.lr(np.arange(start, end))
                 ratios = augment.mix_ratios(run.mixup, run.seed, range(start, end))
@@ -199,7 +199,7 @@ def corrupt(images: Any, display: Any) -> dict[str, float | None]:
     return {"data/corrupt_records": len(told)} if told else {}
 
 
-def compiled(network: Any, optimizer: Any, run: Run, world: Any) -> Callable[[Any, Any, Any, Any], Any]:
+def compiled(network: Any, optimizer: Any, run: Run, world: Any, batch: Any) -> Callable[[Any, Any, Any, Any], Any]:
     """The function (iterator of batches, learning rates [k], MixUp ratios [k], flag) -> (losses [k], flag): k steps at once.
 
     Losses are of this rank's images; the flag is summed over the ranks.
@@ -234,11 +234,14 @@ def compiled(network: Any, optimizer: Any, run: Run, world: Any) -> Callable[[An
         optimizer.apply(world.average(gradients, "gradient"), lr)
         return loss
 
-    @tf.function(reduce_retracing=True)
+    rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
+    signature = [tf.data.IteratorSpec(batch), rates, rates, tf.TensorSpec([], tf.float32)]
+
+    @tf.function(input_signature=signature)
     def one_step(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
         return step(batches, lrs[0], ratios[0])[None], world.any(flag)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=signature)
     def many_steps(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
         losses = tf.TensorArray(tf.float32, tf.size(lrs))
         for number in tf.range(tf.size(lrs)):

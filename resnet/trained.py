@@ -54,16 +54,18 @@ def opened(path: str, words: Sequence[str], policy: str | None = None) -> Traine
         brought = {"model": found} | ({} if "data" in named else {"data": "imagenet", "data.classes": outputs})
         own = [f"{name}={value}" for name, value in brought.items() if name not in named]
         run = compose.lent([*own, *words])
-    if run.data.classes != outputs:
+    names = source.class_names(run.data)
+    classes = len(names) if names and run.data.classes == outputs else run.data.classes  # data.dir= may have moved
+    if classes != outputs:
         raise UserError(
-            f"{path}: has {outputs} outputs, and data={run.data.name} has {run.data.classes} classes; choose the data it "
+            f"{path}: has {outputs} outputs, and data={run.data.name} has {classes} classes; choose the data it "
             "was trained for, by data= and data.dir="
         )
     device.up(run.cluster, run.dtype)
     with device.place(run.cluster):
         network = model.build(run.model, outputs, policy or run.dtype.policy.value)
     notes = weights.put(network, tensors, path)
-    return Trained(run, network, source.class_names(run.data) or kept_names(folder, outputs), notes)
+    return Trained(run, network, names or kept_names(folder, outputs), notes)
 
 
 def kept_names(folder: Path | None, outputs: int) -> list[str] | None:

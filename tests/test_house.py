@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What a module of resnet/ may import of resnet/. A lower floor never knows a higher one, and leaves never each other.
 FLOORS = [
-    {"config", "roster", "shards", "meter", "knobs", "augment"},
+    {"config", "roster", "shards", "meter", "knobs", "augment", "watchdog"},
     {f"preparation.{leaf}" for leaf in ("archive", "bar", "images", "manifest", "tfexample", "workers")},
     {"preparation.journal", "preparation.listing"},
     {f"preparation.{part}" for part in ("audit", "folders", "imagenet", "summary", "writer")},

@@ -263,7 +263,6 @@ def test_classes_that_are_not_the_networks_are_refused(trained, prepared, tmp_pa
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.xfail(reason="data.dir= alone doesn't count the classes there", raises=pytest.fail.Exception)
 def test_data_of_fewer_classes_is_refused(trained, prepared, tmp_path):
     two = prepared(dict.fromkeys("ab", 4), tmp_path / "two")
     with pytest.raises(UserError, match="has 3 outputs, and data=folder has 2 classes"):

@@ -213,7 +213,6 @@ def test_names_with_dots_survive_the_command_line_and_the_folder(run_of):
         compose.check_folder(run_of(*COMMON, word), Path(run.out))
 
 
-@pytest.mark.xfail(reason="Hydra adds to a mapping that has keys only with ++, and the line doesn't say so")
 @pytest.mark.parametrize("word", ["finetune.lr_multipliers={layer4:0.5}", "finetune.lr_multipliers.layer4=0.5"])
 def test_multipliers_beside_those_of_the_recipe_are_told_how_to_be_written(monkeypatch, capsys, tmp_path, word):
     monkeypatch.chdir(tmp_path)

@@ -157,8 +157,9 @@ def test_accumulated_steps_are_one_step_of_the_whole_batch(run_at, tmp_path):
              tf.keras.layers.Dense(10, name="fc")]
         )  # fmt: skip
         images = source.opened(run.data)
-        step = compiled(network, optim.build(run.optim, network.trainable_variables), run, device.World())
         batches = iter(reading.train(images, run.batch, run.seed, 0, parts=parts))
+        optimizer = optim.build(run.optim, network.trainable_variables)
+        step = compiled(network, optimizer, run, device.World(), batches.element_spec)
         losses = [float(step(batches, tf.constant([0.1]), tf.ones([1]), tf.constant(0.0))[0]) for _ in range(3)]
         moved.append((losses, [w.numpy() for w in network.trainable_variables]))
         assert schedule.plan(run, images.train_images).steps_per_epoch == 1437 // 24

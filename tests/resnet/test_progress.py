@@ -164,7 +164,7 @@ def test_the_headline_names_no_row_when_the_lr_is_ones_own():
 
 # -------------------------------------------------------------------------------------------------------------- report
 MADE = {
-    "eval/top1": 0.98123,
+    "final/top1": 0.98123,
     "eval/top5": 0.9999,
     "final/images_per_s": 1234.56,
     "final/images_per_s_median": 1300.0,

@@ -498,7 +498,7 @@ def test_restarts_are_used_up(deeds, pair, capfd):
     deeds("peer", "raise")
     run = pair("cluster.max_restarts=2")
     came, _ = work(run)
-    assert " failed (after 2 restarts); its log is " in str(came) and str(came).endswith("RuntimeError: boom in rank 1")
+    assert " failed (restarts: 2); its log is " in str(came) and str(came).endswith("RuntimeError: boom in rank 1")
     assert capfd.readouterr().err.count("from the newest checkpoint") == 2
     assert (Path(run.out) / "starts-1").read_text() == "3"
     assert logged(run, 1).count("RuntimeError: boom") == 3
@@ -525,7 +525,7 @@ def test_mlflow_has_one_run_with_the_restarts_counted_and_its_end(deeds, pair, t
     assert client.get_run(run_id).data.tags["restarts"] == "1"
     assert client.get_run(run_id).info.status == "RUNNING"  # these ranks tell MLflow nothing
     (out / result.FILE).unlink()
-    deeds("peer", "kill")
+    deeds("kill", "peer")
     work(run)
     found = client.get_run(run_id)
     assert (found.data.tags["restarts"], found.info.status) == ("2", "FAILED")

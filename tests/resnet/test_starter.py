@@ -180,6 +180,14 @@ def test_a_dry_run_shows_the_command_for_machines_that_do_not_exist(cluster, tmp
     assert not (tmp_path / "x").exists()
 
 
+def test_a_dry_run_of_a_sweep_shows_every_job_and_leaves_nothing(tmp_path):
+    words = ["-m", "cluster=cpu2", "model=tiny", "optim.lr=0.01,0.02", "cluster.dry_run=true", "out=x"]
+    done = subprocess.run([PYTHON, "-m", "resnet.train", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [f"resnet.rank {tmp_path}/x/{job} --rank\n" in done.stdout for job in (0, 1)] == [True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
 # --------------------------------------------------------------------------------------------------------------- checks
 def refused(run):
     with pytest.raises(UserError) as told:

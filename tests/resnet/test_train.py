@@ -284,7 +284,6 @@ def test_the_loss_is_of_mixed_images_and_targets_that_are_smooth_and_mixed_alike
     assert np.ptp(wanted) > 1e-3
 
 
-@pytest.mark.xfail(reason="the graph is made again for the first call of another length, in a part that is timed")
 def test_calls_of_several_lengths_have_one_graph(run_of, monkeypatch):
     made, prepare_images = [], augment.prepare_images
     monkeypatch.setattr(augment, "prepare_images", lambda *words: made.append(words[0].shape) or prepare_images(*words))
