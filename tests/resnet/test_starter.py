@@ -121,7 +121,10 @@ def test_one_rank_that_stays_dead_needs_no_process_of_its_own(run_of, words, nee
 # --------------------------------------------------------------------------------------------------------- environments
 def test_the_environment_of_a_cpu(run_of, monkeypatch):
     root = str(Path(starter.__file__).parents[1])
-    assert starter.environment(run_of("cluster=cpu2", *TINY)) == {"PYTHONUNBUFFERED": "1", "PYTHONPATH": root}
+    always = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": root}
+    assert starter.environment(run_of("cluster=local", *TINY)) == always
+    gloo = {"HOROVOD_CYCLE_TIME": "5", "HOROVOD_FUSION_THRESHOLD": "16777216"}
+    assert starter.environment(run_of("cluster=cpu2", *TINY)) == {**always, **gloo}
     monkeypatch.setenv("PYTHONPATH", "/mine")
     assert starter.environment(run_of("cluster=cpu2", *TINY))["PYTHONPATH"] == f"{root}:/mine"
     monkeypatch.setattr(starter, "ROOT", Path("/usr/lib/python3/site-packages"))
@@ -149,7 +152,8 @@ def test_what_ranks_elsewhere_need_is_forwarded(run_of, monkeypatch):
         monkeypatch.setenv(name, "secret")
     names = starter.forwarded(run_of("cluster=cpu2", "cluster.starter=mpirun", *TINY))
     assert names == [
-        *("AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "MLFLOW_TRACKING_TOKEN"),
+        *("AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD"),
+        "MLFLOW_TRACKING_TOKEN",
         *("PATH", "PYTHONPATH", "PYTHONUNBUFFERED"),
     ]
 

@@ -26,7 +26,7 @@ def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio():
         [sys.executable, "-m", "resnet.bench", "input", *words], capture_output=True, text=True, check=True
     )
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[1:])
 
 
