@@ -60,7 +60,7 @@ REFUSED = {
     "schedule=cosine epochs=3": ["epochs=3.0", "schedule.warmup_epochs=8"],
     "optim=lars batch=4096 epochs=60": ["epochs=60.0", "schedule.horizon_epochs=41"],
     "stop_at_top1=0.9 eval=false": ["stop_at_top1=0.9", "use eval=true"],
-    "cluster.ranks=2": ["cluster.ranks=2", "use cluster.ranks=1"],
+    "cluster.ranks=0": ["cluster.ranks=0", "must be above 0"],
     "out=": ["out=''", "give a folder"],
     "track.uri=runs.db": ["track.uri=runs.db", "sqlite:////"],
     "resume=nowhere": ["nowhere: no run here", "give the folder of a run"],
@@ -310,7 +310,7 @@ def test_tab_completes_groups_options_and_knobs(command):
         "model=resnext152",
         "model=resnext50",
     ]
-    assert completions(command, "resnet-train recipe=q") == ["recipe=quickstart"]
+    assert completions(command, "resnet-train recipe=q") == ["recipe=quickstart", "recipe=quickstart_fast"]
     assert "optim.trust_coefficient=" in completions(command, "resnet-train optim=lars optim.t")
 
 

@@ -73,7 +73,7 @@ def assert_same(left, right):
         assert np.array_equal(value, right[name]), name
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path, unbroken, rank):
     training = Training(tmp_path / "run", "cluster.max_restarts=1")
     training.wait_for(random.randint(1, 40))
@@ -97,6 +97,7 @@ def test_without_restarts_the_run_fails_in_seconds_and_names_the_rank(tmp_path):
     assert not (training.out / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_ranks_that_wait_for_a_stopped_one_end_with_their_stacks_and_start_again(tmp_path, unbroken):
     training = Training(tmp_path / "run", "cluster.max_restarts=1", "cluster.stall_s=10")
     training.wait_for(20)
