@@ -6,6 +6,7 @@ lines that do what horovodrun does, except where the real one is tried.
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -143,7 +144,9 @@ def program(tmp_path):
     def make(name, script, interpreter="/bin/bash"):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!{interpreter}\n{script}\n")
+        # By way of sh: an interpreter whose path has a space in it cannot stand in the first line.
+        path.with_suffix(".script").write_text(script + "\n")
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(interpreter)} {shlex.quote(f"{path}.script")} "$@"\n')
         path.chmod(0o755)
         return str(path)
 
