@@ -1,6 +1,7 @@
 """Starting ranks: commands and environments to the letter, and everything that is refused before TensorFlow is imported."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -180,7 +181,7 @@ def test_a_dry_run_shows_the_command_for_machines_that_do_not_exist(cluster, tmp
     )
     assert done.returncode == 0, done.stderr
     assert "tensorflow" not in done.stderr
-    assert done.stdout.endswith(f"{PYTHON} -m resnet.rank {tmp_path}/x --rank\n")
+    assert done.stdout.endswith(f"{shlex.quote(PYTHON)} -m resnet.rank {tmp_path}/x --rank\n")
     assert not (tmp_path / "x").exists()
 
 
@@ -295,7 +296,7 @@ def test_hosts_that_answer(run_of, program, tmp_path):
     starter.check(on_hosts(run_of))
     options = "-o BatchMode=yes -o ConnectTimeout=120"
     calls = sorted((tmp_path / "calls").read_text().splitlines())
-    assert calls == [f"{options} {host} test -x {PYTHON}" for host in "bc"]  # not on this machine
+    assert calls == [f"{options} {host} test -x {shlex.quote(PYTHON)}" for host in "bc"]  # not on this machine
 
 
 def test_hosts_that_cannot_be_reached_are_all_named_with_what_ssh_says(run_of, program):
