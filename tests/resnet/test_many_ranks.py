@@ -12,6 +12,8 @@ import pytest
 from resnet import checkpoint, compose
 from resnet.train import train
 
+pytestmark = pytest.mark.timeout(900)  # processes that wait for each other, on a machine that may be busy
+
 # Rank processes train one run after the other: starting them costs more than training.
 PROGRAM = """
 import sys
@@ -47,7 +49,7 @@ def ranks(number, folder, *outs):
     horovodrun = Path(sys.executable).parent / "horovodrun"
     environment = {**os.environ, "PATH": f"{horovodrun.parent}:{os.environ['PATH']}"}
     command = [sys.executable, horovodrun, "-np", str(number), "--gloo", sys.executable, folder / "program.py", *outs]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from resnet import checkpoint
 
+pytestmark = pytest.mark.timeout(900)  # processes that wait for each other, on a machine that may be busy
+
 WORDS = ("model=tiny", "data=digits", "batch=32", "steps=60", "save_every_steps=7", "log_every_steps=1", "eval_every_epochs=9",
          "track=off", "cluster=cpu2")  # fmt: skip
 
@@ -45,7 +47,7 @@ class Training:
         os.kill(json.loads((self.out / "logs" / f"rank-{rank}.json").read_text())["pid"], number)
 
     def end(self):
-        said, errors = self.process.communicate(timeout=200)
+        said, errors = self.process.communicate(timeout=600)
         return self.process.returncode, said, errors
 
 
