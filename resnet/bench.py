@@ -37,7 +37,10 @@ def main() -> int:
         if command not in COMMANDS:
             raise UserError(f"{command}: no such benchmark; {knobs.nearest(command, list(COMMANDS))}")
         kind, measure = COMMANDS[command]
-        measure(knobs.parse(kind, knobs.split(rest), f"resnet.bench {command}"))
+        given = {
+            "dir" if name == "data.dir" else name: text for name, text in knobs.split(rest).items()
+        }  # as in training
+        measure(knobs.parse(kind, given, f"resnet.bench {command}"))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

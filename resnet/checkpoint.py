@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from resnet import UserError
+from resnet.preparation import manifest
 
 FOLDER = "checkpoints"
 
@@ -59,10 +59,10 @@ def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, kee
         commit: dict[str, Any] = {"step": step, "top1": top1, "state": asdict(state), "sha256": digests}
         (aside / "commit.json").write_text(json.dumps(commit, indent=1))
         for path in (*aside.iterdir(), aside):
-            flush(path)
+            manifest.sync(path)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        flush(final.parent)
+        manifest.sync(final.parent)
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
@@ -81,15 +81,6 @@ def digest(path: Path) -> str:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """fsync a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def found(out: Path) -> list[Saved]:

@@ -291,10 +291,12 @@ def lent(words: list[str], saved: Run | None = None) -> Run:
     with explained(), hydra.initialize_config_dir(str(tree("conf")), version_base="1.3"):
         config = hydra.compose("config", ["track=off", *own, *words])
         config.recipe, config.out = None, str(Path.cwd())
-        if saved is None:
-            return freeze(config)
-        node = OmegaConf.structured(dataclasses.replace(saved, progressive=Progressive()))  # which is training's alone
-        for name in named:
+        node = config
+        if saved:
+            node = OmegaConf.structured(
+                dataclasses.replace(saved, progressive=Progressive())
+            )  # which is training's alone
+        for name in named if saved else ():
             value = OmegaConf.select(config, name)
             if name in LENT:
                 kept = [knob for knob in SEEN if name == "data" and f"data.{knob}" not in named]
@@ -304,7 +306,7 @@ def lent(words: list[str], saved: Run | None = None) -> Run:
                         value[knob] = node.data[knob]
             OmegaConf.update(node, name, value, merge=False)
     run = freeze(node)
-    run.cluster.ranks, run.cluster.hosts = 1, []
+    run.cluster.ranks, run.cluster.hosts = 1, []  # only training starts ranks
     return run
 
 

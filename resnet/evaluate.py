@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,14 +143,19 @@ def go(words: Sequence[str]) -> None:
     print(f"{place}: scores.json, classes.csv, confusion.csv, confusion.png")
 
 
-def main() -> int:
-    """Exit status."""
+def command(help_text: str, work: Callable[[Sequence[str]], None]) -> int:
+    """Do `work` with the words of the command line, or tell what can be asked; exit status."""
     from resnet import train
 
     if not sys.argv[1:] or {"--help", "-h"} & set(sys.argv[1:]):
-        print(HELP)
+        print(help_text)
         return 0
-    return train.reported(lambda: go(sys.argv[1:]))
+    return train.reported(lambda: work(sys.argv[1:]))
+
+
+def main() -> int:
+    """Exit status."""
+    return command(HELP, go)
 
 
 if __name__ == "__main__":

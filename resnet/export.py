@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet import UserError
-from resnet.evaluate import separated
+from resnet.evaluate import command, separated
 
 HELP = """Export a trained network: python -m resnet.export WEIGHTS out=DIR [knob=value ...]
 
@@ -106,12 +106,7 @@ def go(words: Sequence[str]) -> None:
 
 def main() -> int:
     """Exit status."""
-    from resnet import train
-
-    if not sys.argv[1:] or {"--help", "-h"} & set(sys.argv[1:]):
-        print(HELP)
-        return 0
-    return train.reported(lambda: go(sys.argv[1:]))
+    return command(HELP, go)
 
 
 if __name__ == "__main__":

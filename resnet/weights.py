@@ -28,6 +28,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from resnet import UserError, checkpoint, compose, model
 from resnet.config import Block, Model
+from resnet.preparation import manifest
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -229,7 +230,7 @@ def write(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(save(laid, {**metadata, "format": "pt"}))
-        checkpoint.flush(aside)
+        manifest.sync(aside)
         aside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -97,9 +97,9 @@ def whole(path: Path, aside: Path | None = None) -> Iterator[IO[bytes]]:
     sync(path.parent)
 
 
-def sync(folder: Path) -> None:
-    """Have a folder's names on disk, too."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have what a file holds, or a folder's names, on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

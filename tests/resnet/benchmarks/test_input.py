@@ -41,3 +41,19 @@ def test_an_unknown_benchmark_is_told_with_those_there_are():
     done = subprocess.run([sys.executable, "-m", "resnet.bench", "inputs"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "error: inputs: no such benchmark; did you mean input? There are: input, accuracy, scaling\n"
+
+
+def test_your_own_shards_are_named_as_in_training(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "resnet.bench",
+        "input",
+        "images=16",
+        "batch=16",
+        "rounds=1",
+        f"data.dir={tmp_path}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: data.dir={tmp_path}: no shards here")
