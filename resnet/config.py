@@ -25,10 +25,11 @@ class Block(Enum):
 
 
 class Policy(Enum):
-    """Keras mixed-precision policy; variables are float32 under both."""
+    """Keras mixed-precision policy; variables are float32 under all."""
 
     float32 = "float32"
     mixed_bfloat16 = "mixed_bfloat16"
+    mixed_float16 = "mixed_float16"  # with a dynamic scale of the loss: resnet/guard.py
 
 
 class Device(Enum):
@@ -251,6 +252,10 @@ class Dtype:
 
     name: str = MISSING
     policy: Policy = MISSING  # type: ignore[assignment]
+    jit: bool = False  # compile the forward and backward pass with XLA; GPU only
+    gaudi_conversion: str | None = (
+        None  # Gaudi's own way to bf16, beside dtype=fp32: full, basic, or a file of operations
+    )
 
 
 @dataclass
@@ -585,6 +590,7 @@ class Run:
             f"(cluster={self.cluster.name}); use {max(shares, self.batch - self.batch % shares)} or "
             f"{self.batch + shares - self.batch % shares}",
         )
+        self.check_device()
         full, start, multiple = self.train_size, self.progressive.start_size, self.progressive.multiple
         check(
             start is None or (start <= full and full % multiple == 0),
@@ -608,6 +614,29 @@ class Run:
                 self.epochs,
                 f"the curve ends at schedule.horizon_epochs={horizon:g}; raise that with it",
             )
+
+    def check_device(self) -> None:
+        """Raise UserError for arithmetic that the device does not have."""
+        device, dtype = self.cluster.device, self.dtype
+        check(
+            not dtype.jit or device is Device.gpu,
+            "dtype.jit",
+            dtype.jit,
+            f"XLA is for GPUs (on a CPU it was 5 times slower), and cluster={self.cluster.name}; leave it false",
+        )
+        check(
+            dtype.gaudi_conversion is None or (device is Device.hpu and dtype.policy is Policy.float32),
+            "dtype.gaudi_conversion",
+            dtype.gaudi_conversion,
+            f"is for Gaudi with dtype=fp32, instead of dtype=bf16; here are cluster={self.cluster.name} and "
+            f"dtype={dtype.name}",
+        )
+        check(
+            dtype.policy is not Policy.mixed_float16 or device is not Device.hpu,
+            "dtype",
+            dtype.name,
+            f"cluster={self.cluster.name} has no float16; use dtype=bf16",
+        )
 
 
 # The variants of each group by the name that config.yaml keeps; a group of one variant has free names.

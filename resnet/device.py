@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet import UserError
+from resnet import UserError, gaudi
 from resnet.config import Cluster, Device, Dtype, Policy
 
 
@@ -93,6 +93,9 @@ def up(cluster: Cluster, dtype: Dtype) -> World:
 
     Raises UserError for a device this machine does not have, or ranks that nobody started.
     """
+    if cluster.device is Device.hpu:
+        gaudi.check(cluster, dtype)
+        card = gaudi.load()
     hvd, rank, local, locals_ = ranks_of(cluster)
     threads = cluster.threads or bound_cores(local, locals_)
     if cluster.threads is not None or locals_ > 1:
@@ -104,6 +107,8 @@ def up(cluster: Cluster, dtype: Dtype) -> World:
             name = f"{cpu_name()}, {threads} threads"
         case Device.gpu:
             gpus = tf.config.list_physical_devices("GPU")
+            if len(gpus) == 1 and "SLURM_PROCID" in os.environ:
+                local, locals_ = 0, 1  # srun --gpus-per-task=1 shows each rank its own
             if len(gpus) < locals_:
                 raise UserError(
                     f"cluster={cluster.name}: TensorFlow {tf.__version__} sees {len(gpus) or 'no'} GPU here, and "
@@ -114,16 +119,21 @@ def up(cluster: Cluster, dtype: Dtype) -> World:
             tf.config.experimental.set_memory_growth(gpus[local], True)
             name = str(tf.config.experimental.get_device_details(gpus[local]).get("device_name", "GPU"))
         case Device.hpu:
-            name = gaudi(cluster)
-    slow = (
-        cluster.device is Device.cpu
-        and dtype.policy is Policy.mixed_bfloat16
-        and not {"avx512_bf16", "amx_bf16"} & cpu_flags()
-    )
-    warnings = (
-        f"dtype={dtype.name}: this CPU has no AVX512_BF16, so bfloat16 is emulated and slow; dtype=fp32 is faster",
-    )
-    return World(rank, cluster.ranks, name, warnings if slow else (), hvd)
+            check_landing(cluster)
+            name = card
+    return World(rank, cluster.ranks, name, slowness(cluster, dtype), hvd)
+
+
+def slowness(cluster: Cluster, dtype: Dtype) -> tuple[str, ...]:
+    """What makes this machine slow at this arithmetic, in words."""
+    if cluster.device is Device.cpu and dtype.policy is Policy.mixed_float16:
+        return (f"dtype={dtype.name}: a CPU's float16 is slow; dtype=fp32 and dtype=bf16 are faster",)
+    native = {"avx512_bf16", "amx_bf16"} & cpu_flags()
+    if cluster.device is Device.cpu and dtype.policy is Policy.mixed_bfloat16 and not native:
+        return (
+            f"dtype={dtype.name}: this CPU has no AVX512_BF16, so bfloat16 is emulated and slow; dtype=fp32 is faster",
+        )
+    return ()
 
 
 def ranks_of(cluster: Cluster) -> tuple[Any, int, int, int]:
@@ -150,22 +160,22 @@ def bound_cores(local: int, locals_: int) -> int:
     return cpu_count() if len(cores) >= locals_ else 1
 
 
-def gaudi(cluster: Cluster) -> str:
-    """Load Habana's plug-in and return the card's name. It must be looked for first: loading without a card breaks TensorFlow."""
-    if not any(Path(path).exists() for path in ("/dev/accel/accel0", "/dev/hl0")):
+def landed(kind: str) -> str:
+    """The device that an operation placed on the first of that kind computes on; elsewhere, if that one is not to be had."""
+    with tf.device(f"/device:{kind}:0"):
+        return str((tf.ones([2, 2]) @ tf.ones([2, 2])).device)
+
+
+def check_landing(cluster: Cluster) -> None:
+    """Raise UserError unless operations are computed where the cluster says: TensorFlow falls back to the CPU in silence."""
+    kind = cluster.device.value
+    if not tf.config.list_physical_devices(kind):
+        raise UserError(f"cluster={cluster.name}: TensorFlow has loaded Habana's plug-in and sees no card; is another process "
+                        "on it (hl-smi)?")  # fmt: skip
+    if not (place := landed(kind)).endswith(f"{kind}:0"):
         raise UserError(
-            f"cluster={cluster.name}: no Gaudi card here (no /dev/accel/accel0, no /dev/hl0); use cluster=local"
+            f"cluster={cluster.name}: operations end up on {place}, not on the {kind}; see what hl-smi says"
         )
-    try:
-        from habana_frameworks.tensorflow import load_habana_module
-    except ImportError as error:
-        raise UserError(f"cluster={cluster.name}: {error}; pip install -e '.[gaudi]' on Python 3.10") from error
-    load_habana_module()
-    if not tf.config.list_physical_devices("HPU"):
-        raise UserError(
-            f"cluster={cluster.name}: the Gaudi card could not be taken; is another process on it (hl-smi)?"
-        )
-    return "Gaudi"
 
 
 def norm(cluster: Cluster, ranks: int) -> Any:

@@ -31,6 +31,15 @@ class Momentum(tf.Module):
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity = [tf.Variable(tf.zeros(w.shape, w.dtype), trainable=False, name="velocity") for w in variables]
 
+    @property
+    def state(self) -> list[Any]:
+        """Variables that go with the weights."""
+        return self.velocity
+
+    def scaled(self, loss: Any) -> Any:
+        """What is to be differentiated."""
+        return loss
+
     def rate(self, number: int, lr: Any) -> Any:
         """The learning rate of variable `number`."""
         return lr if self.factors[number] == 1 else lr * self.factors[number]

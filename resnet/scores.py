@@ -52,12 +52,12 @@ def step(network: Any, mean: Any, data: Data) -> Any:
 
 
 def predicting(network: Any, data: Data) -> Any:
-    """The compiled function (images, labels, mask) -> (counts [1, 4], the class said of each image, int64 [B])."""
+    """The compiled function (images, labels, mask) -> (counts [1, 4], the class said of each image, int32 [B])."""
 
     @tf.function(reduce_retracing=True)
     def prediction_step(images: Any, labels: Any, mask: Any) -> Any:
         logits = network(prepare_images(images, None, data.mean, data.std), training=False)
-        return counts(logits, labels, mask)[None], tf.argmax(logits, axis=1)
+        return counts(logits, labels, mask)[None], tf.argmax(logits, axis=1, output_type=tf.int32)
 
     return prediction_step
 

@@ -1,6 +1,6 @@
 """How ranks are started: the command, the environment, and what can be refused before TensorFlow is imported.
 
-horovodrun and mpirun reach other hosts by ssh, srun through Slurm. Under srun a Horovod without MPI finds its ranks at a
+horovodrun and mpirun reach other hosts by ssh, srun through Slurm. Under srun a Horovod with Gloo finds its ranks at a
 rendezvous server, which the process that called srun keeps (`Rendezvous`).
 """
 
@@ -18,14 +18,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from resnet import UserError
+from resnet import UserError, gaudi
 from resnet.config import Cluster, Device, Run, Starter
 
 PROGRAM = ("-m", "resnet.rank")  # what a rank's Python runs; then come the run's folder and --rank
@@ -34,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Variables that ranks on other hosts need too, by their beginnings; mpirun forwards none by itself, Slurm and horovodrun all.
 FORWARDED = (
     *("MLFLOW_", "AWS_", "GOOGLE_", "TF_", "HOROVOD_", "NCCL_", "HCCL_", "HABANA_", "HLS_", "OMP_", "KMP_", "XDG_"),
+    *("GC_KERNEL_PATH", "FI_", "RDMAV_", "OPAL_PREFIX"),  # Habana's images set these
     *("PYTHON", "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV", "http_proxy", "https_proxy", "no_proxy"),
 )
 SSH_WORDS = "OMPI_MCA_plm_rsh_args"  # where Open MPI is given ssh's options, such as -p 3022
@@ -60,6 +60,12 @@ def chosen(cluster: Cluster) -> Starter | None:
 def hosts(cluster: Cluster) -> dict[str, int]:
     """Ranks on each host that cluster.hosts names."""
     return {name: int(ranks) for name, _, ranks in (host.rpartition(":") for host in cluster.hosts)}
+
+
+def reachable(host: str, cluster: Cluster) -> str:
+    """The name that cluster.hosts has for a host that calls itself `host`: a pod knows only the first part of its own."""
+    named = hosts(cluster)
+    return host if host in named else next((name for name in named if name.partition(".")[0] == host), host)
 
 
 @functools.cache
@@ -103,7 +109,9 @@ def command(run: Run, out: Path) -> list[str]:
 
 
 def binding(cluster: Cluster) -> list[str]:
-    """mpirun's options that share the cores of a host out over its ranks; all hosts are taken to be like this one."""
+    """mpirun's options that share the cores of a host out over its ranks; all hosts are taken to be like this one, if named."""
+    if cluster.hosts and not any(map(local, hosts(cluster))):
+        return ["--bind-to", "none", "--map-by", "slot"]
     ranks = max(hosts(cluster).values(), default=cluster.ranks)
     share = (psutil.cpu_count(logical=False) or 1) // ranks
     if share == 0:
@@ -116,19 +124,8 @@ def device_environment(run: Run) -> dict[str, str]:
     """What the device needs before TensorFlow is imported; what the user has set wins."""
     # Of two ranks on a core each, ResNet-50 made 8 % more images/s with these than with Horovod's own 1 ms and 128 MB.
     gloo = {"HOROVOD_CYCLE_TIME": "5", "HOROVOD_FUSION_THRESHOLD": "16777216"} if run.cluster.ranks > 1 else {}
-    wanted = {Device.cpu: gloo, Device.gpu: {}, Device.hpu: gaudi_environment(run)}[run.cluster.device]
+    wanted = {Device.cpu: gloo, Device.gpu: {}, Device.hpu: gaudi.environment(run)}[run.cluster.device]
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
-
-
-def gaudi_environment(run: Run) -> dict[str, str]:
-    """What the original set for Gaudi (platform facts of release 0.13 to 1.14)."""
-    return {
-        "TF_RECIPE_CACHE_PATH": f"{tempfile.gettempdir()}/resnet-recipes-{os.getuid()}",  # on a disk of the host's own
-        "TF_ALLOW_CONTROL_EDGES_IN_HABANA_OPS": "1",
-        "TF_DISABLE_MKL": "1",
-        "HOROVOD_FUSION_THRESHOLD": "0",
-        **({"TF_ENABLE_DYNAMIC_SHAPES": "false"} if run.model.groups > 1 else {}),
-    }
 
 
 def environment(run: Run) -> dict[str, str]:
@@ -152,7 +149,7 @@ def shown(run: Run, out: Path) -> str:
     words = command(run, out)
     values = [f"{name}={shlex.quote(value)}" for name, value in environment(run).items()]
     names = [name for name in forwarded(run) if name not in environment(run)]
-    served = chosen(run.cluster) is Starter.srun and "mpi" not in (built() or {})
+    served = chosen(run.cluster) is Starter.srun and "gloo" in (built() or {})
     notes = [
         f"# {chosen(run.cluster).value if chosen(run.cluster) else 'one process'} starts {run.cluster.ranks} rank(s), "  # type: ignore[union-attr]
         f"which read {out}/config.yaml: a start without cluster.dry_run writes it",
@@ -166,6 +163,9 @@ def shown(run: Run, out: Path) -> str:
 def check(run: Run) -> None:
     """Raise UserError for what keeps the ranks from being started."""
     cluster, starter = run.cluster, chosen(run.cluster)
+    here = sum(ranks for host, ranks in hosts(cluster).items() if local(host)) if cluster.hosts else cluster.ranks
+    if cluster.device is Device.hpu and here and starter is not Starter.srun:
+        gaudi.check(cluster, run.dtype, here)
     if starter is None:
         return
     named = f"cluster.starter={starter.value}"
@@ -268,12 +268,15 @@ def check_hosts(cluster: Cluster) -> None:
         raise UserError(f"cluster.hosts={cluster.hosts}: {'; '.join(trouble)}; or name other hosts")
 
 
-# -------------------------------------------------------------------------------------------------- srun without MPI: Gloo
+# --------------------------------------------------------------------------------------------------------- srun with Gloo
 class Rendezvous:
-    """Context: where the ranks of one start find each other under srun, if Horovod has no MPI; else nothing."""
+    """Context: where the ranks of one start find each other under srun; nothing if Horovod has MPI alone (Gaudi's has).
+
+    With MPI srun must speak the PMI that Open MPI was built for (SLURM_MPI_TYPE=pmix), and many a Slurm does not.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
-        self.wanted = chosen(cluster) is Starter.srun and "mpi" not in (built() or {})
+        self.wanted = chosen(cluster) is Starter.srun and "gloo" in (built() or {})
         self.seconds = math.ceil(cluster.start_s)
         self.server: Any = None
 

@@ -45,6 +45,8 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     )
     from resnet import device as machine
     from resnet.average import Average
+    from resnet.config import Policy
+    from resnet.guard import LossScaled
     from resnet.meter import Meter, NotFinite
     from resnet.preparation import manifest
     from resnet.watchdog import Watchdog
@@ -69,7 +71,9 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         network = model.build(*made)
         model.freeze(network, run.finetune.freeze)
         factors = model.lr_factors(network, run.finetune.lr_multipliers or {})
-        optimizer = optim.build(run.optim, network.trainable_variables, factors)
+        optimizer: Any = optim.build(run.optim, network.trainable_variables, factors)
+        if run.dtype.policy is Policy.mixed_float16:
+            optimizer = LossScaled(optimizer)
         mean = model.build(*made) if run.ema.on else None
         average = Average(network, mean) if mean else None
         eval_step = scores.step(network, mean, run.data)
@@ -78,7 +82,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     if first and run.init and not saved:
         notes += weights.put(network, weights.read(run.init), run.init)
     saved = world.told(saved)
-    world.share([*network.weights, *optimizer.velocity, *(mean.weights if saved and mean else ())])
+    world.share([*network.weights, *optimizer.state, *(mean.weights if saved and mean else ())])
     if average and not saved:
         average.start()
     statistics = [weight for part in (network, mean) if part for weight in part.non_trainable_weights]
@@ -222,7 +226,11 @@ def compiled(network: Any, optimizer: Any, run: Run, world: Any, batch: Any) -> 
         with tf.GradientTape() as tape:
             logits = network(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-        return loss, tape.gradient(loss, variables)
+            target = optimizer.scaled(loss)
+        return loss, tape.gradient(target, variables)
+
+    if run.dtype.jit:
+        slopes = tf.function(slopes, jit_compile=True)
 
     def step(batches: Any, lr: Any, ratio: Any) -> Any:
         loss, gradients = slopes(next(batches), ratio)
@@ -295,6 +303,7 @@ def go(run: Run, out: Path) -> None:
     elif starter.needed(run.cluster):
         made = ranks.run(run, out)
     else:
+        starter.check(run)
         os.environ.update(starter.device_environment(run))
         made = train(run, out)
     progress.report(made, getattr(run.track, "uri", None))

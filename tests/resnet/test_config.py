@@ -255,6 +255,21 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused_with_the_two_nex
         run(cluster=cluster(ranks=3, gradient_accumulation=4), batch=33)
 
 
+def test_arithmetic_that_the_device_does_not_have_is_refused():
+    fp32, bf16, fp16 = Policy.float32, Policy.mixed_bfloat16, Policy.mixed_float16
+    with pytest.raises(UserError, match=r"^dtype.jit=true: XLA is for GPUs .* cluster=here; leave it false"):
+        run(dtype=Dtype("fp32", fp32, jit=True))
+    with pytest.raises(UserError, match=r"^dtype.gaudi_conversion=full: is for Gaudi with dtype=fp32"):
+        run(dtype=Dtype("fp32", fp32, gaudi_conversion="full"))
+    with pytest.raises(UserError, match=r"^dtype.gaudi_conversion=full: .* dtype=bf16"):
+        run(cluster=cluster(device=Device.hpu), dtype=Dtype("bf16", bf16, gaudi_conversion="full"))
+    with pytest.raises(UserError, match=r"^dtype=fp16: cluster=here has no float16; use dtype=bf16"):
+        run(cluster=cluster(device=Device.hpu), dtype=Dtype("fp16", fp16))
+    run(cluster=cluster(device=Device.gpu), dtype=Dtype("fp16", fp16, jit=True))
+    run(cluster=cluster(device=Device.hpu), dtype=Dtype("fp32", fp32, gaudi_conversion="basic"))
+    run(dtype=Dtype("fp16", fp16))
+
+
 def test_crops_that_grow_to_a_size_that_is_no_multiple_are_refused():
     growing = progressive(start_size=160, end_epochs=2)
     with pytest.raises(UserError, match=r"^progressive.start_size=160: grows to 225 px"):
