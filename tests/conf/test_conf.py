@@ -152,6 +152,7 @@ def test_every_variant_has_a_file_and_every_group_a_default():
         ("resnet50", "bottleneck", [3, 4, 6, 3], 1, 64),
         ("resnet101", "bottleneck", [3, 4, 23, 3], 1, 64),
         ("resnet152", "bottleneck", [3, 8, 36, 3], 1, 64),
+        ("resnet200", "bottleneck", [3, 24, 36, 3], 1, 64),
         ("resnext50", "bottleneck", [3, 4, 6, 3], 32, 4),
         ("resnext101", "bottleneck", [3, 4, 23, 3], 32, 4),
         ("resnext152", "bottleneck", [3, 8, 36, 3], 32, 4),

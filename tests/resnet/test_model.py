@@ -58,6 +58,7 @@ def parameters(variables):
         ("resnet50", 25_557_032, 4.1),  # 3.8 would be v1: the stride on the 1x1 convolution
         ("resnet101", 44_549_160, None),
         ("resnet152", 60_192_808, None),
+        ("resnet200", 64_673_832, None),
         ("resnext50", 25_028_904, 4.3),
         ("resnext101", 44_177_704, None),
         ("resnext152", 59_951_400, None),

@@ -28,6 +28,7 @@ PUBLISHED = {  # trainable parameters with 1000 classes
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnet200": 64_673_832,
     "resnext50": 25_028_904,
     "resnext101": 44_177_704,
     "resnext152": 59_951_400,
