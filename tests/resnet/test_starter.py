@@ -72,16 +72,22 @@ def test_a_gaudi_server(run_of, monkeypatch):
 
 def test_gaudi_servers(run_of, monkeypatch):
     monkeypatch.setenv("HCCL_SOCKET_IFNAME", "eth0")
+    monkeypatch.setenv("GC_KERNEL_PATH", "/usr/lib/habanalabs/libtpc_kernels.so")
     words = starter.command(run_of("cluster=hls1x4", *TINY), OUT)
     assert words[:4] == ["/opt/mpirun", "--allow-run-as-root", "-np", "32"]
-    assert words[4:7] == ["--oversubscribe", "--bind-to", "none"]  # four cores here, and eight ranks to a host
+    assert words[4:8] == ["--bind-to", "none", "--map-by", "slot"]  # this machine is none of them
     assert words[words.index("-H") + 1] == "hls-1:8,hls-2:8,hls-3:8,hls-4:8"
-    assert words[words.index("HCCL_SOCKET_IFNAME") - 1] == "-x"
+    assert all(words[words.index(name) - 1] == "-x" for name in ("HCCL_SOCKET_IFNAME", "GC_KERNEL_PATH"))
 
 
-def test_the_share_of_cores_is_that_of_the_fullest_host(run_of):
+def test_the_share_of_cores_is_that_of_the_fullest_host(run_of, monkeypatch):
+    monkeypatch.setattr(starter, "local", lambda host: host == "b")
     run = run_of("cluster.ranks=3", "cluster.hosts=[a:2,b:1]", "cluster.starter=mpirun", "batch=33", *TINY)
     assert "socket:PE=2" in starter.command(run, OUT)
+    run = run_of("cluster.ranks=8", "cluster.hosts=[a:4,b:4]", "cluster.starter=mpirun", *TINY)
+    assert "socket:PE=1" in starter.command(run, OUT)
+    run = run_of("cluster.ranks=16", "cluster.hosts=[a:8,b:8]", "cluster.starter=mpirun", *TINY)
+    assert starter.command(run, OUT)[4:7] == ["--oversubscribe", "--bind-to", "none"]  # of four cores
 
 
 def test_inside_a_slurm_allocation(run_of, monkeypatch):
@@ -323,6 +329,12 @@ def test_a_host_without_this_python(run_of, program):
     assert f"b has no {PYTHON}: every host needs this environment" in refused(on_hosts(run_of))
 
 
+def test_a_host_is_reached_by_the_name_that_it_was_given():
+    cluster = Cluster("x", ranks=4, hosts=["a-0.job.ns.svc:1", "10.0.0.1:1", "10.0.0.2:1", "b:1"])
+    names = {name: starter.reachable(name, cluster) for name in ("a-0", "a", "10.0.0.2", "b", "c")}
+    assert names == {"a-0": "a-0.job.ns.svc", "a": "a", "10.0.0.2": "10.0.0.2", "b": "b", "c": "c"}
+
+
 def test_no_ssh_at_all(run_of, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "ssh is not installed here" in refused(on_hosts(run_of))
@@ -377,14 +389,14 @@ def test_a_rank_that_others_started_is_left_alone(monkeypatch):
     assert os.environ == environment
 
 
-def test_the_rendezvous_is_only_for_srun_without_mpi(monkeypatch):
+def test_the_rendezvous_is_only_for_srun_with_gloo(monkeypatch):
     with starter.Rendezvous(Cluster("x", ranks=2)) as found:
         assert found == {}
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(starter, "built", lambda: {"gloo", "mpi"})
+    monkeypatch.setattr(starter, "built", lambda: {"mpi"})
     with starter.Rendezvous(Cluster("x", ranks=2)) as found:
         assert found == {}
-    monkeypatch.setattr(starter, "built", lambda: {"gloo"})
+    monkeypatch.setattr(starter, "built", lambda: {"gloo", "mpi"})  # srun may not speak the PMI that this MPI wants
     with starter.Rendezvous(Cluster("x", ranks=2, starter=Starter.srun)) as found:
         assert found["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1" and found["HOROVOD_CONTROLLER"] == "gloo"
         port = int(found["HOROVOD_GLOO_RENDEZVOUS_PORT"])
