@@ -1,0 +1,8 @@
+"""`python -m experiments.report` in a checkout: the command of resnet.report."""
+
+import sys
+
+from resnet.report import main
+
+if __name__ == "__main__":
+    sys.exit(main())

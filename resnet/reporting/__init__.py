@@ -1,0 +1,1 @@
+"""What `python -m resnet.report` is made of."""
