@@ -9,13 +9,14 @@ import sys
 from typing import Any
 
 from resnet import UserError, knobs
-from resnet.benchmarks import accuracy, scaling
+from resnet.benchmarks import accuracy, scaling, tracking
 from resnet.benchmarks import input as reading
 
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "input": (reading.Input, reading.measure),
     "accuracy": (accuracy.Accuracy, accuracy.measure),
     "scaling": (scaling.Scaling, scaling.measure),
+    "track": (tracking.Tracking, tracking.measure),
 }
 
 

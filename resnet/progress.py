@@ -36,6 +36,7 @@ class Display:
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
+                refresh_per_second=4,
             )
             if self.console.is_terminal
             else None

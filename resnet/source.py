@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from resnet import UserError, prepare, shards
 from resnet.config import Cache, Data, Digits, Records, Synthetic
@@ -44,6 +48,7 @@ def opened(settings: Data) -> Source:
                 prepare.digits(settings.dir)
             command = f"python -m resnet.prepare source={settings.name} dir=<your images> out={settings.dir}"
             train, val = (shards.index(files) for files in shards.find(settings.dir, command))
+            check_counts(settings.dir, train, val)
             if settings.cache is Cache.encoded:
                 check_memory(settings, int(train.length.sum() + val.length.sum()))
             readers = Reader(train, settings), Reader(val, settings)
@@ -51,15 +56,56 @@ def opened(settings: Data) -> Source:
     raise AssertionError(settings)
 
 
+def check_counts(folder: str, *halves: shards.Index) -> None:
+    """Hold the numbers of records, and the classes, against manifest.json, where there is one. Raises UserError.
+
+    A shard that was cut between two records has no other fault.
+    """
+    known, names = beside(folder, manifest.NAME), beside(folder, manifest.CLASSES)
+    if known is None:
+        return
+    made = manifest.understood(known, f"{folder}/{manifest.NAME}")
+    told = {f"{folder.rstrip('/')}/{shard['file']}": shard["images"] for shard in manifest.shards_of(made)}
+    for half in halves:
+        for file, count in zip(half.files, np.bincount(half.file, minlength=len(half.files)), strict=True):
+            if told.get(file) != count:
+                said = f"says {told[file]}" if file in told else "does not name it"
+                raise UserError(
+                    f"{file}: {count} records, and {manifest.NAME} {said}; copy or prepare this shard again"
+                )
+    if names is not None and sorted(manifest.read_classes(names)) != sorted(made["splits"]["train"]["classes"]):
+        raise UserError(f"{folder}/{manifest.CLASSES}: not the classes of {manifest.NAME}; copy it again")
+
+
+def beside(folder: str, name: str) -> str | None:
+    """The text of a small file in the folder of the shards, if there is one. Raises UserError where it is no text."""
+    path = f"{folder}/{name}"
+    try:
+        return shards.text(path)
+    except shards.trouble(path):
+        return None
+
+
+def described(images: Source) -> dict[str, Any]:
+    """The data as MLflow's dataset input wants it. The digest is that of the manifest, where the shards have one."""
+    settings = images.settings
+    folder = settings.dir if isinstance(settings, Records) else ""
+    counts = {
+        "training images": images.train_images,
+        "evaluation images": images.eval_images,
+        "classes": settings.classes,
+    }
+    known = folder and beside(folder, manifest.NAME)
+    digest = hashlib.sha256((known or f"{settings.name} {counts}").encode()).hexdigest()[:32]
+    return {"name": settings.name, "digest": digest, "source": folder or settings.name, "profile": counts}
+
+
 def class_names(settings: Data) -> list[str] | None:
     """What the network's outputs are called: the lines of classes.txt beside the shards; None where there is none."""
     if not isinstance(settings, Records):
         return None
-    path = f"{settings.dir}/{manifest.CLASSES}"
-    try:
-        return manifest.read_classes(shards.text(path))
-    except shards.trouble(path):
-        return None
+    names = beside(settings.dir, manifest.CLASSES)
+    return None if names is None else manifest.read_classes(names)
 
 
 def check_memory(settings: Records, needed: int) -> None:

@@ -1,14 +1,13 @@
-"""Where a run's numbers go: <out>/metrics.jsonl first, then MLflow, from a thread of its own.
+"""Where a run's numbers go: <out>/metrics.jsonl first, and from there to MLflow, by a thread of its own.
 
-The loop only appends to a file and a queue. The thread sends batches with the times at which things happened, again and
-again while the store is away (a metric of the same time and value counts once); what MLflow refuses or cannot take costs
-the run nothing and is said once, at the end. MLflow is imported in the thread: it takes 2 s.
+The loop appends a line to the file. The thread sends what MLflow has not got yet, with the times at which things happened, and
+notes in <out>/mlflow.json how far it has come: while the store is away, or when a run died, nothing is lost, and
+`python -m resnet.track sync <out>` sends the rest. A point sent twice counts once, because its time is the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import getpass
 import json
@@ -16,33 +15,33 @@ import math
 import os
 import platform
 import queue
+import shlex
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet import __version__
-from resnet.config import Mlflow, Off, Run, Track
+from resnet import UserError, __version__, events, store
+from resnet.config import Mlflow, Run, Track
+from resnet.lines import Lines
+from resnet.store import Note
 
-CLOSE_S = 30.0  # how long close() waits for MLflow to take what is left
+FILE = "metrics.jsonl"
+TAGS = "tags.json"
+MODEL = "model"  # in <out>: MLflow's model, where the run kept one
+CLOSE_S = 120.0  # how long close() waits for MLflow to take what is left, a model of 100 MB among it
+SEND_S = 5.0  # between two sendings
 LAST_TRIES = 2  # once close() was called
 PAUSE_S = 30.0  # at most, between two tries
-VALUE_LIMIT = 6000  # characters of a parameter (MLflow 3)
-BATCH_LIMIT = 100  # parameters to a request (MLflow's REST limit)
-IDENTITY = "mlflow.json"  # in <out>: the MLflow run of this folder
+DIFF_LIMIT = 1_000_000  # bytes of source.diff
+POINTS = 1000  # metrics to a request (MLflow's REST limit)
 
+HELP = """Send to MLflow what it has not got of a run: python -m resnet.track sync RUN [RUN ...] [uri=STORE]
 
-@dataclass(frozen=True)
-class Metric:
-    """One number of one step; `time_ms` is the wall clock, in ms since 1970."""
-
-    name: str
-    value: float
-    step: int
-    time_ms: int
+RUN is a run's folder. uri= is another store than the one the run was trained with. Sending twice changes nothing."""
 
 
 class Nobody:
@@ -54,89 +53,168 @@ class Nobody:
     def artifact(self, path: Path) -> None:
         """Nothing."""
 
+    def later(self, work: Callable[[Any, str], object]) -> None:
+        """Nothing."""
+
     def close(self, status: str) -> str | None:  # noqa: ARG002
         """Nothing."""
         return None
 
 
 class Tracker:
-    """Open for the length of a run. `log` never waits; `close` waits at most CLOSE_S."""
+    """Open for the length of a run. `log` never waits; `close` waits at most CLOSE_S, and 10 s or so for a store that is away."""
 
-    def __init__(self, out: Path, settings: Track, params: dict[str, Any], tags: dict[str, str]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        settings: Track,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        dataset: dict[str, Any] | None = None,
+        kept: Sequence[Callable[[Path], Path | None]] = (),
+        sampling: bool = True,
+    ) -> None:
+        """`kept` write files that go with the run, before anything is sent; what they raise costs the run nothing.
+
+        `sampling` is of the machine, every settings.system_metrics_s.
+        """
         self.out, self.settings = out, settings
-        self.lines = (out / "metrics.jsonl").open("a")
-        self.queue: queue.SimpleQueue[Callable[[Any, str], None] | None] = queue.SimpleQueue()
-        self.pending: list[Metric] = []
         self.lock = threading.Lock()
-        self.closing = threading.Event()
-        self.trouble: str | None = None
-        self.status = "FAILED"
-        self.run_id: str | None = None
-        self.client: Any = None
-        self.thread: threading.Thread | None = None
+        self.step = 0
+        self.sender: Sender | None = None
+        wanted = isinstance(settings, Mlflow) and settings.tensorboard and sampling
+        self.events = events.Events(out) if wanted else None
+        try:
+            self.lines = Lines(out / FILE)
+            if isinstance(settings, Mlflow):
+                store.write_json(out / TAGS, tags)
+        except OSError as error:
+            raise UserError(f"out={out}: cannot be written to ({error.strerror}); make room and start again") from error
         if isinstance(settings, Mlflow):
-            self.thread = threading.Thread(target=self.ship, args=(settings, params, tags), daemon=True, name="mlflow")
+            self.sender = Sender(self, settings, params, tags, dataset)
+            self.sender.every_s = settings.system_metrics_s if sampling else math.inf
             self.artifact(out / "config.yaml")
-            self.thread.start()
+            for write in kept:
+                self.later(functools.partial(keep, write, out))
+            self.sender.start()
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, once there is one."""
+        return self.sender.run_id if self.sender else None
 
     def log(self, step: int, metrics: dict[str, float | None]) -> None:
         """Record metrics after `step` updates. None and non-finite values are left out."""
-        now = time.time_ns() // 1_000_000
-        kept = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
-        self.lines.write(json.dumps({"step": step, "time_ms": now, **kept}) + "\n")
-        self.lines.flush()
-        if self.thread:
-            with self.lock:
-                self.pending += [Metric(name, value, step, now) for name, value in kept.items()]
+        self.step = step
+        self.write(step, metrics)
+        if self.events:
+            self.events.log(step, metrics)
+
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Append a line."""
+        finite = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        line = json.dumps({"step": step, "time_ms": time.time_ns() // 1_000_000, **finite})
+        with self.lock:
+            self.lines.add(line)
 
     def artifact(self, path: Path) -> None:
-        """Keep a file with the run, as it is when the thread gets to it."""
-        if self.thread:
-            self.queue.put(lambda client, run_id: client.log_artifact(run_id, str(path)))
+        """Keep a file or folder with the run, as it is when the thread gets to it."""
+        self.later(functools.partial(log_artifact, path))
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
-        if self.thread:
-            self.queue.put(lambda client, run_id: client.set_tag(run_id, name, value))
+        self.later(lambda client, run_id: client.set_tag(run_id, name, value))
+
+    def later(self, work: Callable[[Any, str], object]) -> None:
+        """Have the thread do `work` with MLflow's client and the id of the run."""
+        if self.sender:
+            self.sender.queue.put(work)
 
     def close(self, status: str) -> str | None:
         """Send what is left and set the run's status: FINISHED, FAILED or KILLED. Returns what went wrong, if anything did."""
+        with self.lock:
+            lost = self.lines.close()
+        if self.events:
+            self.events.close()
+        troubles = [lost, self.sender.finish(status) if self.sender else None]
+        return "; ".join(trouble for trouble in troubles if trouble) or None
+
+
+class Sender(threading.Thread):
+    """The thread that tells MLflow what stands in the run's folder."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        settings: Mlflow,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        dataset: dict[str, Any] | None,
+    ) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self.tracker, self.settings, self.params, self.tags, self.dataset = tracker, settings, params, tags, dataset
+        self.queue: queue.SimpleQueue[Callable[[Any, str], object]] = queue.SimpleQueue()
+        self.closing = threading.Event()
+        self.every_s = settings.system_metrics_s
+        self.status = "FAILED"
+        self.trouble: str | None = None
+        self.client: Any = None
+        self.note: Note | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, once there is one."""
+        return self.note.run_id if self.note else None
+
+    def finish(self, status: str) -> str | None:
+        """Have everything sent, within CLOSE_S; what went wrong, if anything did."""
         self.status = status
-        self.lines.close()
-        if self.thread:
-            self.closing.set()
-            self.queue.put(None)
-            self.thread.join(CLOSE_S)
-            if self.thread.is_alive():
-                return f"MLflow did not take everything within {CLOSE_S:.0f} s; metrics.jsonl in the run's folder is complete"
-        return self.trouble
+        if self.note:
+            self.note.status = status
+            with contextlib.suppress(OSError):  # a full disk; the thread tells MLflow all the same
+                self.note.write(self.tracker.out)
+        self.closing.set()
+        self.join(CLOSE_S)
+        left = f"metrics.jsonl is complete; python -m resnet.track sync {shlex.quote(str(self.tracker.out))} sends the rest"
+        if self.is_alive():
+            return f"MLflow did not take everything within {CLOSE_S:.0f} s; {left}"
+        return self.trouble and f"{self.trouble}; {left}"
 
-    # What follows runs in the thread.
-
-    def ship(self, settings: Mlflow, params: dict[str, Any], tags: dict[str, str]) -> None:
-        """Open the MLflow run, send until close() says stop, set the status."""
+    def run(self) -> None:
+        """Open the MLflow run, send until finish() says stop, set the status."""
         with contextlib.suppress(Exception):  # whatever MLflow does must not take the run down; persist() has noted it
-            self.persist(lambda: self.open_run(settings, params, tags))
-            sampled, samples = -math.inf, 0
+            self.persist(self.open)
+            sampled = time.monotonic() - self.settings.system_metrics_s
             stop = False
             while not stop:
-                if time.monotonic() - sampled >= settings.system_metrics_s:
-                    sampled, samples = time.monotonic(), samples + 1
-                    now = time.time_ns() // 1_000_000
-                    with self.lock:
-                        self.pending += [Metric(name, value, samples, now) for name, value in system_metrics()]
-                with contextlib.suppress(queue.Empty):
-                    action = self.queue.get(timeout=1.0)
-                    stop = action is None
-                    if action is not None:
-                        with contextlib.suppress(Exception):  # one file less is no reason to lose the metrics
-                            self.persist(functools.partial(action, self.client, str(self.run_id)), LAST_TRIES)
-                self.persist(self.send)
-            self.persist(lambda: self.client.set_terminated(self.run_id, self.status))
+                stop = self.closing.is_set()
+                if not stop and time.monotonic() - sampled >= self.every_s:
+                    sampled = time.monotonic()
+                    self.tracker.write(self.tracker.step, dict(system_metrics()))
+                self.persist(self.send)  # waits while the store is away, so that what comes next finds it
+                self.do_all(stop)
+                if not stop:
+                    self.closing.wait(SEND_S)
+            self.persist(self.end)
 
-    def persist(self, work: Callable[[], object], tries: float = math.inf) -> None:
-        """Do `work` until it succeeds; give up, noting the trouble, after so many tries or soon after close()."""
-        pause = 1.0
+    def do_all(self, last: bool) -> None:
+        """What was put off; what fails is tried again the next time, if there is one."""
+        failed = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                work = self.queue.get_nowait()
+                try:
+                    work(self.client, str(self.run_id))
+                except Exception as error:  # one file less is no reason to lose the metrics
+                    failed.append(work)
+                    if last:
+                        self.noted(error)
+        for work in failed:
+            self.queue.put(work)
+
+    def persist(self, work: Callable[[], object]) -> None:
+        """Do `work` until it succeeds; give up, noting the trouble, soon after finish()."""
+        pause, tries = 1.0, math.inf
         while True:
             try:
                 work()
@@ -144,112 +222,89 @@ class Tracker:
             except Exception as error:
                 tries = min(tries, LAST_TRIES) - 1 if self.closing.is_set() else tries - 1
                 if tries <= 0:
-                    said = str(error).partition("\n")[0]
-                    self.trouble = f"MLflow ({getattr(self.settings, 'uri', '')}): {type(error).__name__}: {said}"
+                    self.noted(error)
                     raise
             self.closing.wait(pause)
             pause = min(2 * pause, PAUSE_S)
 
-    def open_run(self, settings: Mlflow, params: dict[str, Any], tags: dict[str, str]) -> None:
+    def noted(self, error: Exception) -> None:
+        """For people, in one line."""
+        said = store.hidden(str(error).partition("\n")[0])
+        self.trouble = f"MLflow ({self.settings.uri}): {type(error).__name__}: {said}"
+
+    def open(self) -> None:
         """The MLflow run of this folder: the one it already has, or a new one. Parameters it has already stay."""
-        self.client = connect(settings.uri)
-        kept = identity(self.out, settings.uri)
-        if kept is None or not reopened(self.client, kept):
+        out, settings = self.tracker.out, self.settings
+        self.client = store.connect(settings.uri)
+        found = store.note(out, settings.uri)
+        if found is None or not store.reopened(self.client, found.run_id):
             nested = {"mlflow.parentRunId": settings.parent_run} if settings.parent_run else {}
-            kept = new_run(self.client, settings, settings.run_name, {**tags, **nested})
-            (self.out / IDENTITY).write_text(json.dumps({"uri": settings.uri, "run_id": kept}) + "\n")
-        there = self.client.get_run(kept).data.params
-        log_params(self.client, kept, {name: value for name, value in params.items() if name not in there})
-        self.run_id = kept
+            run_id = store.new_run(self.client, settings, settings.run_name, {**self.tags, **nested})
+            found = Note(settings.uri, run_id)
+            found.write(out)
+        there = {
+            *self.client.get_run(found.run_id).data.params,
+            "out",
+        }  # a tag: as a parameter it would differ in all runs
+        store.log_params(
+            self.client, found.run_id, {name: value for name, value in self.params.items() if name not in there}
+        )
+        if self.dataset:
+            store.log_dataset(self.client, found.run_id, self.dataset)
+        found.status = self.status if self.closing.is_set() else None
+        found.write(out)
+        self.note = found
 
     def send(self) -> None:
-        """Send the pending metrics."""
-        from mlflow.entities import Metric as Sent
+        """Send the lines that MLflow has not got."""
+        assert self.note
+        for metrics, position in unsent(self.tracker.out / FILE, self.note.sent):
+            self.client.log_batch(self.note.run_id, metrics=metrics)
+            self.note.sent = position
+            self.note.write(self.tracker.out)
 
-        while True:
-            with self.lock:
-                part = self.pending[:1000]
-            if not part:
-                return
-            self.client.log_batch(self.run_id, metrics=[Sent(m.name, m.value, m.time_ms, m.step) for m in part])
-            with self.lock:
-                del self.pending[: len(part)]
-
-
-def log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
-    """Parameters, cut to what MLflow takes."""
-    from mlflow.entities import Param
-
-    listed = [Param(name, str(value)[:VALUE_LIMIT]) for name, value in params.items()]
-    for first in range(0, len(listed), BATCH_LIMIT):
-        client.log_batch(run_id, params=listed[first : first + BATCH_LIMIT])
+    def end(self) -> None:
+        """Set the status."""
+        assert self.note
+        self.client.set_terminated(self.note.run_id, self.status)
 
 
-def identity(out: Path, uri: str) -> str | None:
-    """The MLflow run id that a run's folder has in the store `uri`, if any."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads((out / IDENTITY).read_text())
-        return str(kept["run_id"]) if kept["uri"] == uri else None
-    return None
+def unsent(path: Path, position: int) -> Iterator[tuple[list[Any], int]]:
+    """(MLflow's metrics, the position in the file after them) of the whole lines from `position` on, POINTS at most at once."""
+    from mlflow.entities import Metric
+
+    with path.open("rb") as file:
+        file.seek(position)
+        points: list[Any] = []
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a torn line
+                told = json.loads(line)
+                step, when = told.pop("step"), told.pop("time_ms")
+                found = [Metric(name, float(value), when, step) for name, value in told.items()]
+                if len(points) + len(found) > POINTS:
+                    yield points, position
+                    points = []
+                points += found
+            position += len(line)
+        if points:
+            yield points, position
 
 
-def connect(uri: str) -> Any:
-    """An MlflowClient that fails fast. A SQLite store is created first, by one process at a time: racing breaks it for good."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its errors come as exceptions too
-    from mlflow import MlflowClient
-
-    database = sqlite_path(uri)
-    if database is None:
-        return MlflowClient(uri)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(database.with_name(f".{database.name}.lock")):
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
+def keep(write: Callable[[Path], Path | None], out: Path, client: Any, run_id: str) -> None:
+    """Have `write` make its file in `out`, and keep that with the run."""
+    path = write(out)
+    if path:
+        log_artifact(path, client, run_id)
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a sqlite:/// URI."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among the processes that use the same lock file."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def new_run(client: Any, settings: Mlflow, name: str, tags: dict[str, str]) -> str:
-    """Create a run in the experiment `settings.experiment`, which is made if it does not exist; its id."""
-    experiment = client.get_experiment_by_name(settings.experiment)
-    if experiment is None:
-        database = sqlite_path(settings.uri)
-        # Beside the database, absolute: MLflow's default is relative to whatever folder the UI is started in.
-        place = (database.parent / "mlruns" / settings.experiment).as_uri() if database else None
-        with contextlib.suppress(Exception):  # another process may be making it
-            client.create_experiment(settings.experiment, artifact_location=place)
-        experiment = client.get_experiment_by_name(settings.experiment)
-    return str(client.create_run(experiment.experiment_id, run_name=name, tags=tags).info.run_id)
-
-
-def reopened(client: Any, run_id: str) -> bool:
-    """Set a run RUNNING again; False if it is no longer in the store."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if client.get_run(run_id).info.lifecycle_stage != "active":
-            return False
-        client.update_run(run_id, status="RUNNING")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
+def log_artifact(path: Path, client: Any, run_id: str) -> None:
+    """A file, or a folder whole."""
+    if path.is_dir():
+        client.log_artifacts(run_id, str(path), path.name)
+    else:
+        client.log_artifact(run_id, str(path))
 
 
 def system_metrics() -> Iterator[tuple[str, float]]:
@@ -261,43 +316,19 @@ def system_metrics() -> Iterator[tuple[str, float]]:
     yield "system/system_memory_usage_megabytes", memory.used / 1e6
     yield "system/system_memory_usage_percentage", memory.percent
     yield "system/process_memory_megabytes", psutil.Process().memory_info().rss / 1e6
+    with contextlib.suppress(Exception):  # no GPU, no driver, or no NVML for Python
+        yield from gpu_metrics()
 
 
-# ---------------------------------------------------------------------------------------------------- parents and the dead
-def open_parent(out: Path, settings: Track, name: str, params: dict[str, Any], tags: dict[str, str]) -> str | None:
-    """A run for the jobs of the sweep in `out` to nest under: the one it already has, or a new one. None without MLflow."""
-    match settings:
-        case Off():
-            return None
-        case Mlflow():
-            client = connect(settings.uri)
-            kept = identity(out, settings.uri)
-            if kept is not None and reopened(client, kept):
-                return kept
-            run_id = new_run(client, settings, name, tags)
-            (out / IDENTITY).write_text(json.dumps({"uri": settings.uri, "run_id": run_id}) + "\n")
-            log_params(client, run_id, params)
-            return run_id
-    raise AssertionError(settings)
+def gpu_metrics() -> Iterator[tuple[str, float]]:
+    """The same of each NVIDIA GPU."""
+    import pynvml
 
-
-def close_run(
-    settings: Track, run_id: str | None, status: str, *, only_if_running: bool = False, artifacts: tuple[Path, ...] = ()
-) -> None:
-    """Set a run's status from outside: a sweep's parent, or a job that died without a word."""
-    if isinstance(settings, Mlflow) and run_id is not None:
-        client = connect(settings.uri)
-        for path in artifacts:
-            client.log_artifact(run_id, str(path))
-        if not only_if_running or client.get_run(run_id).info.status == "RUNNING":
-            client.set_terminated(run_id, status)
-
-
-def count_restart(settings: Track, run_id: str | None) -> None:
-    """Count in the run's tag `restarts` that its ranks died and were started again."""
-    if isinstance(settings, Mlflow) and run_id is not None:
-        client = connect(settings.uri)
-        client.set_tag(run_id, "restarts", str(int(client.get_run(run_id).data.tags.get("restarts", "0")) + 1))
+    pynvml.nvmlInit()
+    for number in range(pynvml.nvmlDeviceGetCount()):
+        card = pynvml.nvmlDeviceGetHandleByIndex(number)
+        yield f"system/gpu_{number}_utilization_percentage", pynvml.nvmlDeviceGetUtilizationRates(card).gpu
+        yield f"system/gpu_{number}_memory_usage_megabytes", pynvml.nvmlDeviceGetMemoryInfo(card).used / 1e6
 
 
 def tags(run: Run, device: str) -> dict[str, str]:
@@ -315,7 +346,40 @@ def tags(run: Run, device: str) -> dict[str, str]:
         "mlflow.user": user(),
         "mlflow.source.name": "resnet.train",
         **source_tags(Path(__file__).parent),
+        **own_tags(run.track),
     }
+
+
+def own_tags(settings: Track) -> dict[str, str]:
+    """Those that the user gave."""
+    given = settings.tags if isinstance(settings, Mlflow) else None
+    return {name: str(value) for name, value in (given or {}).items()}
+
+
+def environment(out: Path) -> Path:
+    """environment.txt: every installed package and its version, as pip freeze lists them."""
+    from importlib import metadata
+
+    found = sorted({f"{dist.metadata['Name']}=={dist.version}" for dist in metadata.distributions()}, key=str.lower)
+    path = out / "environment.txt"
+    path.write_text("\n".join(found) + "\n")
+    return path
+
+
+def changes(out: Path) -> Path | None:
+    """source.diff: how the checkout this runs from differs from its commit; None where it does not, or there is none."""
+    folder = Path(__file__).parent
+    words = ["git", "-C", str(folder), "diff", "HEAD", "--", "."]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(words, capture_output=True, timeout=30, check=True)
+        if done.stdout:
+            path = out / "source.diff"
+            path.write_bytes(done.stdout[:DIFF_LIMIT])
+            return path
+    return None
+
+
+SURROUNDINGS = (environment, changes)
 
 
 def user() -> str:
@@ -343,3 +407,68 @@ def source_tags(folder: Path) -> dict[str, str]:
         return {}
     dirty = git("status", "--porcelain", "--untracked-files=no")
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
+
+
+# ------------------------------------------------------------------------------------------------------------------- sync
+def sync(out: Path, uri: str | None = None) -> str:
+    """Send what MLflow has not got of the run in `out`, its files included; the run's id. Raises UserError where it can't be."""
+    from resnet import compose, lock
+
+    run = compose.load(out)
+    settings = run.track
+    if uri:
+        settings = Mlflow(uri=uri, run_name=getattr(settings, "run_name", out.name))
+    if not isinstance(settings, Mlflow):
+        raise UserError(f"{out}: was trained with track=off; name a store by uri=")
+    if not (out / FILE).is_file():
+        raise UserError(f"{out}: no {FILE} in it")
+    with lock.held(out):
+        return send_all(out, settings, compose.flat(run))
+
+
+def send_all(out: Path, settings: Mlflow, params: dict[str, Any]) -> str:
+    """What `sync` does once nobody else can be at it."""
+    from resnet import result
+
+    kept = json.loads((out / TAGS).read_text()) if (out / TAGS).is_file() else {}
+    ended = (found.status if (found := store.note(out, settings.uri)) else None) or (
+        "KILLED" if result.read(out) is None else "FINISHED"
+    )
+    tracker = Tracker(out, settings, params, kept, sampling=False)
+    for path in sorted(out.iterdir()):
+        if (
+            path.is_file()
+            and not path.name.startswith(".")
+            and path.name not in (FILE, TAGS)
+            and not path.match("mlflow*.json")
+        ):
+            tracker.artifact(path)
+    if (out / MODEL / "MLmodel").is_file():
+        from resnet import serve
+
+        tracker.later(functools.partial(serve.log, place=out / MODEL, register=settings.register))
+    if trouble := tracker.close(ended):
+        raise UserError(f"{out}: {trouble}")
+    return str(tracker.run_id)
+
+
+def go(words: Sequence[str]) -> None:
+    """The command without the reporting of errors."""
+    what, *rest = words
+    uris = [word.removeprefix("uri=") for word in rest if word.startswith("uri=")]
+    folders = [Path(word).expanduser() for word in rest if not word.startswith("uri=")]
+    if what != "sync" or not folders:
+        raise UserError(f"resnet.track {' '.join(words)}: say sync and a run's folder; --help tells more")
+    for out in folders:
+        print(f"{out}: {sync(out, uris[-1] if uris else None)}")
+
+
+def main() -> int:
+    """Exit status."""
+    from resnet import evaluate
+
+    return evaluate.command(HELP, go)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from resnet import track
+from resnet import UserError, compose, store, track
 from resnet.config import Mlflow, Off
 
 LONG = "x" * 7000
@@ -38,7 +39,7 @@ def settings(folder):
 @pytest.fixture(scope="module")
 def client(settings):
     """MLflow's client of that store."""
-    return track.connect(settings().uri)
+    return store.connect(settings().uri)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,9 @@ def life(new, client):
     (tracker.out / "result.json").write_text('{"status": "finished"}')
     tracker.artifact(tracker.out / "result.json")
     tracker.tag("reached", "yes")
+    deadline = time.monotonic() + 60
+    while '"system/' not in (tracker.out / "metrics.jsonl").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert tracker.close("FINISHED") is None
     return tracker, client.get_run(tracker.run_id)
 
@@ -76,7 +80,8 @@ def recorded(out):
     for line in lines:
         step, when = line.pop("step"), line.pop("time_ms")
         for name, value in line.items():
-            yield step, when, name, value
+            if not name.startswith("system/"):
+                yield step, when, name, value
 
 
 def shipped(client, run_id):
@@ -186,8 +191,8 @@ def test_without_mlflow_there_is_metrics_jsonl_and_nothing_else(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert [(step, name, value) for step, _, name, value in recorded(tmp_path)] == [(3, "train/loss", 1.5)]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    assert track.open_parent(tmp_path, Off(), "sweep", {}, {}) is None
-    track.close_run(Off(), "a run", "FINISHED")
+    assert store.open_parent(tmp_path, Off(), "sweep", {}, {}) is None
+    store.close_run(Off(), "a run", "FINISHED")
 
 
 # ---------------------------------------------------------------------------------------------------------- going on
@@ -223,9 +228,9 @@ def test_a_folder_whose_mlflow_run_was_deleted_gets_a_new_one(new, client):
 
 def test_a_folder_known_to_another_store_only_gets_a_run_in_this_one(new, client):
     out = new("elsewhere").out
-    kept = json.loads((out / track.IDENTITY).read_text()) if (out / track.IDENTITY).exists() else {}
-    (out / track.IDENTITY).write_text(json.dumps({**kept, "uri": "http://another", "run_id": "not here"}))
-    assert track.identity(out, "http://another") == "not here"
+    kept = json.loads((out / store.IDENTITY).read_text()) if (out / store.IDENTITY).exists() else {}
+    (out / store.IDENTITY).write_text(json.dumps({**kept, "uri": "http://another", "run_id": "not here"}))
+    assert store.identity(out, "http://another") == "not here"
     tracker = new("elsewhere")
     assert tracker.close("FINISHED") is None
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
@@ -233,32 +238,32 @@ def test_a_folder_known_to_another_store_only_gets_a_run_in_this_one(new, client
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uri": "u"}'])
 def test_a_torn_note_of_the_mlflow_run_is_no_note(tmp_path, text):
-    assert track.identity(tmp_path, "u") is None
-    (tmp_path / track.IDENTITY).write_text(text)
-    assert track.identity(tmp_path, "u") is None
+    assert store.identity(tmp_path, "u") is None
+    (tmp_path / store.IDENTITY).write_text(text)
+    assert store.identity(tmp_path, "u") is None
 
 
 # -------------------------------------------------------------------------------------------- parents, and the dead
 def test_a_sweep_has_one_parent_run_for_its_folder(settings, client, tmp_path):
-    first = track.open_parent(tmp_path, settings(), "sweep x", {"batch": "32,64"}, {"sweep": "parent"})
+    first = store.open_parent(tmp_path, settings(), "sweep x", {"batch": "32,64"}, {"sweep": "parent"})
     run = client.get_run(first)
     assert (run.info.status, run.data.params, run.data.tags["sweep"]) == ("RUNNING", {"batch": "32,64"}, "parent")
     (tmp_path / "summary.md").write_text("a table")
-    track.close_run(settings(), first, "FAILED", artifacts=(tmp_path / "summary.md",))
+    store.close_run(settings(), first, "FAILED", artifacts=(tmp_path / "summary.md",))
     assert client.get_run(first).info.status == "FAILED"
     assert [file.path for file in client.list_artifacts(first)] == ["summary.md"]
-    assert track.open_parent(tmp_path, settings(), "sweep x", {"batch": "32,64"}, {}) == first
+    assert store.open_parent(tmp_path, settings(), "sweep x", {"batch": "32,64"}, {}) == first
     assert client.get_run(first).info.status == "RUNNING"
 
 
 def test_a_run_that_died_without_a_word_is_closed_from_outside_and_only_that(settings, client):
-    dead = track.new_run(client, settings(), "dead", {})
+    dead = store.new_run(client, settings(), "dead", {})
     assert client.get_run(dead).info.status == "RUNNING"
-    track.close_run(settings(), dead, "KILLED", only_if_running=True)
+    store.close_run(settings(), dead, "KILLED", only_if_running=True)
     assert client.get_run(dead).info.status == "KILLED"
-    track.close_run(settings(), dead, "FAILED", only_if_running=True)
+    store.close_run(settings(), dead, "FAILED", only_if_running=True)
     assert client.get_run(dead).info.status == "KILLED"
-    track.close_run(settings(), None, "FAILED")  # a job that died before it had one
+    store.close_run(settings(), None, "FAILED")  # a job that died before it had one
 
 
 # --------------------------------------------------------------------------------------------------- a store in trouble
@@ -290,7 +295,7 @@ def test_closing_waits_for_so_long_and_no_longer(new, silent, monkeypatch):
     tracker = new("impatient", uri=silent)
     tracker.log(1, {"train/loss": 1.0})
     began = time.monotonic()
-    assert "metrics.jsonl in the run's folder is complete" in tracker.close("FINISHED")
+    assert "metrics.jsonl is complete; python -m resnet.track sync '" in tracker.close("FINISHED")
     assert time.monotonic() - began < 2
 
 
@@ -315,24 +320,25 @@ def flaky(client, monkeypatch):
     """`flaky(log_batch=3)`: these calls fail so many times first; nobody waits long."""
 
     def make(**fails):
-        store = Flaky(client, fails)
-        monkeypatch.setattr(track, "connect", lambda _uri: store)
+        away = Flaky(client, fails)
+        monkeypatch.setattr(store, "connect", lambda _uri: away)
         monkeypatch.setattr(track, "PAUSE_S", 0.01)
-        return store
+        monkeypatch.setattr(track, "SEND_S", 0.05)
+        return away
 
     return make
 
 
 def test_what_a_store_missed_while_it_was_away_arrives_later(new, client, flaky):
-    store = flaky(create_run=1, log_batch=2)
+    away = flaky(create_run=1, log_batch=2)
     tracker = new("away")
     tracker.log(1, {"train/loss": 1.0})
     deadline = time.monotonic() + 60
-    while (any(store.fails.values()) or tracker.pending) and time.monotonic() < deadline:
+    while any(away.fails.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    store.fails.update(log_batch=2)
+    away.fails.update(log_batch=2)
     tracker.log(2, {"train/loss": 0.5})
-    while any(store.fails.values()) and time.monotonic() < deadline:
+    while any(away.fails.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert tracker.close("FINISHED") is None
     assert sorted(shipped(client, tracker.run_id)) == sorted(recorded(tracker.out))
@@ -347,7 +353,10 @@ def test_a_store_that_stays_away_is_told_of_once_at_the_end(new, flaky):
     began = time.monotonic()
     trouble = tracker.close("FINISHED")
     assert time.monotonic() - began < 10
-    assert trouble.startswith("MLflow (sqlite:///") and trouble.endswith("ConnectionError: log_batch is away")
+    assert (
+        trouble.startswith("MLflow (sqlite:///")
+        and "ConnectionError: log_batch is away; metrics.jsonl is complete" in trouble
+    )
 
 
 def test_an_artifact_that_cannot_be_kept_costs_no_metric(new, client):
@@ -379,7 +388,7 @@ def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path):
     printed = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     assert printed == [b"", b""]  # not a word of MLflow's or Alembic's
-    client = track.connect(uri)
+    client = store.connect(uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "resnet")
     runs = client.search_runs([experiment.experiment_id])
     assert {(run.info.run_name, run.info.status) for run in runs} == {("one", "FINISHED"), ("two", "FINISHED")}
@@ -418,8 +427,95 @@ def test_outside_of_a_checkout_or_without_git_there_is_no_commit_to_tell(tmp_pat
 
 def test_tags_tell_recipe_seed_device_and_versions(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(__version__="2.99"))
-    tags = track.tags(SimpleNamespace(recipe=None, seed=7, out="/runs/x"), "a card")
+    tags = track.tags(
+        SimpleNamespace(recipe=None, seed=7, out="/runs/x", track=Mlflow("mlflow", "file:///x", tags={"owner": "me"})),
+        "a card",
+    )
+    assert tags["owner"] == "me"
     assert (tags["recipe"], tags["seed"], tags["device"], tags["out"]) == ("none", "7", "a card", "/runs/x")
     assert tags["version.tensorflow"] == "2.99" and tags["version.resnet"]
     assert sys.version.startswith(tags["version.python"])
     assert all(isinstance(value, str) for value in tags.values())
+
+
+# ---------------------------------------------------------------------------------------------------- what surrounds a run
+def test_every_installed_package_is_listed_as_pip_does(tmp_path):
+    listed = track.environment(tmp_path).read_text().splitlines()
+    frozen = subprocess.run(
+        [sys.executable, "-m", "pip", "freeze", "--all"], capture_output=True, text=True
+    ).stdout.split()
+    assert {word for word in frozen if re.fullmatch(r"[\w.-]+==\S+", word)} <= set(listed)
+    assert listed == sorted(listed, key=str.lower)
+
+
+def test_uncommitted_changes_are_kept_and_nothing_where_there_are_none(tmp_path, monkeypatch):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "track.py").write_text("one\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    monkeypatch.setattr(track, "__file__", str(code / "track.py"))
+    assert track.changes(tmp_path) is None
+    (code / "track.py").write_text("two\n")
+    assert "+two" in track.changes(tmp_path).read_text()
+    monkeypatch.setattr(track, "__file__", str(tmp_path.parent / "nowhere" / "track.py"))
+    assert track.changes(tmp_path) is None
+
+
+def test_gpus_are_sampled_under_the_names_mlflow_uses(monkeypatch):
+    made = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetUtilizationRates=lambda card: SimpleNamespace(gpu=50 + card),
+        nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(used=(1 + card) * 10**9),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    assert {
+        "system/gpu_0_utilization_percentage": 50,
+        "system/gpu_1_utilization_percentage": 51,
+        "system/gpu_0_memory_usage_megabytes": 1000.0,
+        "system/gpu_1_memory_usage_megabytes": 2000.0,
+    }.items() <= dict(track.system_metrics()).items()
+
+
+def test_the_data_are_the_runs_dataset_input(new, client):
+    told = {"name": "folder", "digest": "abc", "source": "/shards", "profile": {"classes": 3}}
+    out = new("with data").out
+    tracker = track.Tracker(out, Mlflow(uri=client.tracking_uri, run_name="x"), {}, {}, told)
+    assert tracker.close("FINISHED") is None
+    (found,) = client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest, json.loads(found.dataset.profile)) == (
+        "folder",
+        "abc",
+        {"classes": 3},
+    )
+    assert json.loads(found.dataset.source) == {"uri": "/shards"}
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+# ------------------------------------------------------------------------------------------------------------- secrets
+SECRET = "http://me:s3cr%40t@host:5000/x"
+
+
+def test_a_password_in_the_store_goes_nowhere_but_into_the_environment(run_of, monkeypatch, tmp_path):
+    monkeypatch.delenv(store.SECRET, raising=False)
+    run = run_of("track=server", f"track.uri='{SECRET}'", "model=tiny", "data=digits")
+    assert run.track.uri == "http://host:5000/x"
+    compose.claim(run, tmp_path / "run")
+    assert "s3cr" not in (tmp_path / "run" / "config.yaml").read_text()
+    asked = []
+    monkeypatch.setattr("mlflow.MlflowClient", asked.append)
+    store.connect(run.track.uri)
+    store.connect("http://elsewhere:5000")
+    assert asked == [SECRET, "http://elsewhere:5000"]
+    assert store.hidden(f"cannot reach {SECRET}: me:s3cr%40t") == "cannot reach http://host:5000/x: ***"
+
+
+def test_the_server_may_come_from_mlflows_own_variable(run_of, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=r"^track.uri: must be given, as in .*MLFLOW_TRACKING_URI"):
+        run_of("track=server", "model=tiny", "data=digits")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert run_of("track=server", "model=tiny", "data=digits").track.uri == "http://host:5000"
