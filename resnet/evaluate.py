@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LONGEST = 40  # characters of a class's name in the picture
+FILES = ("scores.json", "classes.csv", "confusion.csv", "confusion.png", "mistakes.png")
 
 HELP = """Evaluate a trained network: python -m resnet.evaluate WEIGHTS [knob=value ...]
 
@@ -25,16 +24,16 @@ WEIGHTS is a run's folder (its best checkpoint, averaged weights where there are
 this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging Face's names.
 
   data=imagenet data.dir=DIR   evaluate on these shards; a run's own data if left out
-  out=DIR                      where scores.json, classes.csv, confusion.csv and confusion.png go (default: WEIGHTS-evaluation)
+  out=DIR                      where the files go (default: WEIGHTS-evaluation): scores.json, classes.csv, confusion.csv,
+                               confusion.png, and mistakes.png, the surest of them
   model=, dtype=, cluster=, batch=, eval_steps=, data.eval_resize=, ...   as in training"""
 
 
 def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
-    """Evaluate, write the four files into `out` and return what scores.json holds."""
-    import numpy as np
+    """Evaluate, write the files into `out` and return what scores.json holds."""
     import tensorflow as tf
 
-    from resnet import data, scores, source, trained
+    from resnet import data, pictures, scores, source, trained
 
     made = trained.opened(path, words)
     for line in made.notes:
@@ -42,25 +41,19 @@ def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
     images = source.opened(made.run.data)
     check_out(out)
     expected = min(images.eval_images, (made.run.eval_steps or images.eval_images) * made.run.batch)
-    confusion = np.zeros([made.run.data.classes] * 2, np.int64)
-    step = scores.predicting(made.network, made.run.data)
-
-    def counted(pixels: Any, labels: Any, mask: Any) -> Any:
-        counts, predicted = step(pixels, labels, mask)
-        here = mask.numpy() > 0
-        np.add.at(confusion, (labels.numpy()[here], predicted.numpy()[here]), 1)
-        return counts
-
+    step = scores.step(made.network, None, made.run.data)
+    answers: list[scores.Answers] = []
     batches = data.evaluation(images, made.run.batch, made.run.eval_steps)
     try:
-        found, _ = scores.over(batches, counted, lambda: expected - images.lost(expected))
+        found, _ = scores.over(batches, step, lambda: expected - images.lost(expected), told=answers.append)
     except tf.errors.OpError:  # as in training: a reading thread's error, or an image that its decoder refused
         if fault := images.fault or data.undecodable(images, made.run.seed, 0, made.run.batch, steps=0):
             raise fault from None
         raise
-    names = made.names or [str(number) for number in range(len(confusion))]
+    names = made.names or [str(number) for number in range(made.run.data.classes)]
     told = {"weights": str(Path(path).resolve()), "data": made.run.data.name, **asdict(found)}
-    write(out, told, confusion, names)
+    write(out, told, answers[0].confusion(len(names)), names)
+    pictures.of_answers(out, images, answers[0], names)
     return told
 
 
@@ -73,7 +66,7 @@ def check_out(out: Path) -> None:
 
 
 def write(out: Path, told: dict[str, Any], confusion: NDArray[np.int64], names: list[str]) -> None:
-    """scores.json, classes.csv, confusion.csv (rows: the truth, columns: what the network said), confusion.png."""
+    """scores.json, classes.csv, confusion.csv (rows: the truth, columns: what the network said)."""
     (out / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
     classes: list[list[Any]] = [["class", "images", "right", "top1", "most_often_taken_for", "so_often"]]
     for number, (name, row) in enumerate(zip(names, confusion, strict=True)):
@@ -85,41 +78,12 @@ def write(out: Path, told: dict[str, Any], confusion: NDArray[np.int64], names: 
     write_csv(out / "classes.csv", classes)
     rows = ([name, *row] for name, row in zip(names, confusion, strict=True))
     write_csv(out / "confusion.csv", [["", *names], *rows])
-    draw(out / "confusion.png", confusion, names, f"top-1 {100 * told['top1']:.2f} % of {told['seen']:,} images")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """One file in UTF-8; a name's bytes that are none, which a folder may have, are escaped."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(rows)
-
-
-def draw(path: Path, confusion: NDArray[np.int64], names: list[str], title: str) -> None:
-    """The confusion matrix as shares of each row; with names and figures as far as they can be read."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    from resnet.preparation import manifest
-
-    classes = len(names)
-    labels = [manifest.escaped(name)[:LONGEST] for name in names]
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = min(4 + 0.35 * classes, 16)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
-    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    figure.colorbar(shown, label="share of the class's images", shrink=0.8)
-    axes.set(xlabel="said by the network", ylabel="class", title=title)
-    if classes <= 60:
-        axes.set_xticks(range(classes), labels, rotation=90, parse_math=False)
-        axes.set_yticks(range(classes), labels, parse_math=False)
-    if classes <= 20:
-        for row, column in zip(*np.nonzero(confusion), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks become boxes; the CSV has them
-        figure.savefig(path, dpi=120)
 
 
 def separated(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
@@ -140,7 +104,7 @@ def go(words: Sequence[str]) -> None:
     print(
         f"top-1 {100 * told['top1']:.2f} %  top-5 {100 * told['top5']:.2f} %  loss {told['loss']:.4f}  ({told['seen']:,} images)"
     )
-    print(f"{place}: scores.json, classes.csv, confusion.csv, confusion.png")
+    print(f"{place}: {', '.join(name for name in FILES if (place / name).exists())}")
 
 
 def command(help_text: str, work: Callable[[Sequence[str]], None]) -> int:

@@ -1,4 +1,4 @@
-"""`python -m resnet.export <run folder | weights file> out=DIR`: the network as a SavedModel, and as safetensors for PyTorch."""
+"""`python -m resnet.export <run folder | weights file> out=DIR`: as a SavedModel, as safetensors for PyTorch, for MLflow."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from resnet import UserError
 from resnet.evaluate import command, separated
+
+WORD = "mlflow="
 
 HELP = """Export a trained network: python -m resnet.export WEIGHTS out=DIR [knob=value ...]
 
@@ -21,15 +22,16 @@ WEIGHTS as in resnet.evaluate. DIR gets
                         jpeg             encoded  string [B]: JPEG bytes, resized and cropped as in evaluation
   model.safetensors   timm's names and layout, with model, classes and normalization in its metadata
   classes.txt         a name a line, where they are known
+  mlflow_model/       if mlflow=true: MLflow's format, for `mlflow models serve` (docs/serving.md)
 
 A weights file knows nothing of its images: give data.image_size=, data.mean= and so on if they differ from ImageNet's."""
 
 
-def export(path: str, words: Sequence[str], out: Path) -> list[str]:
+def export(path: str, words: Sequence[str], out: Path, mlflow: bool = False) -> list[str]:
     """Write the folder `out`, which must not exist yet, aside and rename it. Returns lines to show."""
     import tensorflow as tf
 
-    from resnet import trained, weights
+    from resnet import serve, trained, weights
     from resnet.preparation import manifest
 
     if out.exists():
@@ -41,8 +43,10 @@ def export(path: str, words: Sequence[str], out: Path) -> list[str]:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        save_model(made.network, made.run.data, made.names, aside / "saved_model")
         data = made.run.data
+        serve.save_model(made.network, data, made.names, aside / "saved_model")
+        if mlflow:
+            serve.wrap(aside / "saved_model", made.run, aside / "mlflow_model")
         metadata = {
             "model": made.run.model.name,
             "classes": str(data.classes),
@@ -63,44 +67,16 @@ def export(path: str, words: Sequence[str], out: Path) -> list[str]:
     return [*made.notes, f"{out}: {files} ({made.run.model.name}, {data.classes} classes, {data.image_size} px)"]
 
 
-def save_model(network: Any, data: Any, names: list[str] | None, path: Path) -> None:
-    """The SavedModel; the network's own variables are its attribute `weights`, the classes' names its attribute `names`."""
-    import tensorflow as tf
-
-    from resnet.augment import prepare_images
-    from resnet.config import Records
-    from resnet.data import centre_crop
-
-    def scored(pixels: Any) -> dict[str, Any]:
-        logits = network(prepare_images(pixels, None, data.mean, data.std), training=False)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
-
-    def cropped(encoded: Any) -> Any:
-        spec = tf.TensorSpec([data.image_size, data.image_size, 3], tf.uint8)
-        return tf.map_fn(lambda one: centre_crop(one, data), encoded, fn_output_signature=spec)
-
-    pixels = [None, data.image_size, data.image_size, 3]
-    module = tf.Module()
-    module.weights = list(network.weights)
-    listed = [name.encode("utf-8", "surrogateescape") for name in names or []]
-    module.names = tf.Variable(tf.constant(listed, tf.string), trainable=False)  # a constant would not be kept
-    signatures = {
-        "serving_default": tf.function(scored, [tf.TensorSpec(pixels, tf.float32, "images")]),
-        "uint8": tf.function(scored, [tf.TensorSpec(pixels, tf.uint8, "images")]),
-    }
-    if isinstance(data, Records):  # synthetic images are no JPEGs
-        encoded = tf.TensorSpec([None], tf.string, "encoded")
-        signatures["jpeg"] = tf.function(lambda encoded: scored(cropped(encoded)), [encoded])
-    module.functions = list(signatures.values())
-    tf.saved_model.save(module, str(path), signatures)
-
-
 def go(words: Sequence[str]) -> None:
     """The command without the reporting of errors."""
     path, rest, out = separated(words, "resnet.export")
     if not out:
         raise UserError("resnet.export: give out=DIR, a folder that does not exist yet")
-    for line in export(path, rest, Path(out).expanduser()):
+    asked = [word.removeprefix(WORD) for word in rest if word.startswith(WORD)]
+    if not {*asked} <= {"true", "false"}:
+        raise UserError(f"{WORD}{asked[-1]}: must be true or false")
+    others = [word for word in rest if not word.startswith(WORD)]
+    for line in export(path, others, Path(out).expanduser(), asked[-1:] == ["true"]):
         print(line)
 
 

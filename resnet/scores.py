@@ -40,26 +40,53 @@ def counts(logits: Any, labels: Any, mask: Any) -> Any:
 
 
 def step(network: Any, mean: Any, data: Data) -> Any:
-    """The compiled function (images, labels, mask) -> counts [1, 4], or [2, 4] with those of the network `mean`."""
+    """The compiled function (images, labels, mask) -> (counts [1, 4], said int32 [B], probability float32 [B]).
+
+    `said` is the likeliest class of each image. With the network `mean` counts are [2, 4], and it is `mean` that says so.
+    """
     networks = [network, mean] if mean else [network]
 
     @tf.function(reduce_retracing=True)
     def evaluation_step(images: Any, labels: Any, mask: Any) -> Any:
         inputs = prepare_images(images, None, data.mean, data.std)
-        return tf.stack([counts(judged(inputs, training=False), labels, mask) for judged in networks])
+        logits = [judged(inputs, training=False) for judged in networks]
+        counted = tf.stack([counts(found, labels, mask) for found in logits])
+        sure = tf.reduce_max(tf.nn.softmax(logits[-1]), axis=1)
+        return counted, tf.argmax(logits[-1], axis=1, output_type=tf.int32), sure
 
     return evaluation_step
 
 
-def predicting(network: Any, data: Data) -> Any:
-    """The compiled function (images, labels, mask) -> (counts [1, 4], the class said of each image, int32 [B])."""
+@dataclass(frozen=True)
+class Answers:
+    """What one rank's network said of its evaluation images, in their order: arrays [n]. `seen` is False where there was none."""
 
-    @tf.function(reduce_retracing=True)
-    def prediction_step(images: Any, labels: Any, mask: Any) -> Any:
-        logits = network(prepare_images(images, None, data.mean, data.std), training=False)
-        return counts(logits, labels, mask)[None], tf.argmax(logits, axis=1, output_type=tf.int32)
+    labels: NDArray[np.int32]
+    said: NDArray[np.int32]
+    probability: NDArray[np.float32]
+    seen: NDArray[np.bool_]
 
-    return prediction_step
+    def gathered(
+        self, images: int, rank: int, ranks: int, summed: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> Answers:
+        """Those of all ranks, [images], by the number of the image: image i is the (i // ranks)th of rank i % ranks."""
+        mine = len(range(rank, images, ranks))
+        parts = np.zeros([4, images])
+        for part, own in zip(parts, (self.labels, self.said, self.probability, self.seen), strict=True):
+            part[rank::ranks] = own[:mine]
+        labels, said, probability, seen = summed(parts)
+        return Answers(labels.astype(np.int32), said.astype(np.int32), probability.astype(np.float32), seen > 0)
+
+    def confusion(self, classes: int) -> NDArray[np.int64]:
+        """Images by class and by what was said of them, [classes, classes]: rows are the truth."""
+        found = np.zeros([classes, classes], np.int64)
+        np.add.at(found, (self.labels[self.seen], self.said[self.seen]), 1)
+        return found
+
+    def mistakes(self, most: int) -> NDArray[np.int64]:
+        """Numbers of at most so many images that were taken for another class: the surest mistake first."""
+        wrong = np.flatnonzero(self.seen & (self.labels != self.said))
+        return wrong[np.argsort(-self.probability[wrong], kind="stable")][:most]
 
 
 def over(
@@ -68,15 +95,26 @@ def over(
     expected: Callable[[], int],
     networks: int = 1,
     summed: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda counts: counts,
+    told: Callable[[Answers], object] | None = None,
 ) -> tuple[Scores, Scores | None]:
     """Evaluate this rank's `batches` on so many `networks`: (network, mean or None), over the images of all ranks.
 
     `summed` adds an array up over the ranks. All must hold `expected()` images, asked once they have been read. Nothing is read
-    from the device before the last batch.
+    from the device before the last batch. `told` is given what was said of this rank's images.
     """
-    parts = [evaluation_step(*batch) for batch in batches]
+    parts = [(*evaluation_step(images, labels, mask), labels, mask) for images, labels, mask in batches]
     nothing = np.zeros([networks, 4])  # what a rank without images has
-    totals = summed(np.sum([nothing, *(part.numpy() for part in parts)], axis=0, dtype=np.float64))
+    totals = summed(np.sum([nothing, *(np.asarray(part[0]) for part in parts)], axis=0, dtype=np.float64))
     assert totals[0, 3] == expected(), f"evaluated {totals[0, 3]:.0f} images of {expected()}"
+    if told:
+        told(answers(parts))
     found = [Scores(right1 / seen, right5 / seen, loss / seen, int(seen)) for right1, right5, loss, seen in totals]
     return found[0], found[1] if len(found) > 1 else None
+
+
+def answers(parts: Iterable[tuple[Any, ...]]) -> Answers:
+    """Of batches of (counts, said, probability, labels, mask), each [B] but the first."""
+    empty = (np.zeros(0, kind) for kind in (np.int32, np.float32, np.int32, np.float32))
+    columns = zip(empty, *(map(np.asarray, part[1:]) for part in parts), strict=True)
+    said, probability, labels, mask = map(np.concatenate, columns)
+    return Answers(labels, said, probability, mask > 0)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from resnet import UserError, checkpoint, compose, data, evaluate, model, shards, source, train, weights
 from resnet.preparation import manifest, tfexample
@@ -106,7 +105,7 @@ def test_averaged_weights_of_the_best_checkpoint_have_the_scores_that_training_l
     assert (told["top1"], told["top5"], told["loss"]) == pytest.approx(list(wanted.values())[1], rel=1e-6)
     assert told["seen"] == 179
     commit = json.loads((first / "commit.json").read_text())
-    (first / "commit.json").write_text(json.dumps({**commit, "top1": 1.0}))
+    (first / "commit.json").write_text(checkpoint.sealed({**commit, "top1": 1.0}))
     told = evaluate.evaluate(run.out, [], tmp_path / "best")
     assert (told["top1"], told["top5"], told["loss"]) == pytest.approx(next(iter(wanted.values())), rel=1e-6)
     assert json.loads((tmp_path / "best" / "scores.json").read_text()) == told
@@ -133,6 +132,7 @@ def test_the_command_tells_the_scores_and_where_the_files_are(typed, trained, tr
         "classes.csv",
         "confusion.csv",
         "confusion.png",
+        "mistakes.png",
         "scores.json",
     ]
     assert done.stderr == ""
@@ -158,19 +158,6 @@ def test_classes_and_confusions_are_those_counted_from_labels_and_logits(typed, 
         assert int(line[5]) == most
 
 
-def test_the_picture_is_dark_where_there_are_many(typed, tmp_path):
-    with Image.open(typed[1] / "confusion.png") as image:
-        assert image.format == "PNG" and min(image.size) > 300
-    evaluate.draw(tmp_path / "one.png", np.diag([5, 5]), ["a", "b"], "")
-    evaluate.draw(tmp_path / "other.png", np.array([[0, 5], [5, 0]]), ["a", "b"], "")
-    pictures = [np.asarray(Image.open(tmp_path / name).convert("L"), int) for name in ("one.png", "other.png")]
-    difference = pictures[0] - pictures[1]
-    top, left = (np.flatnonzero(difference.any(axis)) for axis in (1, 0))
-    box = difference[top[0] : top[-1], left[0] : left[-1]]
-    quarters = [np.sign(half.mean()) for rows in np.array_split(box, 2) for half in np.array_split(rows, 2, axis=1)]
-    assert quarters == [-1, 1, 1, -1]  # darker where the diagonal is
-
-
 ODD = [
     "a\nb",
     "tab\t",
@@ -185,7 +172,7 @@ ODD = [
 ]
 
 
-def test_any_name_of_a_class_can_be_written(tmp_path, recwarn):
+def test_any_name_of_a_class_can_be_written(tmp_path):
     confusion = np.arange(100).reshape(10, 10)
     confusion[3] = 0
     evaluate.write(tmp_path, {"top1": 0.5, "seen": 10}, confusion, ODD)
@@ -193,9 +180,6 @@ def test_any_name_of_a_class_can_be_written(tmp_path, recwarn):
     assert [line[0] for line in rows(tmp_path / "classes.csv")[1:]] == wanted
     assert [line[0] for line in rows(tmp_path / "confusion.csv")[1:]] == wanted
     assert rows(tmp_path / "classes.csv")[4] == ["comma,", "0", "0", "", "", "0"]  # no images, no share of them
-    assert not recwarn
-    with Image.open(tmp_path / "confusion.png") as image:
-        assert min(image.size) > 300
 
 
 # ---------------------------------------------------------------------------------------------------- other words, other data

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -216,6 +218,26 @@ def test_what_was_exported_can_be_exported_again(exported, tmp_path, name):
     assert (tmp_path / "again" / "saved_model" / "saved_model.pb").is_file()
 
 
+def test_for_mlflow_too_if_asked(trained, jpegs, alone, tmp_path):
+    """JPEGs as they come, to the probabilities of the SavedModel."""
+    lines = exporting(tmp_path, trained[0].out, f"out={tmp_path / 'out'}", "mlflow=true")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*FILES, "mlflow_model"])
+    assert "mlflow_model" in lines[-1]
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "out" / "mlflow_model"))
+    found = loaded.predict(pd.DataFrame({"image": jpegs}))["top"]
+    for row, wanted in zip(found, alone[1]["jpeg probabilities"], strict=True):
+        told = {one["class"]: one["probability"] for one in row}
+        assert [told[name] for name in CLASSES] == pytest.approx(list(wanted), rel=1e-4)
+
+
+def exporting(folder, *words):
+    """The lines that the command shows."""
+    command = [sys.executable, "-m", "resnet.export", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout.splitlines()
+
+
 # ------------------------------------------------------------------------------------------------------- what is refused
 def command(monkeypatch, capsys, *words):
     """(exit status, stdout, stderr) of the command in this process."""
@@ -246,6 +268,7 @@ def test_a_folder_that_is_there_is_left_as_it_is(trained, tmp_path, monkeypatch,
         (["RUN", "out=x", "optim.lr=1"], "optim.lr=1: not for this command"),
         (["RUN", "out=x", "data.sise=1"], "data.sise: no such knob"),
         (["RUN", "out=x", "data=digits"], "has 3 outputs, and data=digits has 10 classes"),
+        (["RUN", "out=x", "mlflow=yes"], "mlflow=yes: must be true or false"),
         (["RUN", "out=RUN/config.yaml/x"], "cannot be written (Not a directory)"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
@@ -284,6 +307,8 @@ def test_a_run_on_synthetic_images_has_no_jpegs_and_no_names(run_at, tmp_path):
     words = ("model=tiny", "track=off", "data=synthetic", "data.image_size=32", "data.classes=7", "batch=4", "steps=1")
     run = run_at(tmp_path, *words, "eval=false")
     train.train(run, Path(run.out))
+    with pytest.raises(UserError, match="data=synthetic: images that are no pictures"):
+        export.export(run.out, [], tmp_path / "out", mlflow=True)
     export.export(run.out, [], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES[1:]
     loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model"))

@@ -89,9 +89,20 @@ def batches(sizes, batch, classes=10):
         yield np.float32(logits), np.int32(labels), np.float32(np.arange(batch) < size)
 
 
+def judged(logits, labels, mask):
+    """An evaluation's step on batches that hold the logits themselves."""
+    said, sure = logits.argmax(1).astype(np.int32), softmax(logits).max(1).astype(np.float32)
+    return tf.constant(counts(logits, labels, mask))[None], tf.constant(said), tf.constant(sure)
+
+
+def softmax(logits):
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
 def test_scores_are_sums_divided_once():
     parts = list(batches([4, 4, 1], 4))
-    scores, _ = counted.over(parts, lambda *batch: tf.constant(counts(*batch))[None], lambda: 9)
+    scores, _ = counted.over(parts, judged, lambda: 9)
     logits, labels = (np.concatenate([part[i] for part in parts])[:9] for i in (0, 1))
     right1, right5, loss, _ = np_counts(logits, labels, np.ones(9))
     assert scores.seen == 9
@@ -101,13 +112,13 @@ def test_scores_are_sums_divided_once():
 @pytest.mark.parametrize("expected", [8, 10, 50_000])
 def test_an_image_too_few_or_too_many_is_no_evaluation(expected):
     with pytest.raises(AssertionError, match=f"evaluated 9 images of {expected}"):
-        counted.over(batches([4, 4, 1], 4), lambda *batch: tf.constant(counts(*batch))[None], lambda: expected)
+        counted.over(batches([4, 4, 1], 4), judged, lambda: expected)
 
 
 def test_the_sums_of_many_batches_lose_no_image():
     """In float32, 20 million and one is 20 million."""
     part = tf.constant([[9_999_999.0, 9_999_999.0, 0.0, 9_999_999.0]])
-    scores, _ = counted.over([()] * 7, lambda: part, lambda: 69_999_993)
+    scores, _ = counted.over([(None,) * 3] * 7, lambda *_: (part, None, None), lambda: 69_999_993)
     assert (scores.top1, scores.seen) == (1.0, 69_999_993)
 
 
@@ -121,8 +132,10 @@ def test_the_step_normalizes_and_runs_the_network_in_evaluation_mode():
 
     images = np.zeros((2, 8, 8, 3), np.uint8)
     images[0], images[1] = [13, 24, 34], [10, 24, 38]  # logits 3 2 1 and 0 2 2
-    found = counted.step(network, None, data)(images, np.int32([0, 2]), np.float32([1, 1])).numpy()
+    found, said, sure = counted.step(network, None, data)(images, np.int32([0, 2]), np.float32([1, 1]))
     assert seen["training"] is False
+    assert (said.dtype, list(said.numpy())) == (tf.int32, [0, 1])
+    np.testing.assert_allclose(sure, softmax(np.array([[3.0, 2, 1], [0, 2, 2]])).max(1), rtol=1e-6)
     loss = np_counts([[3, 2, 1], [0, 2, 2]], [0, 2], [1, 1])[2]
     np.testing.assert_allclose(found, [[1, 2, loss, 2]], rtol=1e-5)
 
@@ -137,10 +150,71 @@ def test_a_second_network_is_evaluated_on_the_same_images_in_one_pass():
         return tf.reduce_mean(inputs, [1, 2])
 
     step = counted.step(network, lambda *args, **kwargs: -network(*args, **kwargs), data)
-    plain, mean = counted.over([(images, labels, np.float32([1, 1]))], step, lambda: 2, 2)
+    told = []
+    plain, mean = counted.over([(images, labels, np.float32([1, 1]))], step, lambda: 2, 2, told=told.append)
+    assert list(told[0].said) == [1, 1]  # by the second network
     assert (plain.top1, mean.top1, plain.seen, mean.seen) == (0.5, 0.0, 2, 2)
     assert plain.loss == pytest.approx(np_counts([[9, 0, 0]] * 2, [0, 2], [1, 1])[2] / 2, rel=1e-5)
     assert mean.loss == pytest.approx(np_counts([[-9, 0, 0]] * 2, [0, 2], [1, 1])[2] / 2, rel=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------------- answers
+CLASSES = 5
+
+
+@pytest.fixture(scope="module", params=[(1, 23, None), (3, 23, None), (4, 24, None), (3, 23, 2), (5, 3, None)], ids=str)
+def answered(request):
+    """(answers gathered over the ranks, logits and labels of all of the images, in order): batches of 3 on each rank."""
+    ranks, images, steps = request.param
+    random = np.random.default_rng(ranks)
+    images = min(images, (steps or images) * 3 * ranks)
+    logits, labels = np.float32(random.normal(0, 2, (images, CLASSES))), np.int32(random.integers(0, CLASSES, images))
+    told = []
+    for rank in range(ranks):
+        parts = []
+        for first in range(rank, images, 3 * ranks):
+            mine = range(first, min(first + 3 * ranks, images), ranks)
+            full = [*mine, *[0] * (3 - len(mine))]
+            parts.append((logits[full], labels[full], np.float32(np.arange(3) < len(mine))))
+        told.append(counted.answers([(*judged(*part), *part[1:]) for part in parts]))
+    arrays = []
+
+    def noted(part):
+        arrays.append(part)
+        return part
+
+    for rank in range(ranks):
+        told[rank].gathered(images, rank, ranks, noted)
+    return [told[rank].gathered(images, rank, ranks, lambda _: sum(arrays)) for rank in range(ranks)], logits, labels
+
+
+def test_answers_of_all_ranks_are_by_the_number_of_the_image(answered):
+    gathered, logits, labels = answered
+    for found in gathered:  # every rank has all of them
+        np.testing.assert_array_equal(found.labels, labels)
+        np.testing.assert_array_equal(found.said, logits.argmax(1))
+        np.testing.assert_allclose(found.probability, softmax(logits).max(1), rtol=1e-6)
+        assert found.seen.all()
+
+
+def test_confusions_and_the_surest_mistakes_are_those_of_a_loop(answered):
+    [found, *_], logits, labels = answered
+    wanted, wrong = np.zeros((CLASSES, CLASSES), int), []
+    for number, (row, label) in enumerate(zip(softmax(logits.astype(float)), labels, strict=True)):
+        wanted[label, row.argmax()] += 1
+        if row.argmax() != label:
+            wrong.append((-row.max(), number))
+    np.testing.assert_array_equal(found.confusion(CLASSES), wanted)
+    assert list(found.mistakes(4)) == [number for _, number in sorted(wrong)][:4]
+    assert len(found.mistakes(1000)) == len(wrong)
+
+
+def test_an_image_that_was_not_seen_is_no_mistake_and_counts_nowhere():
+    found = counted.Answers(
+        np.int32([0, 1, 1]), np.int32([1, 0, 1]), np.float32([0.9, 0.8, 0.7]), np.array([False, True, True])
+    )
+    assert list(found.mistakes(5)) == [1]
+    assert found.confusion(2).tolist() == [[0, 0], [1, 1]]
 
 
 def test_the_step_is_traced_once_for_batches_of_one_shape():
