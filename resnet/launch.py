@@ -2,21 +2,30 @@
 
 TensorFlow's global state (policies, threads, memory) leaks from one job into the next within a process, which is what
 Hydra's own launchers do.
+
+A sweep's folder holds a folder for each job, <out>/<number>; summary.md, its table; and sweep.yaml, what was typed, from
+which `sweep.resume=<out>` goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -25,7 +34,10 @@ from omegaconf import DictConfig, open_dict
 from resnet import UserError, result
 from resnet.config import Mlflow, Run
 
-failed: list[str] = []  # the jobs of this process's sweep that did not end well, for its exit status
+FILE = "sweep.yaml"  # in a sweep's folder: what was typed, and where
+RESUME = "sweep.resume"
+
+begun: list[Processes] = []  # the sweep of this process, once it has a folder
 
 
 @dataclass
@@ -49,16 +61,20 @@ class Processes(Launcher):
     def __init__(self, **_settings: Any) -> None:
         self.config: DictConfig
         self.context: HydraContext
-        self.parent: str | None = None
+        self.out = Path()
+        self.track: Any = None
+        self.parent: str | None = None  # MLflow's id of the sweep
         self.jobs: list[Job] = []  # of all batches of the sweep so far
+        self.failed: list[str] = []  # those that did not end well, a line each
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
         """Hydra's hook."""
         self.context, self.config = hydra_context, config
+        logging.getLogger("optuna").setLevel(logging.WARNING)  # it tells each trial; so do we
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch of jobs; one that fails does not stop the others."""
-        from resnet import compose, starter, track
+        """Run a batch of jobs; one that fails does not stop the others. `ended` sees to the end of the sweep."""
+        from resnet import compose, starter
 
         str(self.config.out)  # told once: every job takes the time in it from here
         jobs = [
@@ -66,57 +82,91 @@ class Processes(Launcher):
         ]
         for job in jobs:
             compose.check_folder(job.run, job.out)
+            self.check_target(job.run)
         starter.check_outside(jobs[0].run.cluster)
         if jobs[0].run.cluster.dry_run:
             print("\n".join(starter.shown(job.run, job.out) for job in jobs))
             return [returned(job) for job in jobs]
-        sweep = jobs[0].out.parent
-        try:
-            sweep.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"out={sweep}: cannot be written to ({error.strerror}); give another folder") from error
-        if self.parent is None:
-            self.parent = self.open_parent(jobs[0].run, sweep, [job.varying for job in jobs])
-        status = "KILLED"
-        try:
-            for job in jobs:
-                self.jobs.append(job)
-                self.work(job, sweep)
-            status = "FAILED" if failed else "FINISHED"
-        finally:
-            summary = table(self.jobs)
-            print(
-                f"\n{summary}\n\nsweep folder: {sweep}; the same command with out={shlex.quote(str(sweep))} goes on",
-                flush=True,
-            )
-            (sweep / "summary.md").write_text(summary + "\n")
-            told(track.close_run, jobs[0].run.track, self.parent, status, artifacts=(sweep / "summary.md",))
+        if not self.jobs:
+            self.open(jobs[0])
+        for job in jobs:
+            self.jobs.append(job)
+            self.work(job)
         return [returned(job) for job in jobs]
 
-    def work(self, job: Job, sweep: Path) -> None:
-        """Run one job to its end, and see to it that its end is known."""
-        from resnet import compose, track
+    @property
+    def searches(self) -> bool:
+        """Whether the sweeper chooses jobs by what came of those before."""
+        return bool(self.config.hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic")
+
+    def check_target(self, run: Run) -> None:
+        """Raise UserError if there will be nothing to search by."""
+        knob = "lr_find=true" if run.lr_find else "eval=false"
+        if self.searches and (run.lr_find or not run.eval):
+            raise UserError(f"{knob}: a search goes by the top-1 of its jobs, and there would be none; leave it out")
+
+    def open(self, job: Job) -> None:
+        """Make the sweep's folder, and its run in MLflow."""
+        self.out = job.out.parent
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            remember(self.out)
+        except OSError as error:
+            raise UserError(f"out={self.out}: cannot be written to ({error.strerror}); give another folder") from error
+        self.track = job.run.track
+        begun.append(self)
+        self.parent = self.open_parent()
+
+    def close(self, status: str) -> None:
+        """Leave the table, on the terminal, in the folder and in MLflow."""
+        from resnet import store
+
+        summary = table(self.jobs)
+        (self.out / "summary.md").write_text(summary + "\n")
+        print(f"\n{summary}\n\nsweep folder: {self.out}", flush=True)
+        if status != "FINISHED":
+            again = shlex.quote(f"{RESUME}={self.out}")
+            print(f"go on, without the jobs that finished: python -m resnet.train {again}", flush=True)
+        told(store.close_run, self.track, self.parent, status, artifacts=(self.out / "summary.md",))
+
+    def work(self, job: Job) -> None:
+        """Run one job to its end, unless it has come there already, and see to it that its end is known."""
+        from resnet import compose, store
 
         settings = job.run.track
         if isinstance(settings, Mlflow):
             settings.parent_run = self.parent
             settings.run_name = f"{settings.run_name} [{' '.join(job.varying)}]"
-        print(f"\njob {job.number} of {sweep}: {' '.join(job.varying)}", flush=True)
+        print(f"\njob {job.number} of {self.out}: {' '.join(job.varying)}", flush=True)
+        made = result.read(job.out)
+        if made and made.get("fingerprint") == compose.fingerprint(job.run):
+            print(f"{job.out}: this run has finished already", flush=True)
+            job.code = 0
+            return
+        if self.searches and not made and (self.out / str(job.number + 1)).exists():
+            self.failed.append(
+                f"job {job.number} ({' '.join(job.varying)}): had failed, and those after it were chosen by that"
+            )
+            job.code = 1
+            return
         compose.claim(job.run, job.out)
         job.code = process(job.out)
         if job.code:
-            failed.append(f"job {job.number} ({' '.join(job.varying)}): exit status {job.code}, {job.out}")
+            self.failed.append(f"job {job.number} ({' '.join(job.varying)}): exit status {job.code}, {job.out}")
             status = "KILLED" if job.code < 0 or job.code > 128 else "FAILED"
-            kept = track.identity(job.out, getattr(settings, "uri", ""))
-            told(track.close_run, settings, kept, status, only_if_running=True)
+            kept = store.identity(job.out, getattr(settings, "uri", ""))
+            told(store.close_run, settings, kept, status, only_if_running=True)
+
+    def typed(self) -> list[Override]:
+        """What the command line says of the run."""
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        return list(parser.parse_overrides(list(self.config.hydra.overrides.task)))
 
     def compose(self, overrides: list[str], number: int) -> Job:
         """The checked run of one job. Raises UserError naming the job."""
         from resnet import compose
 
-        parser = OverridesParser.create(config_loader=self.context.config_loader)
-        typed = parser.parse_overrides(list(self.config.hydra.overrides.task))
-        same = {word.get_key_element() for word in typed if not word.is_sweep_override()}
+        same = {word.get_key_element() for word in self.typed() if not word.is_sweep_override()}
         varying = [word for word in overrides if word.partition("=")[0] not in same] or overrides
         config = self.context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
@@ -128,29 +178,111 @@ class Processes(Launcher):
             raise UserError(f"job {number} ({' '.join(varying)}): {error}") from error
         if run.resume:
             raise UserError(
-                f"resume={run.resume}: goes on with one run; leave it out of a sweep, and give the sweep's out= instead"
+                f"resume={run.resume}: goes on with one run; leave it out of a sweep; with a sweep goes on {RESUME}="
             )
         run.out = f"{run.out}/{number}"
         return Job(number, run, varying)
 
-    def open_parent(self, run: Run, sweep: Path, varying: Sequence[Sequence[str]]) -> str | None:
-        """The MLflow run that the jobs nest under: the one this folder has, or a new one."""
-        from resnet import track
+    def open_parent(self) -> str | None:
+        """The MLflow run that the jobs nest under: the one this folder has, or a new one. Its parameters are what varies."""
+        from resnet import store, track
 
-        values: dict[str, list[str]] = {}
-        for name, _, value in (word.partition("=") for words in varying for word in words):
-            values.setdefault(name, [])
-            if value not in values[name]:
-                values[name].append(value)
-        params = {name: ",".join(listed) for name, listed in values.items()}
+        params = {name: str(values) for name, values in (self.config.hydra.sweeper.get("params") or {}).items()}
+        for word in self.typed():
+            name = word.get_key_element()
+            if word.is_sweep_override():
+                params[name] = str(word.input_line).partition("=")[2]
+            else:
+                params.pop(name, None)
         tags = {"sweep": "parent", **track.source_tags(Path(__file__).parent)}
-        parent: str | None = told(track.open_parent, sweep, run.track, f"sweep {sweep.name}", params, tags)
+        parent: str | None = told(store.open_parent, self.out, self.track, f"sweep {self.out.name}", params, tags)
         return parent
 
 
 Processes.__module__ = "hydra_plugins.resnet"  # see compose.register()
 
 
+@contextlib.contextmanager
+def ended() -> Iterator[None]:
+    """Context of a whole command: a sweep that begins in it is closed, whatever ends it. Raises UserError if jobs failed."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FAILED" if any(sweep.failed for sweep in begun) else "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        sweeps = begun[:]
+        begun.clear()
+        for sweep in sweeps:
+            sweep.close(status)
+    if failed := [line for sweep in sweeps for line in sweep.failed]:
+        raise UserError(f"{len(failed)} of the sweep's jobs failed: {'; '.join(failed)}")
+
+
+# ------------------------------------------------------------------------------------------------------------ going on
+def remember(out: Path) -> None:
+    """Write <out>/sweep.yaml; users and passwords in URLs stay out of it."""
+    words = [re.sub(r"//[^/@\s]+@", "//", word) for word in sys.argv[1:]]
+    aside = out / f".{FILE}.{os.getpid()}"
+    aside.write_text(yaml.safe_dump({"folder": str(Path.cwd()), "words": words}, sort_keys=False, width=10_000))
+    aside.replace(out / FILE)
+
+
+def resumed(words: list[str]) -> list[str]:
+    """The command line that `sweep.resume=<folder>` in `words` stands for: the sweep's own, typed where that was; else `words`.
+
+    Raises UserError if there is no sweep in the folder, or if `words` would make another one of it.
+    """
+    from resnet import compose
+
+    given = [word.partition("=")[2] for word in words if word.startswith(f"{RESUME}=")]
+    if not given:
+        return words
+    asked = f"{RESUME}={given[-1]}"
+    out = Path(compose.absolute(given[-1].strip("'\""), Path.cwd()))
+    if not given[-1] or not out.is_dir():
+        raise UserError(f"{asked}: no such folder; give that of a sweep, as it was told when the sweep ended")
+    if not (out / FILE).is_file():
+        other = (
+            f"a run lies here; go on with it by resume={out}" if (out / "config.yaml").exists() else "give a sweep's"
+        )
+        raise UserError(f"{asked}: not the folder of a sweep ({FILE} is missing); {other}")
+    try:
+        kept = yaml.safe_load((out / FILE).read_text())
+        before, folder = [str(word) for word in kept["words"]], Path(kept["folder"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{out / FILE}: cannot be read ({said}); give the sweep's command again with out={out}"
+        ) from error
+    more = [word for word in words if word not in before and not word.startswith((f"{RESUME}=", "-m", "--multirun"))]
+    for word in more:
+        name = named(word)
+        if not compose.free(name) or name in ("out", "resume", "recipe"):
+            raise UserError(
+                f"{word}: {asked} goes on with that sweep's own settings ({shlex.join(before)}); only what does not move "
+                "the weights may change, such as steps, cluster.* and track.*. For another sweep leave it out"
+            )
+    try:
+        os.chdir(folder)  # where paths mean what they meant
+    except OSError as error:
+        raise UserError(f"{asked}: the sweep was started in {folder}, which is not there ({error.strerror})") from error
+    changed = {"out", *map(named, more)}
+    same = [word for word in before if named(word) not in changed]
+    place = next((at for at, word in enumerate(same) if "=" in word and word[0] != "-"), len(same))
+    # In one row with the other overrides, as argparse wants them.
+    same[place:place] = [*more, f"out={QuotedString(str(out), Quote.double).with_quotes()}"]
+    return same
+
+
+def named(word: str) -> str:
+    """The knob or group of an override."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ its parts
 def process(out: Path) -> int:
     """Train the run of `out` in a fresh process and wait; its exit status, negative for a signal.
 
@@ -190,14 +322,15 @@ def told(work: Callable[..., Any], *words: Any, **more: Any) -> Any:
 
 
 def returned(job: Job) -> JobReturn:
-    """A job's end in Hydra's words; its value, for an optimising sweeper, is top-1, and None when it failed.
+    """A job's end in Hydra's words; its value, for an optimising sweeper, is top-1.
 
-    Never Hydra's FAILED: that makes it raise the first failure and skip the batches that follow.
+    0 when it failed: Optuna forgets what it is told has failed, and would try the neighbours of a rate that diverged. Never
+    Hydra's FAILED: that makes it raise the first failure and skip the batches that follow.
     """
-    ended = JobReturn(overrides=job.varying)
-    ended.status = JobStatus.COMPLETED
-    ended.return_value = None if job.code else (result.read(job.out) or {}).get("eval/top1")
-    return ended
+    end = JobReturn(overrides=job.varying)
+    end.status = JobStatus.COMPLETED
+    end.return_value = 0.0 if job.code else float((result.read(job.out) or {}).get("final/top1") or 0.0)
+    return end
 
 
 def table(jobs: Sequence[Job]) -> str:
@@ -205,7 +338,7 @@ def table(jobs: Sequence[Job]) -> str:
     rows = []
     for job in jobs:
         made = {} if job.code != 0 else result.read(job.out) or {}
-        top1, speed = made.get("eval/top1"), made.get("final/images_per_s")
+        top1, speed = made.get("final/top1"), made.get("final/images_per_s")
         rows.append(
             (
                 -1.0 if top1 is None else top1,
@@ -215,7 +348,9 @@ def table(jobs: Sequence[Job]) -> str:
                     " ".join(job.varying),
                     "-" if top1 is None else f"{100 * top1:.2f} %",
                     "-" if speed is None else f"{speed:,.1f}",
-                    made.get("status", "interrupted" if job.code is None else "failed"),
+                    f"suggests lr {made['suggested_lr']:.3g}"
+                    if "suggested_lr" in made
+                    else made.get("status", "interrupted" if job.code is None else "failed"),
                 ],
             )
         )

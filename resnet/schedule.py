@@ -170,7 +170,7 @@ def plan(run: Run, train_images: int) -> Plan:
             f"batch={run.batch}: more than the {train_images} training images of data={run.data.name}; "
             f"use at most batch={train_images}"
         )
-    total = round(run.epochs * per_epoch)
+    total = run.lr_find_steps if run.lr_find else round(run.epochs * per_epoch)
     total = max(1, total if run.steps is None else min(total, run.steps))
     return Plan(
         steps_per_epoch=per_epoch,

@@ -37,7 +37,9 @@ def natural(path: Path) -> list[Any]:
 def trainings(top: Path) -> list[Training]:
     """Every training in `top`. Raises UserError if something there cannot be read."""
     try:
-        return [training(out) for out in below(top)]
+        return [
+            training(out) for out in below(top) if ended(out).get("status") != "lr_find"
+        ]  # a range test trains nothing
     except OSError as error:
         raise UserError(f"{error.filename or top}: cannot be read ({error.strerror})") from error
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def schema(group, name):
 
 
 @pytest.mark.parametrize(("group", "name"), PARTS, ids=map("=".join, PARTS))
-def test_every_part_composes_and_freezes_by_its_name(frozen, group, name):
+def test_every_part_composes_and_freezes_by_its_name(frozen, monkeypatch, group, name):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")  # which track=server asks for
     said = yaml.safe_load(text(group, name))
     said |= said.get(group, {})
     must = [knob.name for knob in dataclasses.fields(schema(group, name)) if knob.default == MISSING]
@@ -97,13 +99,24 @@ def test_every_sweep_composes_to_its_grid_and_every_point_freezes(frozen, name):
         config = hydra_compose("config", [f"sweep={name}"], return_hydra_config=True)
     assert config.hydra.mode.name == "MULTIRUN"
     points = [[]]
-    for knob, values in OmegaConf.to_container(config.hydra.sweeper.params).items():
-        points = [[*point, f"{knob}={value}"] for point in points for value in str(values).split(",")]
+    for knob, said in OmegaConf.to_container(config.hydra.sweeper.params).items():
+        interval = re.fullmatch(r"tag\(log, interval\((.*), (.*)\)\)", str(said))
+        values = interval.groups() if interval else str(said).split(",")
+        points = [[*point, f"{knob}={value}"] for point in points for value in values]
     assert len(points) > 1
     for point in points:
-        run = frozen(f"sweep={name}", *point)
-        assert compose.flat(run) | dict(word.split("=") for word in point) != compose.flat(run)
-        assert all(str(compose.flat(run)[word.split("=")[0]]) == word.split("=")[1] for word in point)
+        flat = compose.flat(frozen(f"sweep={name}", *point))
+        for knob, value in (word.split("=") for word in point):
+            assert str(flat[f"{knob}.name" if knob in VARIANTS else knob]) == value
+
+
+def test_lars_has_its_own_rate_and_warm_up_beside_sgd_in_a_sweep_of_optimizers(frozen):
+    sgd, lars = (frozen("sweep=optim_model", f"optim={name}", "model=resnet18") for name in ("sgd", "lars"))
+    assert (sgd.optim.lr, lars.optim.lr) == (pytest.approx(0.128 * 32 / 256), 2.5)
+    assert sgd.schedule == lars.schedule == Polynomial(warmup_epochs=3, end_lr=1e-4)
+    assert (sgd.epochs, lars.epochs, sgd.batch, lars.batch) == (8, 8, 32, 32)
+    # What the sweep would be on the quickstart's recipe: its learning rate, for either.
+    assert frozen("recipe=quickstart", "optim=lars").optim.lr == frozen("recipe=quickstart").optim.lr == 0.03
 
 
 def test_the_grid_of_batch_and_lr_has_four_points():

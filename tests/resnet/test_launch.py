@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 
-from resnet import compose, launch, result, track, train
+from resnet import compose, launch, result, store, track, train
 from resnet.config import Mlflow
 
 
@@ -43,7 +44,8 @@ class Machine:
         if isinstance(code, type):
             raise code
         if code == 0:
-            made = {"status": "finished", "eval/top1": self.top1.get(number), "final/images_per_s": 1000.0 + number}
+            made = {"status": "finished", "final/top1": self.top1.get(number), "final/images_per_s": 1000.0 + number}
+            made["fingerprint"] = compose.fingerprint(run)
             result.write(out, made)
         return code
 
@@ -58,11 +60,12 @@ def machine(monkeypatch):
 @pytest.fixture
 def sweep(home, monkeypatch, capfd):
     """`sweep("batch=32,64 ...")`: (exit status, stdout, stderr) of a sweep typed in an empty folder."""
-    assert home.is_dir()
 
-    def type_in(line):
-        monkeypatch.setattr(sys, "argv", ["resnet.train", *line.split()])
-        monkeypatch.setattr(launch, "failed", [])
+    def type_in(line, folder=home):
+        words = line.split() if isinstance(line, str) else line
+        monkeypatch.setattr(sys, "argv", ["resnet.train", *words])
+        monkeypatch.setattr(launch, "begun", [])
+        monkeypatch.chdir(folder)
         try:
             code = train.reported(train.start)
         finally:
@@ -94,7 +97,7 @@ def test_a_grid_runs_a_job_for_every_combination_in_one_folder_and_ends_in_a_tab
     assert all((run.model.name, run.steps, run.eval) == ("tiny", 2, False) for run in machine.started)
     (folder,) = (home / "runs").iterdir()  # the time in its name is that of the sweep, not of each job
     assert [Path(run.out) for run in machine.started] == [folder / str(number) for number in range(4)]
-    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "3", "summary.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "3", "summary.md", "sweep.yaml"]
     assert sorted(path.name for path in home.iterdir()) == ["runs"]  # nor has Hydra left anything
     assert rows(out) == [
         ["1", "batch=32 optim.lr=0.1", "75.00 %", "1,001.0", "finished"],
@@ -135,8 +138,7 @@ def test_batches_of_jobs_end_in_one_summary(sweep, machine):
     machine.ends = {0: 1}
     code, out, err = sweep(f"{PAIR} hydra.sweeper.max_batch_size=1")
     assert len(machine.started) == 2 and code == 1
-    last = rows(out[out.rindex("| job ") :])
-    assert sorted(row[0] for row in last) == ["0", "1"]
+    assert sorted(row[0] for row in rows(out)) == ["0", "1"]
     assert err.splitlines()[-1].startswith("error: 1 of the sweep's jobs failed: job 0 ")
 
 
@@ -188,11 +190,196 @@ def test_an_interrupt_ends_the_sweep_and_is_told(sweep, machine):
     assert "interrupted" in err.splitlines()[-1]
 
 
-def test_an_optimising_sweeper_is_told_the_top1_and_nothing_of_a_failed_job(tmp_path):
-    result.write(tmp_path, {"eval/top1": 0.75})
-    run = type("Stub", (), {"out": str(tmp_path)})
-    assert launch.returned(launch.Job(0, run, ["a=1"], code=0)).return_value == 0.75
-    assert launch.returned(launch.Job(0, run, ["a=1"], code=1)).return_value is None
+# ------------------------------------------------------------------------------------------------------- going on
+def test_resume_runs_what_did_not_finish_with_nothing_typed_again(sweep, machine, home):
+    machine.ends = {1: 1, 2: KeyboardInterrupt}
+    code, out, _ = sweep([*GRID.split(), "out='a=b, [c]'"])
+    folder = home / "a=b, [c]"
+    assert code == train.INTERRUPTED
+    assert f"python -m resnet.train 'sweep.resume={folder}'" in out
+    assert [int(Path(run.out).name) for run in machine.started] == [0, 1, 2]
+    machine.ends, machine.started = {}, []
+    (home / "elsewhere").mkdir()
+    code, out, err = sweep(["-m", f"sweep.resume={folder}"], home / "elsewhere")
+    assert (code, err) == (0, "")
+    assert [int(Path(run.out).name) for run in machine.started] == [1, 2, 3]
+    assert [(run.batch, run.optim.lr) for run in machine.started] == [(32, 0.1), (64, 0.05), (64, 0.1)]
+    assert out.count("finished already") == 1 and [row[4] for row in rows(out)] == ["finished"] * 4
+    assert list((home / "elsewhere").iterdir()) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "3", "summary.md", "sweep.yaml"]
+
+
+def test_resume_of_a_sweep_that_is_done_shows_its_table(sweep, machine):
+    sweep(PAIR)
+    machine.started = []
+    for line in ("sweep.resume=mine", "-m sweep.resume='mine' seed=1,2"):  # with or without what was typed
+        code, out, err = sweep(line)
+        assert (code, err, machine.started) == (0, "", [])
+        assert sorted(row[1] for row in rows(out)) == ["seed=1", "seed=2"]
+
+
+def test_resume_goes_on_with_a_sweep_file_in_a_folder_that_was_moved(sweep, machine, home):
+    machine.ends = {2: KeyboardInterrupt}
+    sweep("sweep=batch_lr track=off model=tiny -m")
+    (folder,) = (home / "runs").iterdir()
+    folder.rename(home / "moved here")
+    machine.ends, machine.started = {}, []
+    assert sweep(["sweep.resume=moved here"])[0] == 0
+    assert [Path(run.out) for run in machine.started] == [home / "moved here" / "2", home / "moved here" / "3"]
+
+
+def test_resume_takes_what_does_not_move_the_weights(sweep, machine):
+    sweep(PAIR)
+    machine.started = []
+    assert sweep("sweep.resume=mine steps=3 cluster.threads=1")[0] == 0
+    assert [(run.seed, run.steps, run.cluster.threads) for run in machine.started] == [(1, 3, 1), (2, 3, 1)]
+    assert sweep("sweep.resume=mine")[0] == 0  # and keeps it
+    assert len(machine.started) == 2
+
+
+@pytest.mark.parametrize(
+    "word", ["optim.lr=1", "seed=1,3", "sweep=batch_lr", "out=x", "resume=mine/0", "+x=1", "--help"]
+)
+@pytest.mark.usefixtures("machine")
+def test_resume_refuses_what_would_be_another_sweep(sweep, word):
+    sweep(PAIR)
+    code, out, err = sweep(f"-m sweep.resume=mine {word}")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {word}: sweep.resume=mine goes on with that sweep's own settings (-m model=tiny ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("sweep.resume=", "sweep.resume=: no such folder"),
+        ("sweep.resume=nowhere", "sweep.resume=nowhere: no such folder"),
+        ("sweep.resume=.", "sweep.resume=.: not the folder of a sweep (sweep.yaml is missing); give a sweep's"),
+        ("sweep.resume=mine/0", "a run lies here; go on with it by resume={home}/mine/0"),
+        ("-m resume=mine/0 seed=1,2", "with a sweep goes on sweep.resume="),
+    ],
+)
+@pytest.mark.usefixtures("machine")
+def test_resume_of_what_is_no_sweep_is_refused_with_the_way_out(sweep, home, line, told):
+    sweep(PAIR)
+    code, _, err = sweep(line)
+    assert code == 1 and err.count("\n") == 1
+    assert told.format(home=home) in err
+
+
+@pytest.mark.parametrize("text", ["", "words: 3", "words: [a]", "folder: /x", "{", "- a", "\xff"])
+def test_a_sweep_yaml_that_is_none_is_refused_by_name(sweep, home, text):
+    (home / "sweep.yaml").write_bytes(text.encode("latin-1"))
+    code, _, err = sweep("sweep.resume=.")
+    assert code == 1
+    assert err.startswith(f"error: {home}/sweep.yaml: cannot be read (") and err.count("\n") == 1, err
+
+
+def test_a_sweep_whose_working_folder_is_gone_says_so(sweep, home):
+    (home / "sweep.yaml").write_text("folder: /nowhere/at all\nwords: [-m, 'seed=1,2']\n")
+    code, _, err = sweep("sweep.resume=.")
+    assert code == 1 and "the sweep was started in /nowhere/at all, which is not there" in err
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_password_in_what_was_typed_is_not_kept(sweep, home, monkeypatch):
+    monkeypatch.setattr(launch, "told", lambda *_words, **_more: None)
+    monkeypatch.delenv("RESNET_TRACK_URI", raising=False)
+    monkeypatch.setattr(store, "without_secrets", store.masked)  # which would keep it in the environment
+    monkeypatch.setattr(launch, "process", lambda _out: 0)
+    assert sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=https://me:secret@host:5 out=mine")[0] == 0
+    kept = (home / "mine" / "sweep.yaml").read_text()
+    assert "track.uri=https://host:5" in kept and "secret" not in kept and "me:" not in kept
+
+
+# ----------------------------------------------------------------------------------------------------------- searches
+SEARCH = "sweep=lr_search model=tiny track=off"
+
+
+def rates(machine):
+    """The learning rates that were tried, and none of them any more."""
+    tried = [run.optim.lr for run in machine.started]
+    machine.started = []
+    return tried
+
+
+def test_a_search_tries_rates_between_its_bounds_and_ends_in_one_table(sweep, machine):
+    pytest.importorskip("optuna")
+    machine.top1 = dict(enumerate([0.2, 0.5, 0.3, 0.6, 0.9, 0.1]))
+    code, out, err = sweep(f"{SEARCH} out=mine")
+    assert (code, err) == (0, "")  # Optuna is quiet
+    assert {(run.recipe, run.seed, run.eval) for run in machine.started} == {("quickstart", 1, True)}
+    tried = rates(machine)
+    assert len(set(tried)) == 6 and all(0.001 <= lr <= 1 for lr in tried)
+    assert out.count("| job ") == 1
+    assert [(row[0], row[1]) for row in rows(out)] == [(str(n), f"optim.lr={tried[n]}") for n in (4, 3, 1, 2, 0, 5)]
+
+
+def test_a_search_goes_by_the_top1_and_takes_a_failed_job_for_the_worst(sweep, machine):
+    pytest.importorskip("optuna")
+
+    def tried(out, top1=0.9, end=0):
+        machine.top1 = {0: top1, **{n: 0.5 + n / 100 for n in range(1, 6)}}
+        machine.ends = {0: end}
+        code = sweep(f"{SEARCH} out={out}")[0]
+        return code, rates(machine)
+
+    code, first = tried("first")
+    assert code == 0
+    assert tried("again") == (0, first)  # its random numbers come of the seed
+    code, failing = tried("failing", end=1)
+    assert code == 1 and len(failing) == 6  # to its end all the same
+    code, worst = tried("worst", top1=0.0)
+    assert worst == failing != first
+    assert failing[:3] == first[:3]  # at random
+
+
+def test_a_search_that_was_stopped_goes_on_to_what_it_would_have_been(sweep, machine):
+    pytest.importorskip("optuna")
+    machine.top1 = {n: 0.5 + n / 100 for n in range(6)}
+    machine.ends = {1: 1}
+    assert sweep(f"{SEARCH} out=whole")[0] == 1
+    whole = rates(machine)
+    machine.ends = {1: 1, 4: KeyboardInterrupt}
+    assert sweep(f"{SEARCH} out=parts")[0] == train.INTERRUPTED
+    assert rates(machine) == whole[:5]
+    machine.ends = {}
+    code, out, err = sweep("sweep.resume=parts")
+    assert code == 1 and "job 1 (" in err and "had failed, and those after it were chosen by that" in err
+    assert rates(machine) == whole[4:]
+    assert [row[4] for row in sorted(rows(out))] == ["finished", "failed", *["finished"] * 4]
+
+
+@pytest.mark.parametrize("word", ["eval=false", "lr_find=true"])
+def test_a_search_without_a_top1_is_refused(sweep, machine, home, word):
+    pytest.importorskip("optuna")
+    code, _, err = sweep(f"{SEARCH} {word}")
+    assert (code, machine.started, list(home.iterdir())) == (1, [], [])
+    assert err == f"error: {word}: a search goes by the top-1 of its jobs, and there would be none; leave it out\n"
+
+
+def test_a_search_without_optuna_is_told_how_to_get_it(sweep, home, monkeypatch):
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["sweeper"], "optuna.yaml", raising=False)
+    code, _, err = sweep(SEARCH)
+    assert code == 1 and list(home.iterdir()) == []
+    assert err == (
+        "error: hydra/sweeper=optuna: which sweep=lr_search needs, is not installed; "
+        "pip install hydra-optuna-sweeper==1.3.0\n"
+    )
+
+
+def test_a_sweep_of_range_tests_ends_in_their_suggestions(sweep, machine, monkeypatch):
+    def process(out):
+        result.write(out, {"status": "lr_find", "suggested_lr": 0.0123456 * (1 + int(out.name))})
+        return 0
+
+    monkeypatch.setattr(launch, "process", process)
+    code, out, _ = sweep(f"-m {TINY} lr_find=true batch=32,64 out=mine")
+    assert code == 0 and machine.started == []
+    assert [row[1:] for row in rows(out)] == [
+        ["batch=32", "-", "-", "suggests lr 0.0123"],
+        ["batch=64", "-", "-", "suggests lr 0.0247"],
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- MLflow
@@ -203,12 +390,12 @@ def uri(tmp_path_factory):
 
 @pytest.fixture
 def client(uri):
-    return track.connect(uri)
+    return store.connect(uri)
 
 
 def family(client, out):
     """(parent run, its children by name) of the sweep in `out`."""
-    parent = client.get_run(track.identity(out, client.tracking_uri))
+    parent = client.get_run(store.identity(out, client.tracking_uri))
     runs = client.search_runs([parent.info.experiment_id])
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     return parent, {run.info.run_name.partition("[")[2].rstrip("]"): run for run in children}
@@ -265,7 +452,7 @@ def test_a_refused_sweep_leaves_no_run_in_mlflow(sweep, client, uri, home):
     assert sweep(f"{line} seed=1,2")[0] == 0
     experiment = client.get_experiment_by_name("resnet").experiment_id
     before = {run.info.run_id for run in client.search_runs([experiment])}
-    (home / "refused" / track.IDENTITY).unlink()
+    (home / "refused" / store.IDENTITY).unlink()
     assert sweep(f"{line} seed=1,3")[0] == 1
     assert {run.info.run_id for run in client.search_runs([experiment])} == before
 
@@ -275,8 +462,8 @@ def test_a_store_in_trouble_costs_a_sweep_nothing_but_a_line(sweep, monkeypatch)
     def away(*_words, **_more):
         raise ConnectionError("no answer\nat all")
 
-    monkeypatch.setattr(track, "connect", away)
-    monkeypatch.setattr(track.Tracker, "persist", lambda *_words: None)
+    monkeypatch.setattr(store, "connect", away)
+    monkeypatch.setattr(track.Sender, "persist", lambda *_words: None)
     code, out, err = sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=http://127.0.0.1:1 out=mine")
     assert code == 0
     assert len(rows(out)) == 2
@@ -389,7 +576,7 @@ def real(tmp_path_factory):
 def one_fails(real):
     """A sweep of two, whose second job goes to NaN, and what MLflow had of it when it had ended."""
     done, started = real("-m model=tiny schedule=constant optim.lr=0.05,1e30 steps=3 eval=false out=mine")
-    client = track.connect(f"sqlite:///{real.folder}/mlflow.db")
+    client = store.connect(f"sqlite:///{real.folder}/mlflow.db")
     parent, children = family(client, real.folder / "mine")
     return SimpleNamespace(
         done=done, started=started, client=client, parent=parent, children=children, folder=real.folder / "mine"
@@ -419,13 +606,13 @@ def test_a_job_that_goes_to_nan_is_told_by_step_and_lr_and_the_sweep_fails(one_f
 
 def test_the_runs_of_a_real_sweep_are_nested_in_mlflow_with_their_ends(one_fails):
     assert one_fails.parent.info.status == "FAILED"
-    assert one_fails.parent.data.params == {"optim.lr": "0.05,1e+30"}
+    assert one_fails.parent.data.params == {"optim.lr": "0.05,1e30"}  # as typed
     assert {name: run.info.status for name, run in one_fails.children.items()} == {
         "optim.lr=0.05": "FINISHED",
         "optim.lr=1e+30": "FAILED",
     }
     finished = one_fails.children["optim.lr=0.05"].info.run_id
-    assert {file.path for file in one_fails.client.list_artifacts(finished)} == {"config.yaml", "result.json"}
+    assert {"config.yaml", "result.json"} <= {file.path for file in one_fails.client.list_artifacts(finished)}
 
 
 def test_a_finished_job_is_not_trained_again(one_fails, real):
@@ -433,7 +620,7 @@ def test_a_finished_job_is_not_trained_again(one_fails, real):
     done, started = real("-m model=tiny schedule=constant optim.lr=0.05 steps=3 eval=false out=mine")
     assert done.returncode == 0
     assert "mine/0: this run has finished already" in done.stdout
-    assert len(started) == 2
+    assert len(started) == 1  # not even a process
     assert (one_fails.folder / "0" / "metrics.jsonl").read_bytes() == before
 
 
@@ -450,7 +637,7 @@ def test_the_sweep_of_the_readme_ends_well_and_again_at_once(real):
     assert done.returncode == 0, done.stderr
     assert len({pid for pid, _, _ in started}) == len(started) == 5
     assert [row[4] for row in rows(done.stdout)] == ["finished"] * 4
-    client = track.connect(f"sqlite:///{real.folder}/mlflow.db")
+    client = store.connect(f"sqlite:///{real.folder}/mlflow.db")
     parent, children = family(client, real.folder / "grid")
     assert parent.info.status == "FINISHED" and len(children) == 4
     began = time.monotonic()
@@ -481,7 +668,7 @@ def test_ctrl_c_saves_the_job_and_the_same_command_goes_on(real):
         driver.kill()
     assert driver.returncode == 130, err
     assert "stopped by a signal; saved" in err
-    client = track.connect(f"sqlite:///{real.folder}/mlflow.db")
+    client = store.connect(f"sqlite:///{real.folder}/mlflow.db")
     parent, children = family(client, folder)
     assert parent.info.status == "KILLED"
     assert {name: run.info.status for name, run in children.items()} == {"optim.lr=0.05": "KILLED"}
