@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 
 __version__ = "0.1.0"
 
@@ -11,4 +12,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; set it to 0 t
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done. The message is one line: the knob, its value, the way out."""
+    """Something the user asked for cannot be done. The message is one line: the knob, its value, the way out.
+
+    Control characters in what it quotes are escaped: they would break the line, or speak to the terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], message))

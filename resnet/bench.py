@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from resnet import UserError, knobs
-from resnet.benchmarks import accuracy, scaling, tracking
+from resnet.benchmarks import accuracy, scaling, soak, tracking
 from resnet.benchmarks import input as reading
 
 COMMANDS: dict[str, tuple[Any, Any]] = {
@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[Any, Any]] = {
     "accuracy": (accuracy.Accuracy, accuracy.measure),
     "scaling": (scaling.Scaling, scaling.measure),
     "track": (tracking.Tracking, tracking.measure),
+    "soak": (soak.Soak, soak.measure),
 }
 
 

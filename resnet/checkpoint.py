@@ -7,8 +7,10 @@ to go on. It is written under another name, flushed to disk, and renamed last: w
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,10 +20,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet import UserError
+from resnet import UserError, stamp
 from resnet.preparation import manifest
 
 FOLDER = "checkpoints"
+COMMIT = "commit.json"
+UNSEALED = {"step", "top1", "state", "sha256"}  # what a commit of resnet 0.1.0 has in it, and no seal
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading a damaged one raises
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, kee
         aside.mkdir(parents=True)
         weights.write(str(aside / "weights"))
         digests = {path.name: digest(path) for path in sorted(aside.iterdir())}
-        commit: dict[str, Any] = {"step": step, "top1": top1, "state": asdict(state), "sha256": digests}
-        (aside / "commit.json").write_text(json.dumps(commit, indent=1))
+        commit = {**stamp.stamp(), "step": step, "top1": top1, "state": asdict(state), "sha256": digests}
+        (aside / COMMIT).write_text(sealed(commit))
         for path in (*aside.iterdir(), aside):
             manifest.sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -65,13 +70,47 @@ def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, kee
         manifest.sync(final.parent)
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(aside, ignore_errors=True)
+        full = os.strerror(errno.ENOSPC)  # what TensorFlow says, among much else
+        told = full if full in str(error) else getattr(error, "strerror", None) or error
         raise UserError(
-            f"{final}: the checkpoint could not be written ({getattr(error, 'strerror', None) or error}); the ones "
-            "before it are whole: make room and start the same command again"
+            f"{final}: the checkpoint could not be written ({told}); the ones before it are whole: make room and start the "
+            "same command again"
         ) from error
     saved = Saved(final, step, top1, commit["state"])
     prune(out, keep)
     return saved
+
+
+def amended(saved: Saved, top1: float | None, state: Any) -> Saved:
+    """A checkpoint with another `top1` and `state` beside the same weights; it is whole at any moment."""
+    path = saved.path / COMMIT
+    commit = {**committed(saved.path), **stamp.stamp(), "top1": top1, "state": asdict(state)}
+    with manifest.whole(path) as file:
+        file.write(sealed(commit).encode())
+    return Saved(saved.path, saved.step, top1, commit["state"])
+
+
+def seal(commit: dict[str, Any]) -> str:
+    """sha256 of what a commit.json says, however it is laid out."""
+    content = {name: part for name, part in commit.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(commit: dict[str, Any]) -> str:
+    """The text of a commit.json, the step and the figures in it guarded like the weights."""
+    return json.dumps({**commit, "seal": seal(commit)}, indent=1)
+
+
+def committed(path: Path) -> dict[str, Any]:
+    """What the commit.json of a checkpoint says. Raises UserError for one that a newer version wrote, else one of DAMAGE."""
+    commit = json.loads((path / COMMIT).read_bytes())
+    if commit.get("seal") != seal(commit) and set(commit) != UNSEALED:
+        raise ValueError(f"{COMMIT} is not what was written")
+    stamp.check(path / COMMIT, commit)
+    whole = isinstance(commit["step"], int) and isinstance(commit["state"], dict) and commit["sha256"]
+    if not whole or any(Path(name).name != name for name in commit["sha256"]):
+        raise ValueError(f"{COMMIT} is not that of a checkpoint")
+    return dict(commit)
 
 
 def digest(path: Path) -> str:
@@ -88,10 +127,10 @@ def found(out: Path) -> list[Saved]:
     made = []
     for path in sorted((out / FOLDER).glob("step-*")):
         try:
-            commit = json.loads((path / "commit.json").read_text())
+            commit = committed(path)
             made.append(Saved(path, commit["step"], commit["top1"], commit["state"]))
-        except (OSError, ValueError, KeyError):
-            made.append(Saved(path, -1, None, {}))  # verify() names what is wrong with it
+        except DAMAGE:
+            made.append(Saved(path, -1, None, {}))  # fault() names what is wrong with it
     return made
 
 
@@ -110,14 +149,15 @@ def prune(out: Path, keep: int) -> None:
 
 
 def fault(checkpoint: Saved) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files, or None. Raises UserError for one that a newer version wrote."""
     try:
-        commit = json.loads((checkpoint.path / "commit.json").read_text())
+        commit = committed(checkpoint.path)
         for name, expected in commit["sha256"].items():
             if digest(checkpoint.path / name) != expected:
                 return f"{name} is not what was written"
-        assert commit["sha256"] and isinstance(commit["step"], int) and isinstance(commit["state"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except UserError:
+        raise
+    except DAMAGE as error:
         return f"{type(error).__name__}: {error}"
     return None
 

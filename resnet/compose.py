@@ -38,7 +38,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet import UserError, shards
+from resnet import UserError, shards, stamp, store
 from resnet.config import VARIANTS, Mlflow, Progressive, Records, Run
 from resnet.preparation import manifest
 
@@ -53,6 +53,7 @@ $CONFIG
 ${hydra.help.footer}
 """
 HELP_FOOTER = """-m knob=a,b            a sweep: a job in a fresh process for every combination
+sweep.resume=<folder>  go on with a sweep; jobs that finished are skipped
 --cfg job --resolve    print the run and stop
 --hydra-help           what else Hydra can do
 """
@@ -76,7 +77,13 @@ FREE = (
     "data.max_corrupt",
     "data.cache",
 )
-FREE_GROUPS = ("cluster", "track")
+FREE_GROUPS = ("cluster", "track", "on_nan")
+NONSENSE = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # what the readers of YAML raise for it
+NEL = "\x85"  # PyYAML writes it as a line break, and reads a space
+LARGEST, DEEPEST = 100_000, 20  # characters of a config.yaml, and brackets; a run's has some 2,000, and 2
+PLUGINS = {
+    "hydra/sweeper/optuna": "which sweep=lr_search needs, is not installed; pip install hydra-optuna-sweeper==1.3.0"
+}
 OPEN = "finetune.lr_multipliers"  # a mapping whose keys are the user's; to those of a recipe Hydra adds with ++ only
 
 
@@ -118,6 +125,13 @@ def must_be_given(knob: str) -> None:
     raise UserError(f"{knob}: must be given, as in {knob}=...")
 
 
+def tracking_server() -> str:
+    """The server that MLflow's own variable names."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return store.without_secrets(uri)
+    raise UserError("track.uri: must be given, as in track.uri=http://host:5000; or set MLFLOW_TRACKING_URI")
+
+
 def counted_classes(*, _parent_: DictConfig) -> int:
     """How many classes the shards in data.dir are of: a line each in its classes.txt."""
     if OmegaConf.is_missing(_parent_, "dir"):
@@ -157,7 +171,7 @@ def register() -> None:
     space.resnet = launch  # type: ignore[attr-defined]
     Plugins.instance().register(Experiments)
     Plugins.instance().register(launch.Processes)
-    for resolver in (linear_lr, lars_row, must_be_given, counted_classes, help_text, scratch):
+    for resolver in (linear_lr, lars_row, must_be_given, tracking_server, counted_classes, help_text, scratch):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -236,8 +250,13 @@ def stray_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def absolute(path: str, base: Path) -> str:
-    """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is."""
-    return path if "://" in path else os.path.normpath(base / Path(path).expanduser())
+    """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is.
+
+    ~nobody stays a name, as in a shell; Path.expanduser() would raise.
+    """
+    if "\0" in path:
+        raise UserError(f"{path!r}: no path; it has a NUL in it")
+    return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))  # noqa: PTH111
 
 
 def freeze(config: DictConfig) -> Run:
@@ -253,8 +272,10 @@ def freeze(config: DictConfig) -> Run:
     run.init = run.init and absolute(run.init, base)
     if isinstance(run.data, Records):
         run.data.dir = absolute(run.data.dir, base)
-    if isinstance(run.track, Mlflow) and run.track.uri.startswith("sqlite:///"):
-        run.track.uri = "sqlite:///" + absolute(run.track.uri.removeprefix("sqlite:///"), base)
+    if isinstance(run.track, Mlflow):
+        run.track.uri = store.without_secrets(run.track.uri)
+        if run.track.uri.startswith("sqlite:///"):
+            run.track.uri = "sqlite:///" + absolute(run.track.uri.removeprefix("sqlite:///"), base)
     return run
 
 
@@ -293,14 +314,12 @@ def lent(words: list[str], saved: Run | None = None) -> Run:
         config.recipe, config.out = None, str(Path.cwd())
         node = config
         if saved:
-            node = OmegaConf.structured(
-                dataclasses.replace(saved, progressive=Progressive())
-            )  # which is training's alone
+            node = node_of(dataclasses.replace(saved, progressive=Progressive()))  # which is training's alone
         for name in named if saved else ():
             value = OmegaConf.select(config, name)
             if name in LENT:
                 kept = [knob for knob in SEEN if name == "data" and f"data.{knob}" not in named]
-                value = OmegaConf.structured(OmegaConf.to_object(value))
+                value = OmegaConf.structured(literal(OmegaConf.to_object(value)))
                 for knob in kept:
                     if knob in value and knob in node.data:
                         value[knob] = node.data[knob]
@@ -322,25 +341,53 @@ def check_names(config: DictConfig) -> None:
             )
 
 
+def literal(value: Any) -> Any:
+    """A dataclass, list, mapping or leaf in which OmegaConf takes every string as it is: `${` is escaped."""
+    match value:
+        case str():
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        case list():
+            return [literal(item) for item in value]
+        case dict():
+            return {key: literal(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        value = copy.copy(value)  # not replace(), whose checks are for what the user wrote
+        for knob in dataclasses.fields(value):
+            setattr(value, knob.name, literal(getattr(value, knob.name)))
+    return value
+
+
+def node_of(run: Run) -> DictConfig:
+    """A run as a configuration that freeze() takes, and makes the same run of."""
+    node: DictConfig = OmegaConf.structured(literal(run))
+    return node
+
+
 def save(run: Run, out: Path) -> None:
     """Write <out>/config.yaml aside and rename it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        aside = out / f".config.yaml.{os.getpid()}"
-        aside.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
-        aside.replace(out / "config.yaml")
+        with manifest.whole(out / "config.yaml", out / ".config.yaml.part") as file:
+            text = stamp.line() + OmegaConf.to_yaml(node_of(run))
+            if NEL in text:
+                raise UserError(
+                    "U+0085, a control character, stands in a name, and YAML would lose it; give another name"
+                )
+            file.write(text.encode())
     except OSError as error:
         raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
 
 
 def load(out: Path) -> Run:
-    """The run that <out>/config.yaml describes, as freeze() made it."""
+    """The run that <out>/config.yaml describes, as freeze() made it. Knobs that came later have their defaults."""
     path = out / "config.yaml"
     if not path.is_file():
         raise UserError(f"{out}: no run here (config.yaml is missing); give the folder of a run that was started")
+    stamp.check(path, stamp.of_text(path.read_text(encoding="utf-8", errors="replace")))
     schema = OmegaConf.structured(Run)
     try:
         with explained():
+            check_plain(path.read_text(encoding="utf-8"))
             saved: Any = OmegaConf.load(path)
             for group, variants in VARIANTS.items():
                 name = saved[group].name
@@ -349,8 +396,25 @@ def load(out: Path) -> Run:
                 schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
             merged: Any = OmegaConf.merge(schema, saved)
             return freeze(merged)
-    except (UserError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not the configuration of a run ({error}); give another folder") from error
+    except NONSENSE as error:
+        told = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not the configuration of a run ({told}); give another folder") from error
+
+
+def check_plain(text: str) -> None:
+    """Raise UserError for what no run's config.yaml has: aliases, which can grow without end, and what is to be looked up."""
+    if len(text) > LARGEST:
+        raise UserError(f"{len(text):,} characters; at most {LARGEST:,} are read")
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
+        depth -= isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken))
+        if depth > DEEPEST:  # the scanner's time grows with its square
+            raise UserError(f"line {token.start_mark.line + 1}: more than {DEEPEST} brackets within each other")
+        if isinstance(token, yaml.AliasToken):
+            raise UserError(f"line {token.start_mark.line + 1}: *{token.value} stands for something else")
+        if isinstance(token, yaml.ScalarToken) and re.search(r"(?<!\\)(\\\\)*\$\{", token.value):
+            raise UserError(f"line {token.start_mark.line + 1}: {token.value} is not resolved")
 
 
 # ------------------------------------------------------------------------------------------------------- errors, one line
@@ -380,7 +444,7 @@ def explained() -> Iterator[None]:
     """Hydra's, OmegaConf's and YAML's exceptions come out as UserError, one line, with the way out."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OverflowError) as error:
         raise UserError(one_line(error)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -392,6 +456,9 @@ def explained() -> Iterator[None]:
             raise UserError(no_option()) from None
         if type(error) is ValueError and str(error).startswith("Only one of --run"):
             raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from None
+        if type(error) is ValueError and str(error).startswith("Exceeds the limit"):  # Python's own, of int()
+            word = next((word for word in sys.argv[1:] if len(word) > 4300), "")
+            raise UserError(f"{word[:40]}...: too long for a number; write a smaller one, or quote it twice") from None
         raise
 
 
@@ -412,6 +479,8 @@ def one_line(error: BaseException) -> str:
     place = f"{file[1].replace('/', '=')}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if error.missing_cfg_file in PLUGINS:
+            return f"{group}={option}: {PLUGINS[error.missing_cfg_file]}"
         if error.options:
             return f"{place}{group}={option}: no such option; {nearest(option, list(error.options))}"
         return f"{place}{error.missing_cfg_file}: no such configuration; --help lists what there is"
@@ -456,18 +525,20 @@ def plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value, default) of every knob below a dataclass."""
+    for knob in dataclasses.fields(node):
+        value = getattr(node, knob.name)
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{prefix}{knob.name}.")
+        else:
+            make = knob.default_factory
+            yield prefix + knob.name, value, knob.default if make is dataclasses.MISSING else make()
+
+
 def flat(run: Run) -> dict[str, Any]:
     """Every knob of the run by its dotted name: `optim.lr`, `data.image_size`, `batch`."""
-
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        for knob in dataclasses.fields(node):
-            value = getattr(node, knob.name)
-            if dataclasses.is_dataclass(value):
-                yield from walk(value, f"{prefix}{knob.name}.")
-            else:
-                yield prefix + knob.name, plain(value)
-
-    return dict(walk(run, ""))
+    return {name: plain(value) for name, value, _ in walk(run)}
 
 
 def free(knob: str) -> bool:
@@ -476,9 +547,13 @@ def free(knob: str) -> bool:
 
 
 def fingerprint(run: Run) -> str:
-    """Changes when a run must do something else or more than before."""
+    """Changes when a run must do something else or more than before; not where a newer version has one more knob.
+
+    So it is of the knobs that differ from their defaults, and of the names of the parts, which decide what the defaults are.
+    """
     ends = ("steps", "eval", "eval_steps", "stop_at_top1")
-    knobs = {name: str(value) for name, value in flat(run).items() if name in ends or not free(name)}
+    told = [(name, value) for name, value, default in walk(run) if value != default or name.endswith(".name")]
+    knobs = {name: str(plain(value)) for name, value in told if name in ends or not free(name)}
     return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -502,12 +577,13 @@ def resumed(config: DictConfig) -> Run:
         if not free(name) or name in ("out", "recipe"):
             raise UserError(
                 f"{word}: resume={config.resume} goes on with that run's own settings; only "
-                f"{', '.join(knob for knob in FREE if knob not in ('out', 'resume', 'recipe'))}, cluster.* and "
-                "track.* may change. For another run leave resume= out"
+                f"{', '.join(knob for knob in FREE if knob not in ('out', 'resume', 'recipe'))}, cluster.*, track.* "
+                "and on_nan.* may change. For another run leave resume= out"
             )
-    node = OmegaConf.structured(saved)
+    node = node_of(saved)
     for name in names:
-        OmegaConf.update(node, name, OmegaConf.select(config, name), merge=False)
+        chosen = OmegaConf.select(config, name)  # a string comes resolved
+        OmegaConf.update(node, name, literal(chosen) if isinstance(chosen, str) else chosen, merge=False)
     run = freeze(node)
     run.out = str(out)
     return run

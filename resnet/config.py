@@ -55,6 +55,14 @@ class OnCorrupt(Enum):
     skip = "skip"
 
 
+class NanPolicy(Enum):
+    """What a step whose loss or gradients are not finite does to a run: end it, change nothing, or send it back."""
+
+    stop = "stop"
+    skip = "skip"
+    rollback = "rollback"
+
+
 class Cache(Enum):
     """What is kept in memory once it has been read: nothing, the JPEG records, or the decoded pixels."""
 
@@ -393,6 +401,10 @@ class Mlflow(Track):
     uri: str = MISSING
     experiment: str = "resnet"
     run_name: str = MISSING
+    tags: Any = None  # of one's own, as in {owner: me}, beside recipe, seed, device, versions and commit
+    log_model: bool | None = None  # keep the model too, ready to be served; null: yes, but for the jobs of a sweep
+    register: str | None = None  # and enter it in the model registry by this name
+    tensorboard: bool = False  # TensorBoard event files beside: <out>/tensorboard
     parent_run: str | None = None  # run id to nest this run under; a sweep sets it for its jobs
     system_metrics_s: float = 10.0  # seconds between samples of CPU and memory
 
@@ -404,6 +416,16 @@ class Mlflow(Track):
             "give a store such as sqlite:////folder/mlflow.db or http://host:5000, or track=off",
         )
         check(bool(self.experiment), "track.experiment", "''", "give it a name")
+        check(
+            self.register is None or (bool(self.register) and self.log_model is not False),
+            "track.register",
+            self.register or "''",
+            "give a name, and leave out track.log_model=false: there would be no model to enter",
+        )
+        plain = isinstance(self.tags, dict) and all(
+            isinstance(value, (str, int, float)) for value in self.tags.values()
+        )
+        check(self.tags is None or plain, "track.tags", self.tags, "must be names and texts, such as {owner: me}")
         check_range("track.system_metrics_s", self.system_metrics_s, 0, math.inf, open_low=True)
 
 
@@ -509,6 +531,22 @@ class Finetune:
             check(number, f"finetune.lr_multipliers.{name}", factor, "must be a number, at least 0")
 
 
+@dataclass
+class OnNan:
+    """What becomes of a run whose loss or gradients are not finite. It may change when a run goes on."""
+
+    # skip: leave out that step's update; rollback: go on from the newest checkpoint with a lower learning rate
+    policy: NanPolicy = NanPolicy.stop
+    max_skips: int = 100  # updates left out, in all; one more ends the run
+    max_rollbacks: int = 3  # in all; one more ends the run
+    lr_factor: float = 0.5  # of the learning rate, at every rollback, from there to the end
+
+    def __post_init__(self) -> None:
+        check(self.max_skips >= 0, "on_nan.max_skips", self.max_skips, "must be at least 0")
+        check(self.max_rollbacks >= 0, "on_nan.max_rollbacks", self.max_rollbacks, "must be at least 0")
+        check(0 < self.lr_factor <= 1, "on_nan.lr_factor", self.lr_factor, "must be above 0 and at most 1")
+
+
 # ------------------------------------------------------------------------------------------------------------------ run
 @dataclass
 class Run:
@@ -534,6 +572,7 @@ class Run:
     ema: Ema = field(default_factory=Ema)
     progressive: Progressive = field(default_factory=Progressive)
     finetune: Finetune = field(default_factory=Finetune)
+    on_nan: OnNan = field(default_factory=OnNan)
     seed: int = 1  # of weights, order and augmentation
     steps: int | None = None  # stop after so many in all, whatever epochs says
     eval: bool = True
@@ -545,6 +584,10 @@ class Run:
     keep_checkpoints: int = 3  # the newest so many, and the best
     steps_per_loop: int = 1  # optimizer steps inside one graph call
     mlperf: bool = False  # write <out>/mlperf.log, as MLPerf Training's rules want it
+    lr_find: bool = False  # a learning-rate range test instead of a training: a curve, and the peak lr it suggests
+    lr_find_start: float = 1e-4  # its first learning rate
+    lr_find_end: float = 10.0  # and its last, if the loss allows
+    lr_find_steps: int = 100  # from the one to the other, whatever epochs says
 
     @property
     def local_batch(self) -> int:
@@ -559,6 +602,7 @@ class Run:
     def __post_init__(self) -> None:
         for knob in ("batch", "log_every_steps", "keep_checkpoints", "steps_per_loop"):
             check(getattr(self, knob) > 0, knob, getattr(self, knob), "must be above 0")
+        self.check_lr_find()
         for knob in ("steps", "eval_steps", "save_every_steps"):
             value = getattr(self, knob)
             check(value is None or value > 0, knob, value, "must be above 0, or null")
@@ -615,6 +659,20 @@ class Run:
                 f"the curve ends at schedule.horizon_epochs={horizon:g}; raise that with it",
             )
 
+    def check_lr_find(self) -> None:
+        """Raise UserError for a range test that cannot be."""
+        check_range("lr_find_start", self.lr_find_start, 0, math.inf, open_low=True)
+        check_range("lr_find_end", self.lr_find_end, self.lr_find_start, math.inf, open_low=True)
+        check(
+            self.lr_find_steps >= 20, "lr_find_steps", self.lr_find_steps, "must be at least 20, or there is no curve"
+        )
+        check(
+            not (self.lr_find and self.mlperf),
+            "mlperf",
+            self.mlperf,
+            "MLPerf's log is of a training, and lr_find=true is none; use mlperf=false",
+        )
+
     def check_device(self) -> None:
         """Raise UserError for arithmetic that the device does not have."""
         device, dtype = self.cluster.device, self.dtype
@@ -647,5 +705,5 @@ VARIANTS: dict[str, dict[str, type]] = {
     "dtype": {"": Dtype},
     "data": {"digits": Digits, "imagenet": Records, "folder": Folder, "synthetic": Synthetic},
     "cluster": {"": Cluster},
-    "track": {"off": Off, "mlflow": Mlflow},
+    "track": {"off": Off, "mlflow": Mlflow, "server": Mlflow},
 }

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from resnet import UserError, shards
 from resnet.config import Cache, Records
+from resnet.preparation.images import MAX_ASPECT, MAX_PIXELS
 from resnet.reader import Reader
 from resnet.source import Source, check_memory
 
@@ -122,6 +123,7 @@ def kept_decoded(numbers: Any, source: Source, reader: Reader, parse: Any) -> An
     def pixels_of(number: Any) -> Any:
         if int(number) not in kept:
             one, label, _, whole = parse(tf.constant([number]), tf.constant([number]))
+            shape_of(one[0])
             image = tf.io.decode_jpeg(one[0], channels=3, dct_method="INTEGER_ACCURATE")
             kept[int(number)] = image.numpy(), label[0].numpy(), whole[0].numpy()
         return kept[int(number)]
@@ -150,7 +152,7 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int = 6
         for number in map(int, numbers):
             try:
                 example = tf.io.parse_single_example(reader(number), FEATURES)
-                tf.image.extract_jpeg_shape(example["image/encoded"])  # refuses PNG, which decode_jpeg takes
+                shape_of(example["image/encoded"])
                 tf.io.decode_jpeg(example["image/encoded"], channels=3)
             except (UserError, tf.errors.OpError) as error:
                 told = str(error).splitlines()[0]
@@ -158,12 +160,22 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int = 6
     return None
 
 
+def shape_of(jpeg: Any) -> Any:
+    """int32 [H, W, C] of a JPEG, from its header. Fails for PNG, which decode_jpeg takes, and for what would need gigabytes."""
+    shape = tf.image.extract_jpeg_shape(jpeg)
+    sides = tf.cast(shape[:2], tf.float32)
+    small = (tf.reduce_prod(sides) <= MAX_PIXELS) & (tf.reduce_max(sides) <= MAX_ASPECT * tf.reduce_min(sides))
+    told = f"more than {MAX_PIXELS:,} pixels, or one side more than {MAX_ASPECT} times the other"
+    with tf.control_dependencies([tf.debugging.Assert(small, [told, shape])]):
+        return tf.identity(shape)
+
+
 def random_crop(image: Any, draws: Any, settings: Records, size: int) -> Any:
     """Random resized crop of a JPEG (of which only the crop is decoded) or of uint8 [H, W, 3] -> uint8 [size, size, 3].
 
     `draws` are 4 * TRIES uniforms in [0, 1).
     """
-    shape = tf.image.extract_jpeg_shape(image) if image.dtype == tf.string else tf.shape(image)
+    shape = shape_of(image) if image.dtype == tf.string else tf.shape(image)
     box = crop_box(shape[0], shape[1], tf.reshape(draws, [4, TRIES]), settings.min_area, settings.max_aspect)
     if image.dtype == tf.string:
         image = tf.image.decode_and_crop_jpeg(image, box, channels=3, dct_method="INTEGER_ACCURATE")
@@ -244,7 +256,8 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
 def centre_crop(image: Any, settings: Records) -> Any:
     """Short side of a JPEG or of uint8 [H, W, 3] to eval_resize keeping the aspect, then the centre: uint8 [S, S, 3]."""
     if image.dtype == tf.string:
-        image = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")
+        with tf.control_dependencies([shape_of(image)]):
+            image = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     scaled = tf.cast(tf.round(size * (settings.eval_resize / tf.reduce_min(size))), tf.int32)
     image = resize(image, scaled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,11 @@ class Meter:
         batch: int,
         clock: Callable[[], float] = time.monotonic,
         over_ranks: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda losses: losses,
+        skips: bool = False,
     ) -> None:
-        self.clock, self.batch, self.over_ranks = clock, batch, over_ranks
+        """`skips`: steps whose loss is not finite were left out, and are counted only."""
+        self.clock, self.batch, self.over_ranks, self.skips = clock, batch, over_ranks, skips
+        self.skipped: list[int] = []  # such steps of the last reading, counted from 0
         self.calls, self.first_unread = 0, done
         self.unread: list[Any] = []
         self.since = clock()
@@ -38,8 +42,8 @@ class Meter:
         self.calls += 1
 
     def read(self) -> tuple[float, float | None]:
-        """(mean loss, images/s) since the last reading; no speed for the first call. Raises UserError at a loss that is
-        not finite, naming the first such step."""
+        """(mean loss, images/s) since the last reading; no speed for the first call. Raises NotFinite for the first step whose
+        loss is not finite, unless such steps are skipped; NaN if all were."""
         losses = self.over_ranks(np.concatenate([np.asarray(part, np.float64) for part in self.unread]))
         seconds, images, speed = max(self.clock() - self.since, 1e-9), len(losses) * self.batch, None
         if self.calls > 1:
@@ -47,11 +51,13 @@ class Meter:
             self.seconds, self.images = self.seconds + seconds, self.images + images
             self.speeds.append(speed)
         bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            raise NotFinite(self.first_unread + int(bad[0]), float(losses[bad[0]]))
+        if len(bad) and not self.skips:
+            raise NotFinite(self.first_unread + int(bad[0]), f"the loss is {losses[bad[0]]}")
+        self.skipped = [self.first_unread + int(number) for number in bad]
         self.unread, self.first_unread = [], self.first_unread + len(losses)
         self.since = self.clock()
-        return float(losses.mean()), speed
+        finite = losses[np.isfinite(losses)]
+        return float(finite.mean()) if len(finite) else math.nan, speed
 
     def resume(self) -> None:
         """What happened since the last reading was no training."""
@@ -71,8 +77,8 @@ class Meter:
 
 
 class NotFinite(UserError):
-    """The loss of `step` (counted from 0) is `loss`."""
+    """`step` (counted from 0) came to something that is no number."""
 
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"step {step + 1}: the loss is {loss}")
-        self.step, self.loss = step, loss
+    def __init__(self, step: int, said: str) -> None:
+        super().__init__(f"step {step + 1}: {said}")
+        self.step = step

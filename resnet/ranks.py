@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from resnet import UserError, compose, result, roster, starter, track
+from resnet import UserError, compose, lock, result, roster, starter, store
 from resnet.config import Mlflow, Run, Starter
 from resnet.roster import Record
 
@@ -48,11 +48,16 @@ def run(run: Run, out: Path) -> dict[str, Any]:
     Raises UserError for what the user can mend, Failed with the first failing rank's own traceback, Stopped after a
     signal, KeyboardInterrupt after a second one.
     """
-    cluster = run.cluster
     starter.check(run)
-    check_alone(out)
-    compose.claim(run, out)
-    heard = Heard()
+    with lock.held(out):
+        end_orphans(out)
+        compose.claim(run, out)
+        return watched(run, out)
+
+
+def watched(run: Run, out: Path) -> dict[str, Any]:
+    """Start the ranks, as often as the run allows; alone in `out`."""
+    cluster, heard = run.cluster, Heard()
     status = "FAILED"
     try:
         with heard:
@@ -72,7 +77,7 @@ def run(run: Run, out: Path) -> dict[str, Any]:
                     break
                 said = f"{end.line}; restart {restarts + 1} of {cluster.max_restarts} from the newest checkpoint"
                 print(said, file=sys.stderr, flush=True)
-                noted(track.count_restart, run.track, identity(run, out))
+                noted(store.count_restart, run.track, identity(run, out))
         count = f" (restarts: {restarts})" if restarts else ""
         raise roster.Failed(f"{end.line}{count}; {end.where}{end.trace}")
     except KeyboardInterrupt:
@@ -81,12 +86,12 @@ def run(run: Run, out: Path) -> dict[str, Any]:
     finally:
         first = roster.read(roster.path(out, 0))
         if status != "FINISHED" and not (first and first.state in ("failed", "stopped")):  # else it has told MLflow
-            noted(track.close_run, run.track, identity(run, out), status, only_if_running=True)
+            noted(store.close_run, run.track, identity(run, out), status, only_if_running=True)
 
 
 def identity(run: Run, out: Path) -> str | None:
     """The MLflow run of this folder, if any."""
-    return track.identity(out, run.track.uri) if isinstance(run.track, Mlflow) else None
+    return store.identity(out, run.track.uri) if isinstance(run.track, Mlflow) else None
 
 
 def noted(work: Any, *words: Any, **more: Any) -> None:
@@ -97,15 +102,25 @@ def noted(work: Any, *words: Any, **more: Any) -> None:
         print(f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
 
 
-def check_alone(out: Path) -> None:
-    """Raise UserError if ranks of an earlier start still run in `out`: two would write the same checkpoints."""
-    for record in roster.records(out):
-        process = found(record, out)
-        if process and not record.ended:
-            raise UserError(
-                f"out={out}: rank {record.rank} of an earlier start still runs here (pid {record.pid}); wait for it, end it "
-                f"with `kill {record.pid}`, or give another out="
-            )
+def end_orphans(out: Path) -> None:
+    """End the ranks that an earlier start has left on this machine: two would write the same checkpoints.
+
+    This process holds the lock of `out`; so who started them has died, by SIGKILL for example, and nobody watches them.
+    """
+    left = [
+        process
+        for record in roster.records(out)
+        if not record.ended and (process := found(record, out)) and process.create_time() < record.time + 1
+    ]  # else the number has gone to another process; us, perhaps
+    for process in left:
+        print(f"out={out}: a rank of an earlier start still runs (pid {process.pid}); it is told to save and end",
+              file=sys.stderr, flush=True)  # fmt: skip
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(left, LINGER_S)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+            process.wait(LINGER_S)
 
 
 def found(record: Record, out: Path) -> psutil.Process | None:
@@ -267,16 +282,15 @@ class Start:
         )
 
     def ask_to_stop(self) -> None:
-        """Pass a signal on, once to each rank: as SIGTERM, and not to horovodrun or mpirun, which would kill them soon after."""
+        """Pass a signal on, once to each rank: as SIGTERM, and not to a starter: srun would kill them at once, others soon."""
         if not self.heard.asked or self.heard.at_once:
-            return
-        if self.starter is Starter.srun:
-            if not self.told:
-                self.told = set(range(self.ranks))
-                self.process.send_signal(signal.SIGTERM)  # it passes signals on by itself
             return
         asked = {rank: record for rank, record in self.records.items() if rank not in self.told and not record.ended}
         self.told |= set(asked)
+        if self.starter is Starter.srun:  # each task of a step hears what one is told
+            self.told |= set(range(self.ranks)) if asked else set()
+            self.signal_step("TERM", asked.values())
+            return
         for rank in asked:
             if rank in self.processes:
                 with contextlib.suppress(psutil.Error):
@@ -292,12 +306,21 @@ class Start:
                 f"for pid in {pids}; do tr '\\0' ' ' </proc/$pid/cmdline | grep -qF {shlex.quote(str(self.out))} && "
                 f"kill -{name} $pid; done"
             )
-            words = starter.ssh(host, ["sh", "-c", script], self.run.cluster, 5)
+            there = starter.reachable(host, self.run.cluster)
+            words = starter.ssh(there, ["sh", "-c", script], self.run.cluster, 5)
             quiet = subprocess.DEVNULL
             calls.append(subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet))
         for call in calls:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 call.wait(10)
+
+    def signal_step(self, name: str, records: Iterable[Record]) -> None:
+        """Signal every task of the Slurm steps that these ranks are of."""
+        steps = sorted({record.step for record in records if record.step})
+        if steps:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                words = ["scancel", f"--signal={name}", *steps]
+                subprocess.run(words, check=False, capture_output=True, timeout=30)
 
     def end_all(self) -> None:
         """Leave no process behind, stopped ones included, and show the rest of what they said."""
@@ -309,9 +332,8 @@ class Start:
                     process.kill()
         others = [record for rank, record in self.records.items() if rank not in self.processes and not record.ended]
         if self.starter is Starter.srun:
-            steps = sorted({record.step for record in others if record.step})
-            if steps and not ended:
-                subprocess.run(["scancel", "--signal=KILL", *steps], check=False, capture_output=True, timeout=30)
+            if not ended:
+                self.signal_step("KILL", others)
         elif others:
             self.signal_others("KILL", others)
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from resnet import stamp
 from resnet.config import Run
 
 FILE = "result.json"
@@ -25,6 +26,10 @@ class Standing:
     seconds: float = 0.0  # of training alone: no evaluation, no checkpoint, no first iteration
     images: int = 0  # trained on in those seconds
     speeds: tuple[float, ...] = field(default=())  # images/s between two readings, the newest thousand
+    minutes: float = 0.0  # of all starts that led here, by the clock on the wall
+    skipped: int = 0  # updates left out (on_nan.policy=skip)
+    rollbacks: int = 0  # so often it went back (on_nan.policy=rollback)
+    lr_scale: float = 1.0  # of the schedule's learning rate, since then
 
     def judged(self, scores: Any, done: int, averaged: Any = None) -> Standing:
         """After an evaluation (`scores.Scores`) of the weights after `done` updates, and of their average."""
@@ -38,6 +43,10 @@ class Standing:
         """After so many more seconds of training."""
         speeds = [*self.speeds, *speeds][-1000:]
         return replace(self, seconds=self.seconds + seconds, images=self.images + images, speeds=tuple(speeds))
+
+    def rolled_back(self, lr_factor: float) -> Standing:
+        """After going back here, to go on with a learning rate of so much less."""
+        return replace(self, rollbacks=self.rollbacks + 1, lr_scale=self.lr_scale * lr_factor)
 
     def top1(self, done: int) -> float | None:
         """Of the weights after `done` updates, of their average where there is one; None if they were not evaluated."""
@@ -67,6 +76,7 @@ def conclusion(
     return {
         "status": "stopped at top-1" if standing.reached(run.stop_at_top1, done) else "finished",
         "fingerprint": mark,
+        **stamp.stamp(),
         "steps": done,
         "epochs": epochs,
         "eval/top1": scores.get("top1"),
@@ -79,7 +89,7 @@ def conclusion(
         "final/images_per_s": standing.images / standing.seconds if standing.seconds else None,
         "final/images_per_s_median": statistics.median(standing.speeds) if standing.speeds else None,
         "final/training_minutes": standing.seconds / 60,
-        "final/minutes": minutes,  # of this start, from the first line of the training on
+        "final/minutes": minutes,  # of all starts: each from the first line of the training to its newest checkpoint
         **({} if to_train is None else {"final/time_to_train_minutes": to_train}),
         "out": run.out,
     }

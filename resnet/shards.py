@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import io
 import json
 import os
 import struct
@@ -68,9 +69,12 @@ def readable(path: str, at: int = 0) -> Iterator[None]:
 
 
 def text(path: str) -> str:
-    """A small UTF-8 file as it is. Raises what trouble() lists."""
-    with gfile().GFile(path) if is_remote(path) else open(path, encoding="utf-8") as file:
-        return str(file.read())
+    """A small UTF-8 file as it is. Raises what trouble() lists, UserError for one that is no text."""
+    try:
+        with gfile().GFile(path) if is_remote(path) else open(path, encoding="utf-8") as file:
+            return str(file.read())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); copy or write it again") from error
 
 
 def listing(folder: str, pattern: str) -> list[str]:
@@ -187,11 +191,16 @@ def index(files: Sequence[str]) -> Index:
         np.concatenate([np.asarray(offsets, np.int64) for offsets, _ in walked]),
         np.concatenate([np.asarray(lengths, np.int64) for _, lengths in walked]),
     )
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs a walk next time, nothing else
+    aside = kept.with_suffix(f".{os.getpid()}.npz")
+    try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        aside = kept.with_suffix(f".{os.getpid()}.npz")
-        np.savez(aside, shard=made.file, offset=made.offset, length=made.length)
+        packed = io.BytesIO()  # a full disk has zipfile say things of its own
+        np.savez(packed, shard=made.file, offset=made.offset, length=made.length)
+        aside.write_bytes(packed.getvalue())
         aside.replace(kept)
+    except OSError:  # a cache that cannot be written costs a walk next time, nothing else
+        with contextlib.suppress(OSError):
+            aside.unlink()
     return made
 
 

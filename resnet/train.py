@@ -7,7 +7,9 @@ import shlex
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +34,13 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         checkpoint,
         compose,
         data,
+        keepsakes,
+        lr_find,
         mlperf,
         model,
         optim,
         progress,
+        recovery,
         result,
         schedule,
         scores,
@@ -45,7 +50,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     )
     from resnet import device as machine
     from resnet.average import Average
-    from resnet.config import Policy
+    from resnet.config import Mlflow, NanPolicy, Policy
     from resnet.guard import LossScaled
     from resnet.meter import Meter, NotFinite
     from resnet.preparation import manifest
@@ -78,25 +83,65 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         average = Average(network, mean) if mean else None
         eval_step = scores.step(network, mean, run.data)
     stored = checkpoint.trackable(network, optimizer, mean)
+    state = [*network.weights, *optimizer.state, *(mean.weights if mean else ())]
     saved, notes = checkpoint.restore(out, stored) if first else (None, [])
     if first and run.init and not saved:
         notes += weights.put(network, weights.read(run.init), run.init)
     saved = world.told(saved)
-    world.share([*network.weights, *optimizer.state, *(mean.weights if saved and mean else ())])
     if average and not saved:
         average.start()
+    world.share(state)
     statistics = [weight for part in (network, mean) if part for weight in part.non_trainable_weights]
     done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
 
     eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
     tags = track.tags(run, world.device)
-    tracker = track.Tracker(out, run.track, compose.flat(run), tags) if first else track.Nobody()
+    tracker = (
+        track.Tracker(out, run.track, compose.flat(run), tags, source.described(images), track.SURROUNDINGS)
+        if first
+        else track.Nobody()
+    )
     display = progress.Display(plan.total_steps, done, run.epochs, None if first else progress.nobody())
     timed = mllog.begin(plan, done, images.train_images, eval_images)
     for line in (*progress.headline(run, plan, images, world.device, done), *world.warnings, *notes, *timed):
         display.say(line)
-    meter = Meter(done, run.batch, over_ranks=lambda losses: world.sum(losses) / world.ranks)
+    rescue = recovery.Recovery(run, out, world, stored, state, display, tracker)
+    earlier = standing.minutes
     asked, watch, status = Signals(), Watchdog(run.cluster.stall_s, world.rank, stalled), "FAILED"
+
+    def ready(start: int) -> tuple[Any, Callable[[Any, Any, Any, Any], Any]]:
+        """(batches, graph that trains on them) from step `start` on."""
+        size, parts = plan.size(start), run.cluster.gradient_accumulation
+        dataset = data.train(images, run.batch, run.seed, start, world.rank, world.ranks, size, parts)
+        batches = iter(machine.ahead(dataset, run.cluster))
+        return batches, compiled(network, optimizer, run, world, batches.element_spec)
+
+    def range_test() -> dict[str, Any]:
+        """What `lr_find=true` does instead of training; the result."""
+        batches, train_steps = ready(0)
+
+        def loss_at(step: int, lr: float) -> float:
+            ratios = augment.mix_ratios(run.mixup, run.seed, range(step, step + 1))
+            flag = tf.constant(float(asked.stop))
+            losses, flag = train_steps(batches, tf.constant([lr], tf.float32), tf.constant(ratios), flag)
+            watch.alive()
+            if asked.agreed(flag, world.ranks):
+                raise Stopped("a range test keeps nothing; start it again")
+            return float(world.sum(losses.numpy().astype(np.float64))[0] / world.ranks)
+
+        came = lr_find.conduct(run, out if first else None, loss_at, plan.total_steps, tracker, display)
+        came["fingerprint"] = compose.fingerprint(run)
+        world.wait()
+        if first:
+            tracker.artifact(result.write(out, came))
+        return came
+
+    def metered() -> Meter:
+        """A meter of what comes after `done`."""
+        skips = run.on_nan.policy is NanPolicy.skip
+        return Meter(done, run.batch, over_ranks=lambda losses: world.sum(losses) / world.ranks, skips=skips)
+
+    told: deque[scores.Answers] = deque(maxlen=1)  # of the newest evaluation, of this rank's images
 
     def expected() -> int:
         """Images an evaluation must have seen, over all ranks."""
@@ -105,8 +150,9 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     def judge(standing: result.Standing) -> result.Standing:
         """Evaluate the weights as they are, and their average."""
         mllog.evaluating(done)
-        world.level(statistics)
-        found, averaged = scores.over(watch.over(eval_batches), eval_step, expected, 2 if mean else 1, world.sum)
+        found, averaged = scores.over(
+            watch.over(eval_batches), eval_step, expected, 2 if mean else 1, world.sum, told.append
+        )
         mllog.evaluated(done, (averaged or found).top1)
         standing = standing.judged(found, done, averaged)
         tracker.log(done, {**result.metrics("eval", found), **result.metrics("ema", averaged),
@@ -114,30 +160,36 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         display.scores(done, plan.epoch(done), found, averaged)
         return standing
 
+    def minutes() -> float:
+        """Of this start and those before it."""
+        return earlier + (time.monotonic() - began) / 60
+
     def keep(standing: result.Standing) -> checkpoint.Saved:
         """Write a checkpoint of the weights as they are; rank 0 does."""
-        world.level(statistics)
-        top1 = standing.top1(done)
+        top1, standing = standing.top1(done), replace(standing, minutes=minutes())
         if first:
             return checkpoint.save(out, stored, done, top1, standing, run.keep_checkpoints)
         return checkpoint.Saved(checkpoint.place(out, done), done, top1, {})
 
     try:
         with asked, watch, machine.place(run.cluster):
-            if saved and plan.evaluates(done) and standing.scored_at != done:  # ended between a step and its evaluation
+            if run.lr_find:
+                came = range_test()
+                status = "FINISHED"
+                return came
+            if saved and done and plan.evaluates(done) and standing.scored_at != done:  # ended before its evaluation
                 standing = judge(standing)
-                saved = keep(standing)
-            for start, end in plan.calls(done):
-                if standing.reached(run.stop_at_top1, done):
-                    break
+                saved = checkpoint.amended(saved, standing.top1(done), standing) if first else saved
+            if not saved and run.on_nan.policy is NanPolicy.rollback:
+                saved = keep(standing)  # to go back to
+            meter = metered()
+            while done < plan.total_steps and not standing.reached(run.stop_at_top1, done):
+                start, end = next(plan.calls(done))
                 mllog.training(start)
                 if meter.calls == 0 or plan.resizes(start):
-                    size, parts = plan.size(start), run.cluster.gradient_accumulation
-                    dataset = data.train(images, run.batch, run.seed, start, world.rank, world.ranks, size, parts)
-                    batches = iter(machine.ahead(dataset, run.cluster))
-                    train_steps = compiled(network, optimizer, run, world, batches.element_spec)
+                    batches, train_steps = ready(start)
                     meter.rebuilt()
-                lrs = plan.lr(np.arange(start, end))
+                lrs = plan.lr(np.arange(start, end)) * standing.lr_scale
                 ratios = augment.mix_ratios(run.mixup, run.seed, range(start, end))
                 flag = tf.constant(float(asked.stop))
                 losses, flag = train_steps(batches, tf.constant(lrs, tf.float32), tf.constant(ratios), flag)
@@ -150,9 +202,20 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                 display.move(done)
                 pauses = plan.saves(done) or stop
                 if pauses or plan.logs(start, done) or meter.calls == 1 or plan.resizes(done):
-                    loss, speed = meter.read()
+                    try:
+                        loss, speed = meter.read()
+                        if pauses:
+                            world.level(statistics)
+                            rescue.check(done - 1)
+                    except NotFinite as error:
+                        saved, standing = rescue.back(error, standing)
+                        done = saved.step
+                        meter = metered()
+                        continue
+                    standing, skipped = rescue.left_out(standing, meter.skipped)
                     tracker.log(done, {"train/loss": loss, "train/lr": float(lrs[-1]), "train/images_per_s": speed,
-                                       "train/epoch": plan.epoch(done), **corrupt(images, display)})  # fmt: skip
+                                       "train/epoch": plan.epoch(done), "train/images": done * run.batch,
+                                       **corrupt(images, display), **skipped})  # fmt: skip
                     display.step(done, plan.epoch(done), loss, float(lrs[-1]), speed)
                 if pauses:
                     standing = standing.timed(*meter.take())
@@ -164,19 +227,27 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                     raise Stopped(
                         f"saved {saved.path.name}; go on with: python -m resnet.train resume={shlex.quote(str(out))}"
                     )
-        minutes, mark = (time.monotonic() - began) / 60, compose.fingerprint(run)
-        came = result.conclusion(run, standing, done, plan.epoch(done), minutes, mark, mllog.end(finished=True))
+        mark = compose.fingerprint(run)
+        came = result.conclusion(run, standing, done, plan.epoch(done), minutes(), mark, mllog.end(finished=True))
         tracker.log(done, {name: value for name, value in came.items() if name.startswith("final/")})
+        answers = None
+        if isinstance(run.track, Mlflow) and told and standing.scored_at == done:
+            answers = told[0].gathered(eval_images, world.rank, world.ranks, world.sum)
         world.wait()
         if first:
             tracker.artifact(result.write(out, came))
+        if first and isinstance(run.track, Mlflow):
+            settings = run.track
+            for line in keepsakes.make(
+                run, out, images, answers, tracker, keepsakes.wants_model(settings), settings.register
+            ):
+                display.say(line)
         if "final/time_to_train_minutes" in came:
             tracker.artifact(out / mlperf.FILE)
         status = "FINISHED"
     except NotFinite as error:
-        kept = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was written yet"
-        raise UserError(f"{error} at lr {plan.lr(error.step):.6g}; {kept}; lower optim.lr={run.optim.lr:g} or lengthen "
-                        f"schedule.warmup_epochs={run.schedule.warmup_epochs:g}, in another out=") from None  # fmt: skip
+        lr = float(plan.lr(error.step)) * standing.lr_scale
+        raise rescue.ended(error, lr, saved, standing) from None
     except (Stopped, KeyboardInterrupt):
         status = "KILLED"
         raise
@@ -206,15 +277,18 @@ def corrupt(images: Any, display: Any) -> dict[str, float | None]:
 def compiled(network: Any, optimizer: Any, run: Run, world: Any, batch: Any) -> Callable[[Any, Any, Any, Any], Any]:
     """The function (iterator of batches, learning rates [k], MixUp ratios [k], flag) -> (losses [k], flag): k steps at once.
 
-    Losses are of this rank's images; the flag is summed over the ranks.
+    Losses are of this rank's images, NaN where on_nan.policy=skip left the step out; the flag is summed over the ranks.
     """
     import tensorflow as tf
 
     from resnet.augment import mix_up, prepare_images
+    from resnet.config import NanPolicy
+    from resnet.guard import Skipping
 
     variables = network.trainable_variables
     classes, smoothing, data = run.data.classes, run.label_smoothing, run.data
     parts = run.cluster.gradient_accumulation
+    skipping = Skipping(optimizer, network) if run.on_nan.policy is NanPolicy.skip else None
 
     def slopes(batch: Any, ratio: Any) -> Any:
         """(loss, its gradients) of a batch."""
@@ -233,14 +307,18 @@ def compiled(network: Any, optimizer: Any, run: Run, world: Any, batch: Any) -> 
         slopes = tf.function(slopes, jit_compile=True)
 
     def step(batches: Any, lr: Any, ratio: Any) -> Any:
+        before = skipping.before() if skipping else []
         loss, gradients = slopes(next(batches), ratio)
         if parts > 1:
             for _ in tf.range(parts - 1):
                 more_loss, more = slopes(next(batches), ratio)
                 loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
             loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
-        optimizer.apply(world.average(gradients, "gradient"), lr)
-        return loss
+        if skipping is None:
+            optimizer.apply(world.average(gradients, "gradient"), lr)
+            return loss
+        *gradients, mean = world.average([*gradients, loss], "gradient")
+        return tf.where(skipping.apply(gradients, mean, lr, before), loss, float("nan"))
 
     rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
     signature = [tf.data.IteratorSpec(batch), rates, rates, tf.TensorSpec([], tf.float32)]
@@ -291,7 +369,7 @@ class Signals:
 # ----------------------------------------------------------------------------------------------------- entry point
 def go(run: Run, out: Path) -> None:
     """Train, here or in ranks, unless this folder holds the result already; either way, show it."""
-    from resnet import compose, progress, ranks, result, starter
+    from resnet import compose, lock, lr_find, progress, ranks, result, starter
 
     if run.cluster.dry_run:
         print(starter.shown(run, out))
@@ -305,8 +383,13 @@ def go(run: Run, out: Path) -> None:
     else:
         starter.check(run)
         os.environ.update(starter.device_environment(run))
-        made = train(run, out)
-    progress.report(made, getattr(run.track, "uri", None))
+        with lock.held(out):
+            ranks.end_orphans(out)
+            made = train(run, out)
+    if run.lr_find:
+        print(lr_find.told(made))
+    else:
+        progress.report(made, getattr(run.track, "uri", None))
 
 
 def start() -> None:
@@ -326,9 +409,9 @@ def start() -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come out of Hydra whole; reported() makes a line of them
     compose.register()
-    hydra.main(version_base="1.3", config_path=str(compose.tree("conf")), config_name="config")(keep)()
-    if launch.failed:
-        raise UserError(f"{len(launch.failed)} of the sweep's jobs failed: {'; '.join(launch.failed)}")
+    sys.argv[1:] = launch.resumed(sys.argv[1:])
+    with launch.ended():
+        hydra.main(version_base="1.3", config_path=str(compose.tree("conf")), config_name="config")(keep)()
     for run in composed:  # none after --help, --cfg or a sweep
         if isinstance(run, UserError):
             raise run

@@ -154,6 +154,8 @@ def members(path: str, offset: int = 0, size: int | None = None) -> Iterator[Mem
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  closed with its file
             while member := archive.next():
                 archive.members = []  # type: ignore[attr-defined]  # it would keep every one: a gigabyte a million
+                if member.size < 0:
+                    raise tarfile.ReadError("a negative size")  # which would lead back, for ever
                 if member.offset_data + member.size > end:
                     raise tarfile.ReadError("unexpected end of data")
                 at = member.offset_data + -(-member.size // BLOCK) * BLOCK

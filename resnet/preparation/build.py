@@ -121,8 +121,8 @@ def folder(
 
 def standing(out: Path, options: dict[str, Any]) -> bool:
     """Whether `out` is finished, with these options. Raises UserError if something else lies there, half done or not."""
-    made, begun = manifest.read(out), journal.settings(out)
-    if known := made or begun:
+    made = manifest.read(out)
+    if known := made or journal.settings(out):
         before = known["options"]
         changed = [name for name in {**before, **options} if before.get(name) != options.get(name)]
         if changed:

@@ -19,6 +19,7 @@ from resnet import UserError
 from resnet.preparation import manifest
 
 STATE, SETTINGS = ".prepare", "settings.json"
+NOTED = {"options": dict, "versions": dict, "listing": str}  # in the settings
 
 
 @dataclass
@@ -63,9 +64,11 @@ def settings(out: Path) -> dict[str, Any] | None:
     """What a half-made folder is made of, None if nothing was begun."""
     try:
         noted: dict[str, Any] = json.loads((out / STATE / SETTINGS).read_bytes())
+        if not all(isinstance(noted[part], kind) for part, kind in NOTED.items()):
+            raise ValueError("a part of it is of another type")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"out={out}: {STATE}/{SETTINGS} cannot be read ({error}); delete that folder, or give another"
         ) from error
@@ -94,6 +97,7 @@ def finished(out: Path, file: str) -> Shard | None:
     try:
         noted = json.loads(path(out, file).read_bytes())
         shard = Shard(**{**noted, "classes": Counter(noted["classes"]), "kinds": Counter(noted["kinds"])})
-        return shard if (out / file).stat().st_size == shard.bytes else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        agrees = shard.file == file and shard.images == shard.classes.total() == shard.kinds.total()
+        return shard if agrees and (out / file).stat().st_size == shard.bytes else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         return None

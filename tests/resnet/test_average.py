@@ -201,7 +201,7 @@ def test_where_to_stop_is_asked_of_the_averaged_weights(judged, run_at, tmp_path
     commit = json.loads(newest.read_text())
     of = {"top5": 1.0, "loss": 1.0, "seen": 360}
     commit["state"] |= {"scores": {"top1": raw, **of}, "averaged": {"top1": averaged, **of}, "scored_at": 14}
-    newest.write_text(json.dumps(commit))
+    newest.write_text(checkpoint.sealed(commit))
     standing = result.Standing().judged(Scores(raw, 1, 1, 360), 14, Scores(averaged, 1, 1, 360))
     assert standing.reached(0.7, 14) is stops and standing.best_top1 == averaged
     run = run_at(tmp_path, "model=tiny", "batch=96", "track=off", "schedule=constant", "optim.lr=0.2", "epochs=2",

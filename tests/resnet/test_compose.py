@@ -345,6 +345,53 @@ def test_a_config_yaml_that_was_edited_is_checked_again(default_yaml, tmp_path, 
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
+ODD = [
+    "a${b}",
+    "${batch}",
+    r"\${b}",
+    r"\\${b}\\",
+    "a${oc.env:HOME}",
+    "off",
+    "1e3",
+    "null",
+    "a: b # c",
+    "'\"",
+    "é\n\t ",
+    "\udc80",
+]
+
+
+@pytest.mark.parametrize("text", ODD, ids=ascii)
+def test_every_string_of_a_run_comes_back_as_it_was(frozen, raw, tmp_path, text):
+    run = frozen("data=folder", "data.dir=/x", "data.classes=3", "init=/y", "optim=lars", "track.tags={a: b}")
+    strings = [name for name, value in compose.flat(run).items() if isinstance(value, str)]
+    strings = [name for name in strings if not hasattr(of(run, name), "name")]  # no Enum
+    assert {"out", "init", "data.dir", "track.uri", "track.experiment", "track.run_name", "model.name"} <= set(strings)
+    for name in strings:
+        if name not in ("optim.name", "schedule.name", "data.name", "track.name", "finetune.freeze"):  # which choose
+            put(run, name, f"sqlite:////{text}" if name == "track.uri" else f"/{text}")
+    run.track.tags, run.cluster.hosts, run.finetune.freeze = {"a": text}, [f"{text}:1"], [text]
+    run.optim.rows[0].source = text
+    compose.save(run, tmp_path / "mine")
+    assert compose.load(tmp_path / "mine") == run
+    compose.check_folder(run, tmp_path / "mine")
+    again = compose.resumed(raw("resume=mine"))
+    again.out = run.out
+    assert again == run
+
+
+def of(run, name):
+    """The knob of a dotted name, as it is."""
+    for part in name.split("."):
+        run = getattr(run, part)
+    return run
+
+
+def put(run, name, value):
+    parent, _, knob = name.rpartition(".")
+    setattr(of(run, parent) if parent else run, knob, value)
+
+
 # ------------------------------------------------------------------------------------------------ the folder of a run
 def test_a_folder_is_taken_once_and_again_by_the_same_run(frozen, tmp_path):
     run = frozen("out=mine")
@@ -355,7 +402,8 @@ def test_a_folder_is_taken_once_and_again_by_the_same_run(frozen, tmp_path):
 
 def test_what_does_not_move_the_weights_may_change_in_a_folder(frozen, tmp_path):
     compose.claim(frozen(), tmp_path / "mine")
-    run = frozen("steps=9", "eval=false", "log_every_steps=1", "track=off", "cluster.threads=1", "data.dir=/moved")
+    run = frozen("steps=9", "eval=false", "log_every_steps=1", "track=off", "cluster.threads=1", "data.dir=/moved",
+                 "on_nan.policy=skip")  # fmt: skip
     compose.claim(run, tmp_path / "mine")
     assert compose.load(tmp_path / "mine") == run
 
@@ -412,6 +460,11 @@ def test_resume_takes_what_does_not_move_the_weights_from_the_command_line(begun
     assert (run.steps, run.eval, run.cluster.threads) == (9, False, 1)
     assert isinstance(run.track, Off)
     assert (run.model, run.optim, run.schedule, run.out) == (begun.model, begun.optim, begun.schedule, begun.out)
+
+
+@pytest.mark.usefixtures("begun")
+def test_resume_takes_a_string_as_it_is(raw):
+    assert compose.resumed(raw("resume=begun", r"track.run_name='a\${b}'")).track.run_name == "a${b}"
 
 
 @pytest.mark.usefixtures("begun")

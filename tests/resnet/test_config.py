@@ -62,6 +62,10 @@ def finetune(**knobs):
     return config.Finetune(**knobs)
 
 
+def on_nan(**knobs):
+    return config.OnNan(**knobs)
+
+
 def mlflow(**knobs):
     return Mlflow(**{"uri": "sqlite:////x/mlflow.db", "run_name": "a run", **knobs})
 
@@ -89,6 +93,7 @@ GOOD = {  # values at the edge of what is allowed
     Polynomial: [{"horizon_epochs": None}, {"warmup_epochs": 3.0, "horizon_epochs": 3.5}],
     records: [{"classes": 2}, {"image_size": 8, "eval_resize": 8}, {"min_area": 1.0, "max_aspect": 1.0}],
     cluster: [{"threads": None}, {"threads": 1}, {"device": Device.gpu}],
+    on_nan: [{"max_skips": 0, "max_rollbacks": 0, "lr_factor": 1.0}],
     mlflow: [{"uri": "http://127.0.0.1:5000"}, {"parent_run": "abc"}],
     run: [
         {"steps": 1, "eval_steps": 1, "save_every_steps": 1, "batch": 1},
@@ -96,6 +101,7 @@ GOOD = {  # values at the edge of what is allowed
         {"seed": 2**31 - 1},
         {"label_smoothing": 0.0},
         {"stop_at_top1": 1.0},
+        {"lr_find": True, "lr_find_start": 1e-7, "lr_find_end": 1e-6, "lr_find_steps": 20},
         {"epochs": 0.01},
         {"epochs": 8.5, "schedule": Cosine(warmup_epochs=8)},
         {"epochs": 40.0, "schedule": Polynomial(horizon_epochs=40.0)},
@@ -181,10 +187,19 @@ BAD = [
     (finetune, {"lr_multipliers": [1]}, "finetune.lr_multipliers", "{layer4: 0.5, fc: 10}"),
     (finetune, {"lr_multipliers": {"fc": "fast"}}, "finetune.lr_multipliers.fc", "number"),
     (finetune, {"lr_multipliers": {"fc": -1}}, "finetune.lr_multipliers.fc", "at least 0"),
+    (on_nan, {"max_skips": -1}, "on_nan.max_skips", "at least 0"),
+    (on_nan, {"max_rollbacks": -1}, "on_nan.max_rollbacks", "at least 0"),
+    (on_nan, {"lr_factor": 0.0}, "on_nan.lr_factor", "above 0"),
+    (on_nan, {"lr_factor": 1.1}, "on_nan.lr_factor", "at most 1"),
+    (on_nan, {"lr_factor": NAN}, "on_nan.lr_factor", "above 0"),
     (cluster, {"threads": 0}, "cluster.threads", "above 0"),
     (mlflow, {"uri": ""}, "track.uri", "track=off"),
     (mlflow, {"uri": "mlflow.db"}, "track.uri", "sqlite:////"),
     (mlflow, {"experiment": ""}, "track.experiment", "name"),
+    (mlflow, {"register": "x", "log_model": False}, "track.register", "log_model=false"),
+    (mlflow, {"register": ""}, "track.register", "give a name"),
+    (mlflow, {"tags": ["owner"]}, "track.tags", "{owner: me}"),
+    (mlflow, {"tags": {"owner": {"of": "it"}}}, "track.tags", "{owner: me}"),
     (mlflow, {"system_metrics_s": 0.0}, "track.system_metrics_s", "above 0"),
     (run, {"batch": 0}, "batch", "above 0"),
     (run, {"log_every_steps": 0}, "log_every_steps", "above 0"),
@@ -205,6 +220,11 @@ BAD = [
     (run, {"stop_at_top1": 0.0}, "stop_at_top1", "share"),
     (run, {"stop_at_top1": NAN}, "stop_at_top1", "share"),
     (run, {"stop_at_top1": 0.5, "eval": False}, "stop_at_top1", "eval=true"),
+    (run, {"lr_find_start": 0.0}, "lr_find_start", "above 0"),
+    (run, {"lr_find_end": 1e-4}, "lr_find_end", "above 0.0001"),
+    (run, {"lr_find_start": 1.0, "lr_find_end": INF}, "lr_find_end", "above 1"),
+    (run, {"lr_find_steps": 19}, "lr_find_steps", "at least 20"),
+    (run, {"lr_find": True, "mlperf": True}, "mlperf", "lr_find=true"),
     (run, {"out": ""}, "out", "folder"),
     (run, {"out": "  "}, "out", "folder"),
     (run, {"epochs": 8.0, "schedule": Cosine(warmup_epochs=8)}, "epochs", "schedule.warmup_epochs=8"),
@@ -235,7 +255,7 @@ def test_a_value_that_cannot_be_is_refused_by_knob_value_and_way_out(kind, knobs
     assert way_out in message.partition(": ")[2], message
     if isinstance(value, str):
         assert value in message
-    elif isinstance(value, bool | int | list):
+    elif isinstance(value, bool | int | list | dict):
         assert message.startswith(f"{named}={str(value).lower() if isinstance(value, bool) else value}:")
     elif value is not None:
         shown = float(message.partition("=")[2].partition(":")[0])
@@ -285,7 +305,8 @@ def test_every_check_of_the_dataclasses_has_a_case_here():
     groups = {Model: "model", config.Optim: "optim", config.Schedule: "schedule", config.Data: "data"}
     groups |= {Cluster: "cluster", config.Track: "track"}
     groups |= {config.Ema: "ema", config.Progressive: "progressive", config.Finetune: "finetune"}
-    for kind in {kind for variants in VARIANTS.values() for kind in variants.values()} | {Run, *list(groups)[-3:]}:
+    groups |= {config.OnNan: "on_nan"}
+    for kind in {kind for variants in VARIANTS.values() for kind in variants.values()} | {Run, *list(groups)[-4:]}:
         group = next((f"{name}." for base, name in groups.items() if issubclass(kind, base)), "")
         if "__post_init__" in vars(kind):
             tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__post_init__)))

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resnet import UserError, compose, rank, ranks, result, roster, starter, track, train
+from resnet import UserError, compose, lock, rank, ranks, result, roster, starter, store, train
 
 STUB = """
 import json, os, signal, socket, sys, time
@@ -381,21 +381,47 @@ def test_a_result_written_before_the_trouble_stands(deeds, pair, capfd):
     assert "was killed by SIGKILL; the result was written before, and stands" in capfd.readouterr().err
 
 
-def test_ranks_of_an_earlier_start_that_still_run_are_not_joined(deeds, pair, tmp_path):
+STUBBORN = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("code", ["import time; print(flush=True); time.sleep(60)", STUBBORN])
+def test_ranks_that_an_earlier_start_has_left_are_ended_first(deeds, pair, tmp_path, capfd, monkeypatch, code):
+    monkeypatch.setattr(ranks, "LINGER_S", 1.0)
     deeds("done", "done")
     run = pair()
     roster.folder(Path(run.out)).mkdir(parents=True)
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", run.out])
+    left = subprocess.Popen([sys.executable, "-c", code, run.out], stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "another folder"])
     try:
-        entered = roster.Record(1, sleeper.pid, "a", os.uname().nodename, None, "running", time.time())
-        roster.write(Path(run.out), entered)
-        with pytest.raises(UserError, match=rf"rank 1 of an earlier start still runs here \(pid {sleeper.pid}\)"):
-            ranks.run(run, Path(run.out))
+        left.stdout.readline()  # it has begun
+        for rank, process in enumerate((other, left)):
+            entered = roster.Record(rank, process.pid, "a", os.uname().nodename, None, "running", time.time())
+            roster.write(Path(run.out), entered)
+        assert ranks.run(run, Path(run.out))["steps"] == 1
+        assert not psutil.pid_exists(left.pid) and other.poll() is None
     finally:
-        sleeper.kill()
-        sleeper.wait()
-    assert ranks.run(run, Path(run.out))["steps"] == 1
+        left.kill()
+        other.kill()
+        left.communicate()
+        other.wait()
+    assert f"a rank of an earlier start still runs (pid {left.pid})" in capfd.readouterr().err
     assert not list(tmp_path.glob("run/logs/.rank*"))
+
+
+def test_a_second_start_in_the_same_folder_is_refused_and_leaves_the_first_as_it_is(deeds, pair):
+    deeds("sleep", "sleep")
+    run = pair()
+    out = Path(run.out)
+    with lock.held(out):
+        roster.folder(out).mkdir()
+        roster.write(out, roster.Record(0, os.getpid(), "a", os.uname().nodename, None, "running", time.time()))
+        compose.save(run, out)
+        before = sorted(path.name for path in out.rglob("*"))
+        second = [sys.executable, "-c", PARENT, "no program", str(out)]
+        done = subprocess.run(second, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"UserError: out={out}: process {os.getpid()} on {os.uname().nodename} trains here" in done.stderr
+    assert sorted(path.name for path in out.rglob("*")) == before
 
 
 # ----------------------------------------------------------------------------------------------------------- signals
@@ -520,8 +546,8 @@ def test_mlflow_has_one_run_with_the_restarts_counted_and_its_end(deeds, pair, t
     run = pair("cluster.max_restarts=1", "track=mlflow", f"track.uri=sqlite:///{tmp_path}/mlflow.db")
     out = Path(run.out)
     out.mkdir()
-    run_id = track.open_parent(out, run.track, "a run", {}, {})
-    client = track.connect(run.track.uri)
+    run_id = store.open_parent(out, run.track, "a run", {}, {})
+    client = store.connect(run.track.uri)
     deeds("once peer", "once kill")
     came, _ = work(run)
     assert came["steps"] == 2
@@ -541,8 +567,8 @@ def test_an_mlflow_in_trouble_costs_a_line(deeds, pair, tmp_path, monkeypatch, c
     def away(*_words, **_more):
         raise ConnectionError("no answer\nat all")
 
-    monkeypatch.setattr(track, "connect", away)
-    monkeypatch.setattr(track, "identity", lambda *_words: "x")
+    monkeypatch.setattr(store, "connect", away)
+    monkeypatch.setattr(store, "identity", lambda *_words: "x")
     deeds("once peer", "once kill")
     came, _ = work(run)
     assert came["steps"] == 2
@@ -612,10 +638,15 @@ def test_srun_starts_ranks_that_find_each_other_by_gloo(pair, program, monkeypat
     assert all((record.host, record.step) == ("node1", "7.0") for record in roster.records(Path(run.out)))
 
 
-def test_srun_passes_the_signal_on_by_itself(deeds, pair, program, monkeypatch):
-    own = program("srun", SRUN.replace("code=0", "trap 'kill -TERM ${pids[@]}' TERM\ncode=0") + "wait; exit 143")
+def test_a_signal_goes_to_the_step_and_not_to_srun(deeds, pair, program, monkeypatch, tmp_path):
+    """srun takes SIGTERM as the order to kill its tasks at once (Slurm 22.05, tried); scancel reaches them."""
+    pids = tmp_path / "pids"
+    started = f"echo ${{pids[@]}} >'{pids}'\ntrap 'kill -KILL ${{pids[@]}}' TERM\ncode=0"
+    own = program("srun", SRUN.replace("code=0", started))
+    program("scancel", f"[[ $* == '--signal=TERM 7.0' ]] && kill -TERM $(<'{pids}')")
     deeds("stop|0.5", "stop|0.5")
     monkeypatch.setattr(starter, "found", lambda name: own if name == "srun" else None)
+    monkeypatch.setenv("PATH", f"{Path(own).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     run = pair()
     later(lambda: len(list(Path(run.out).glob("ready-*"))) == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -119,3 +119,12 @@ def test_a_write_that_fails_leaves_the_result_before_it(tmp_path):
     with pytest.raises(TypeError):
         result.write(tmp_path, {"steps": object()})
     assert result.read(tmp_path) == {"steps": 1}
+
+
+def test_going_back_lowers_the_rate_each_time_and_counts():
+    standing = Standing().judged(Scores(0.5), 10).rolled_back(0.5).rolled_back(0.5)
+    assert (standing.rollbacks, standing.lr_scale, standing.best_top1) == (2, 0.25, 0.5)
+
+
+def test_what_an_older_version_kept_is_read():
+    assert Standing(best_top1=0.5, seconds=2.0).lr_scale == 1.0

@@ -49,8 +49,10 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 def test_a_manifest_comes_back_and_only_of_our_schema(tmp_path):
     assert manifest.read(tmp_path) is None
     assert manifest.read(tmp_path / "no" / "such") is None
-    manifest.write(tmp_path, {"classes": 3})
-    assert manifest.read(tmp_path) == {"schema": 1, "classes": 3}
+    empty = {"images": 0, "bytes": 0, "classes": {"cat": 0}, "shards": []}
+    content = {"options": {}, "classes": 1, "splits": {"train": empty, "val": empty}}
+    manifest.write(tmp_path, content)
+    assert manifest.read(tmp_path) == {"schema": 1, **content}
     (tmp_path / "manifest.json").write_text('{"schema": 2}')
     with pytest.raises(UserError, match="not a manifest of schema 1"):
         manifest.read(tmp_path)
