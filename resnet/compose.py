@@ -451,6 +451,10 @@ def explained() -> Iterator[None]:
         place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
         said = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(f"{place}not YAML ({said})") from None
+    except TypeError as error:
+        if str(error).startswith("argument of type"):  # Hydra's, of model=[1]
+            raise UserError(no_option()) from None
+        raise
     except ValueError as error:
         if type(error) is ValueError and str(error).startswith("Config group override"):
             raise UserError(no_option()) from None

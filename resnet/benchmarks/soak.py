@@ -100,7 +100,8 @@ def watched(words: Sequence[str], out: Path) -> Iterator[Look]:
             process.kill()
         said = process.stderr.read() if process.stderr else ""
     if process.returncode:
-        raise UserError(f"the training failed: {said.strip().splitlines()[-1]}")
+        last = (said.strip().splitlines() or [f"exit status {process.returncode}, and not a word"])[-1]
+        raise UserError(f"the training failed: {last}")
 
 
 def lines(out: Path, end: int | None = None) -> Iterator[dict[str, float]]:

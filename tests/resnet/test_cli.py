@@ -127,7 +127,7 @@ def typed(home, monkeypatch, capfd):
 
     def type_in(line):
         monkeypatch.setattr(sys, "argv", ["resnet.train", *(line if isinstance(line, list) else line.split())])
-        monkeypatch.setattr(launch, "failed", [])
+        monkeypatch.setattr(launch, "begun", [])
         try:
             code = train.reported(train.start)
         finally:
@@ -329,4 +329,5 @@ def test_the_bash_function_completes(command, tmp_path):
     )
     env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     shell = subprocess.run(["bash", "-c", function + typing], env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert shell.stdout.split() == ["sweep=batch_lr"], shell.stderr
+    sweeps = ["batch_lr", "dtype", "lr_search", "optim_model"]
+    assert sorted(shell.stdout.split()) == [f"sweep={name}" for name in sweeps], shell.stderr

@@ -78,7 +78,10 @@ def test_a_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
         process.stdout.readline()
-        (child,) = psutil.Process(process.pid).children()
+        deadline = time.monotonic() + 30
+        while not (children := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (child,) = children
         process.kill()
         process.wait()
         with lock.held(tmp_path):

@@ -40,7 +40,10 @@ def test_an_unknown_knob_is_told_in_one_line():
 def test_an_unknown_benchmark_is_told_with_those_there_are():
     done = subprocess.run([sys.executable, "-m", "resnet.bench", "inputs"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "error: inputs: no such benchmark; did you mean input? There are: input, accuracy, scaling\n"
+    assert (
+        done.stderr
+        == "error: inputs: no such benchmark; did you mean input? There are: input, accuracy, scaling, track, soak\n"
+    )
 
 
 def test_your_own_shards_are_named_as_in_training(tmp_path):
