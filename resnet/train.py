@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 import time
 from collections import deque
@@ -45,6 +44,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         schedule,
         scores,
         source,
+        step,
         track,
         weights,
     )
@@ -54,6 +54,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     from resnet.guard import LossScaled
     from resnet.meter import Meter, NotFinite
     from resnet.preparation import manifest
+    from resnet.signals import Signals
     from resnet.watchdog import Watchdog
 
     began = time.monotonic()
@@ -114,7 +115,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         size, parts = plan.size(start), run.cluster.gradient_accumulation
         dataset = data.train(images, run.batch, run.seed, start, world.rank, world.ranks, size, parts)
         batches = iter(machine.ahead(dataset, run.cluster))
-        return batches, compiled(network, optimizer, run, world, batches.element_spec)
+        return batches, step.compiled(network, optimizer, run, world, batches.element_spec)
 
     def range_test() -> dict[str, Any]:
         """What `lr_find=true` does instead of training; the result."""
@@ -272,98 +273,6 @@ def corrupt(images: Any, display: Any) -> dict[str, float | None]:
         display.say(f"data.on_corrupt=skip: {line}")
     images.told = len(told)
     return {"data/corrupt_records": len(told)} if told else {}
-
-
-def compiled(network: Any, optimizer: Any, run: Run, world: Any, batch: Any) -> Callable[[Any, Any, Any, Any], Any]:
-    """The function (iterator of batches, learning rates [k], MixUp ratios [k], flag) -> (losses [k], flag): k steps at once.
-
-    Losses are of this rank's images, NaN where on_nan.policy=skip left the step out; the flag is summed over the ranks.
-    """
-    import tensorflow as tf
-
-    from resnet.augment import mix_up, prepare_images
-    from resnet.config import NanPolicy
-    from resnet.guard import Skipping
-
-    variables = network.trainable_variables
-    classes, smoothing, data = run.data.classes, run.label_smoothing, run.data
-    parts = run.cluster.gradient_accumulation
-    skipping = Skipping(optimizer, network) if run.on_nan.policy is NanPolicy.skip else None
-
-    def slopes(batch: Any, ratio: Any) -> Any:
-        """(loss, its gradients) of a batch."""
-        images, labels, flip = batch
-        inputs = prepare_images(images, flip, data.mean, data.std)
-        targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
-        if run.mixup:
-            inputs, targets = mix_up(inputs, targets, ratio)
-        with tf.GradientTape() as tape:
-            logits = network(inputs, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-            target = optimizer.scaled(loss)
-        return loss, tape.gradient(target, variables)
-
-    if run.dtype.jit:
-        slopes = tf.function(slopes, jit_compile=True)
-
-    def step(batches: Any, lr: Any, ratio: Any) -> Any:
-        before = skipping.before() if skipping else []
-        loss, gradients = slopes(next(batches), ratio)
-        if parts > 1:
-            for _ in tf.range(parts - 1):
-                more_loss, more = slopes(next(batches), ratio)
-                loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
-            loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
-        if skipping is None:
-            optimizer.apply(world.average(gradients, "gradient"), lr)
-            return loss
-        *gradients, mean = world.average([*gradients, loss], "gradient")
-        return tf.where(skipping.apply(gradients, mean, lr, before), loss, float("nan"))
-
-    rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
-    signature = [tf.data.IteratorSpec(batch), rates, rates, tf.TensorSpec([], tf.float32)]
-
-    @tf.function(input_signature=signature)
-    def one_step(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
-        return step(batches, lrs[0], ratios[0])[None], world.any(flag)
-
-    @tf.function(input_signature=signature)
-    def many_steps(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
-        losses = tf.TensorArray(tf.float32, tf.size(lrs))
-        for number in tf.range(tf.size(lrs)):
-            losses = losses.write(number, step(batches, lrs[number], ratios[number]))
-        return losses.stack(), world.any(flag)
-
-    return one_step if run.steps_per_loop == 1 else many_steps
-
-
-class Signals:
-    """Context: SIGTERM and the first SIGINT set `stop`; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.stop = False
-        self.told: Any = None  # the flag that came back from the graph call before this one
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.before[number] = signal.signal(number, self.receive)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def agreed(self, flag: Any, ranks: int) -> bool:
-        """Whether to stop now, the same on every rank: a call late, because waiting for this call's flag would stall a device."""
-        before, self.told = self.told, flag
-        return self.stop if ranks == 1 else before is not None and bool(before > 0)
-
-    def receive(self, number: int, _frame: object) -> None:
-        """Only set the flag: the loop acts on it between steps."""
-        if self.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop = True
 
 
 # ----------------------------------------------------------------------------------------------------- entry point

@@ -20,6 +20,7 @@ FLOORS = [
         "lines",
         "augment",
         "watchdog",
+        "signals",
         "lock",
         "stamp",
         "guard",
@@ -36,7 +37,7 @@ FLOORS = [
     {"prepare", "reader", "request", "gaudi", "store"},
     {"source"},
     {"schedule", "model", "data", "optim", "average", "device", "result", "starter"},
-    {"scores", "checkpoint", "track", "mlperf", "progress", "lr_find"},
+    {"scores", "step", "checkpoint", "track", "mlperf", "progress", "lr_find"},
     {"compose", "recovery", "benchmarks.sides"},
     {
         "launch",

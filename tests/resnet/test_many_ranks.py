@@ -146,7 +146,7 @@ def test_accumulated_steps_are_one_step_of_the_whole_batch(run_at, tmp_path):
 
     from resnet import data as reading
     from resnet import device, optim, schedule, source
-    from resnet.train import compiled
+    from resnet.step import compiled
 
     moved = []
     for parts in (1, 4):

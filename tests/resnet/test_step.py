@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from resnet import data, device, guard, model, optim, source
-from resnet.train import compiled
+from resnet.step import compiled
 
 
 @pytest.fixture
