@@ -25,12 +25,15 @@ class Conv(tf.keras.layers.Layer):
     """Convolution without bias, [B, H, W, C] -> [B, H', W', filters], padded by (size - 1) // 2 on every side.
 
     tf.keras.layers.Conv2D(groups=...) goes through XLA on a CPU, hundreds of times slower; tf.nn.conv2d takes a
-    [size, size, C / groups, filters] kernel natively.
+    [size, size, C / groups, filters] kernel natively. With `by_product` 1x1 convolutions are those of `pointwise`.
     """
 
-    def __init__(self, filters: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, filters: int, size: int, stride: int = 1, groups: int = 1, by_product: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.filters, self.size, self.stride, self.groups = filters, size, stride, groups
+        self.by_product = by_product
 
     def build(self, shape: Sequence[int]) -> None:
         """One variable: kernel."""
@@ -44,6 +47,8 @@ class Conv(tf.keras.layers.Layer):
     def call(self, images: Any) -> Any:
         """Convolve. At stride 1 "SAME" is the symmetric padding; else tf.pad, for which oneDNN has kernels (not for explicit)."""
         side = (self.size - 1) // 2
+        if self.by_product and self.size == self.groups == 1:
+            return pointwise(images, tf.convert_to_tensor(self.kernel), self.stride)
         if self.stride == 1 or not side:
             return tf.nn.conv2d(images, self.kernel, self.stride, "SAME")
         padded = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]])
@@ -51,15 +56,43 @@ class Conv(tf.keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """What __init__ needs to make this layer again."""
-        mine = {"filters": self.filters, "size": self.size, "stride": self.stride, "groups": self.groups}
-        return {**super().get_config(), **mine}
+        mine = ("filters", "size", "stride", "groups", "by_product")
+        return {**super().get_config(), **{name: getattr(self, name) for name in mine}}
 
 
-def build(model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization) -> Any:
+def pointwise(images: Any, kernel: Any, stride: int) -> Any:
+    """1x1 convolution, [B, H, W, C] by [1, 1, C, filters], whose filter gradient is one matrix product.
+
+    Where there is AMX, oneDNN's product takes half the time of its own filter gradient (docs/performance.md).
+    """
+
+    @tf.custom_gradient
+    def convolved(images: Any, kernel: Any) -> Any:
+        def gradients(slope: Any) -> Any:
+            back = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(images),
+                filter=kernel,
+                out_backprop=slope,
+                strides=[1, stride, stride, 1],
+                padding="VALID",
+            )
+            seen = images if stride == 1 else images[:, ::stride, ::stride]
+            inputs, filters = kernel.shape[2:]
+            product = tf.matmul(tf.reshape(seen, [-1, inputs]), tf.reshape(slope, [-1, filters]), transpose_a=True)
+            return back, tf.reshape(product, kernel.shape)
+
+        return tf.nn.conv2d(images, kernel, stride, "VALID"), gradients
+
+    return convolved(images, kernel)
+
+
+def build(
+    model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization, by_product: bool = False
+) -> Any:
     """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. Any H and W from 8 pixels on.
 
     `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
-    the class of layer to normalize with.
+    the class of layer to normalize with; `by_product` is that of `Conv`.
     """
 
     def norm(x: Any, name: str, last: bool = False) -> Any:
@@ -73,7 +106,7 @@ def build(model: Model, classes: int, policy: str, batch_norm: Any = layers.Batc
         )(x)
 
     def conv(x: Any, filters: int, size: int, stride: int, name: str, groups: int = 1) -> Any:
-        return Conv(filters, size, stride, groups, dtype=policy, name=name)(x)
+        return Conv(filters, size, stride, groups, by_product, dtype=policy, name=name)(x)
 
     def relu(x: Any, name: str) -> Any:
         return layers.Activation("relu", dtype=policy, name=name)(x)

@@ -73,7 +73,8 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
 
     with machine.place(run.cluster):
-        made = (run.model, run.data.classes, run.dtype.policy.value, machine.norm(run.cluster, world.ranks))
+        made = (run.model, run.data.classes, run.dtype.policy.value, machine.norm(run.cluster, world.ranks),
+                machine.by_product(run.cluster, run.dtype))  # fmt: skip
         network = model.build(*made)
         model.freeze(network, run.finetune.freeze)
         factors = model.lr_factors(network, run.finetune.lr_multipliers or {})

@@ -94,6 +94,15 @@ def test_processors_tell_their_name_and_flags(monkeypatch, tmp_path):
     assert device.cpu_flags() == {"fpu", "avx2", "avx512f", "avx512_bf16"}
 
 
+def test_filter_gradients_are_products_where_there_is_amx_in_bfloat16_only(monkeypatch):
+    bf16, gpu = Dtype("bf16", Policy.mixed_bfloat16), Cluster("gpu1", Device.gpu)
+    flagged(monkeypatch, "avx512_bf16", "amx_bf16")
+    assert device.by_product(Cluster("local"), bf16)
+    assert not device.by_product(Cluster("local"), FP32) and not device.by_product(gpu, bf16)
+    flagged(monkeypatch, "avx512_bf16")
+    assert not device.by_product(Cluster("local"), bf16)
+
+
 def test_without_cpuinfo_the_platform_names_the_processor(monkeypatch, tmp_path):
     monkeypatch.setattr(device, "Path", lambda _path: tmp_path / "none")
     monkeypatch.setattr(platform, "processor", lambda: "arm")

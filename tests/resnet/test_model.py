@@ -200,10 +200,12 @@ def test_small_and_odd_images_go_through_and_train(built, name, size):
 @pytest.mark.parametrize(
     ("size", "stride", "groups", "dtype"),
     [(3, 1, 4, "float32"), (3, 2, 4, "float32"), (3, 2, 1, "float32"), (1, 2, 1, "float32"), (7, 2, 1, "float32"),
-     (3, 1, 4, "mixed_bfloat16"), (3, 2, 4, "mixed_bfloat16")],
+     (1, 1, 1, "float32"), (3, 1, 4, "mixed_bfloat16"), (3, 2, 4, "mixed_bfloat16"), (1, 1, 1, "mixed_bfloat16"),
+     (1, 2, 1, "mixed_bfloat16")],
 )  # fmt: skip
-def test_a_convolution_and_its_gradients_are_those_of_its_groups_one_by_one(size, stride, groups, dtype):
-    layer = model.Conv(24, size, stride, groups, dtype=dtype)
+@pytest.mark.parametrize("by_product", [False, True])
+def test_a_convolution_and_its_gradients_are_those_of_its_groups_one_by_one(size, stride, groups, dtype, by_product):
+    layer = model.Conv(24, size, stride, groups, by_product, dtype=dtype)
     images = tf.random.stateless_normal([2, 9, 12, 8 * groups], [3, 4])
     weights = tf.random.stateless_normal([2, -(-9 // stride), -(-12 // stride), 24], [5, 6])
     with tf.GradientTape() as tape:
@@ -233,10 +235,26 @@ def test_a_convolution_and_its_gradients_are_those_of_its_groups_one_by_one(size
         np.testing.assert_allclose(tf.cast(value, tf.float32), goal, rtol=0, atol=tolerance * np.abs(goal).max())
 
 
+def test_by_product_the_filter_gradient_of_a_1x1_convolution_is_a_matrix_product_and_of_no_other():
+    for size, groups, product in ((1, 1, True), (3, 1, False), (1, 4, False)):
+        layer = model.Conv(24, size, 1, groups, by_product=True)
+
+        @tf.function
+        def slope(images, layer=layer):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(images))
+            return tape.gradient(loss, layer.kernel)
+
+        layer.build([None, None, None, 8])
+        graph = slope.get_concrete_function(tf.zeros([2, 5, 5, 8])).graph
+        kinds = {operation.type for operation in graph.get_operations()}
+        assert ("MatMul" in kinds, "Conv2DBackpropFilter" in kinds) == (product, not product)
+
+
 def test_a_convolution_layer_can_be_made_again_from_its_description():
-    layer = model.Conv(24, 3, 2, 4, name="again", dtype="mixed_bfloat16")
+    layer = model.Conv(24, 3, 2, 4, True, name="again", dtype="mixed_bfloat16")
     again = model.Conv.from_config(layer.get_config())
-    assert (again.filters, again.size, again.stride, again.groups) == (24, 3, 2, 4)
+    assert (again.filters, again.size, again.stride, again.groups, again.by_product) == (24, 3, 2, 4, True)
     assert (again.name, again.dtype_policy.name) == ("again", "mixed_bfloat16")
 
 
