@@ -34,10 +34,9 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         compose,
         data,
         keepsakes,
+        learner,
         lr_find,
         mlperf,
-        model,
-        optim,
         progress,
         recovery,
         result,
@@ -46,12 +45,9 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         source,
         step,
         track,
-        weights,
     )
     from resnet import device as machine
-    from resnet.average import Average
-    from resnet.config import Mlflow, NanPolicy, Policy
-    from resnet.guard import LossScaled
+    from resnet.config import Mlflow, NanPolicy
     from resnet.meter import Meter, NotFinite
     from resnet.preparation import manifest
     from resnet.signals import Signals
@@ -72,28 +68,8 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
             manifest.write_classes(out, names)
     eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
 
-    with machine.place(run.cluster):
-        made = (run.model, run.data.classes, run.dtype.policy.value, machine.norm(run.cluster, world.ranks),
-                machine.by_product(run.cluster, run.dtype))  # fmt: skip
-        network = model.build(*made)
-        model.freeze(network, run.finetune.freeze)
-        factors = model.lr_factors(network, run.finetune.lr_multipliers or {})
-        optimizer: Any = optim.build(run.optim, network.trainable_variables, factors)
-        if run.dtype.policy is Policy.mixed_float16:
-            optimizer = LossScaled(optimizer)
-        mean = model.build(*made) if run.ema.on else None
-        average = Average(network, mean) if mean else None
-        eval_step = scores.step(network, mean, run.data)
-    stored = checkpoint.trackable(network, optimizer, mean)
-    state = [*network.weights, *optimizer.state, *(mean.weights if mean else ())]
-    saved, notes = checkpoint.restore(out, stored) if first else (None, [])
-    if first and run.init and not saved:
-        notes += weights.put(network, weights.read(run.init), run.init)
-    saved = world.told(saved)
-    if average and not saved:
-        average.start()
-    world.share(state)
-    statistics = [weight for part in (network, mean) if part for weight in part.non_trainable_weights]
+    trained = learner.build(run, world)
+    saved, notes = learner.begin(trained, run, out, world)
     done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
 
     eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
@@ -107,23 +83,24 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     timed = mllog.begin(plan, done, images.train_images, eval_images)
     for line in (*progress.headline(run, plan, images, world.device, done), *world.warnings, *notes, *timed):
         display.say(line)
-    rescue = recovery.Recovery(run, out, world, stored, state, display, tracker)
+    rescue = recovery.Recovery(run, out, world, trained.stored, trained.state, display, tracker)
     earlier = standing.minutes
     asked, watch, status = Signals(), Watchdog(run.cluster.stall_s, world.rank, stalled), "FAILED"
+    writer = checkpoint.Writer(out, trained.stored, run.keep_checkpoints)
 
     def ready(start: int) -> tuple[Any, Callable[[Any, Any, Any, Any], Any]]:
         """(batches, graph that trains on them) from step `start` on."""
         size, parts = plan.size(start), run.cluster.gradient_accumulation
         dataset = data.train(images, run.batch, run.seed, start, world.rank, world.ranks, size, parts)
         batches = iter(machine.ahead(dataset, run.cluster))
-        return batches, step.compiled(network, optimizer, run, world, batches.element_spec)
+        return batches, step.compiled(trained.network, trained.optimizer, run, world, batches.element_spec)
 
     def range_test() -> dict[str, Any]:
         """What `lr_find=true` does instead of training; the result."""
         batches, train_steps = ready(0)
 
-        def loss_at(step: int, lr: float) -> float:
-            ratios = augment.mix_ratios(run.mixup, run.seed, range(step, step + 1))
+        def loss_at(number: int, lr: float) -> float:
+            ratios = augment.mix_ratios(run.mixup, run.seed, range(number, number + 1))
             flag = tf.constant(float(asked.stop))
             losses, flag = train_steps(batches, tf.constant([lr], tf.float32), tf.constant(ratios), flag)
             watch.alive()
@@ -149,12 +126,14 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         """Images an evaluation must have seen, over all ranks."""
         return eval_images - int(world.sum(np.array([images.lost(eval_images)], np.float64))[0])
 
+    def scored() -> tuple[scores.Scores, scores.Scores | None]:
+        """Of the weights as they are, and of their average; the answers are in `told`."""
+        return scores.over(watch.over(eval_batches), eval_step, expected, 2 if mean else 1, world.sum, told.append)
+
     def judge(standing: result.Standing) -> result.Standing:
         """Evaluate the weights as they are, and their average."""
         mllog.evaluating(done)
-        found, averaged = scores.over(
-            watch.over(eval_batches), eval_step, expected, 2 if mean else 1, world.sum, told.append
-        )
+        found, averaged = scored()
         mllog.evaluated(done, (averaged or found).top1)
         standing = standing.judged(found, done, averaged)
         tracker.log(done, {**result.metrics("eval", found), **result.metrics("ema", averaged),
@@ -170,11 +149,11 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         """Write a checkpoint of the weights as they are; rank 0 does."""
         top1, standing = standing.top1(done), replace(standing, minutes=minutes())
         if first:
-            return checkpoint.save(out, stored, done, top1, standing, run.keep_checkpoints)
+            return writer.save(done, top1, standing)
         return checkpoint.Saved(checkpoint.place(out, done), done, top1, {})
 
     try:
-        with asked, watch, machine.place(run.cluster):
+        with asked, watch, machine.place(run.cluster), writer:
             if run.lr_find:
                 came = range_test()
                 status = "FINISHED"
@@ -199,17 +178,20 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                 stop = asked.agreed(flag, world.ranks)
                 watch.alive()
                 done = end
-                if average and plan.averages(done):
-                    average.follow(tf.constant(schedule.ema_decay(run.ema.kept, run.ema.every_steps, done), tf.float32))
+                if trained.average and plan.averages(done):
+                    trained.average.follow(
+                        tf.constant(schedule.ema_decay(run.ema.kept, run.ema.every_steps, done), tf.float32)
+                    )
                 display.move(done)
                 pauses = plan.saves(done) or stop
                 if pauses or plan.logs(start, done) or meter.calls == 1 or plan.resizes(done):
                     try:
                         loss, speed = meter.read()
                         if pauses:
-                            world.level(statistics)
+                            world.level(trained.statistics)
                             rescue.check(done - 1)
                     except NotFinite as error:
+                        writer.wait()
                         saved, standing = rescue.back(error, standing)
                         done = saved.step
                         meter = metered()
@@ -226,24 +208,29 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                     saved = keep(standing)
                     meter.resume()
                 if stop and saved:
+                    writer.wait()
                     raise Stopped(
                         f"saved {saved.path.name}; go on with: python -m resnet.train resume={shlex.quote(str(out))}"
                     )
+            pictured = isinstance(run.track, Mlflow) and standing.scored_at == done
+            if pictured and not told:  # an earlier start ended after its last checkpoint, and its answers went with it
+                scored()
+            answered = isinstance(run.track, Mlflow) and standing.scored_at == done
+            if answered and not told:  # an earlier start evaluated these weights, and was killed before it ended
+                examined()
         mark = compose.fingerprint(run)
         came = result.conclusion(run, standing, done, plan.epoch(done), minutes(), mark, mllog.end(finished=True))
         tracker.log(done, {name: value for name, value in came.items() if name.startswith("final/")})
-        answers = None
-        if isinstance(run.track, Mlflow) and told and standing.scored_at == done:
-            answers = told[0].gathered(eval_images, world.rank, world.ranks, world.sum)
+        answers = told[0].gathered(eval_images, world.rank, world.ranks, world.sum) if pictured else None
         world.wait()
-        if first:
-            tracker.artifact(result.write(out, came))
         if first and isinstance(run.track, Mlflow):
             settings = run.track
             for line in keepsakes.make(
                 run, out, images, answers, tracker, keepsakes.wants_model(settings), settings.register
             ):
                 display.say(line)
+        if first:  # last: a start that finds it makes nothing of the above
+            tracker.artifact(result.write(out, came))
         if "final/time_to_train_minutes" in came:
             tracker.artifact(out / mlperf.FILE)
         status = "FINISHED"
