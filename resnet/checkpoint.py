@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there, in <out>/checkpoints/step-<number>/.
 
 A checkpoint is a folder: TensorFlow's files, and commit.json with the step, the sha256 of each file and what the loop needs
-to go on. It is written under another name, flushed to disk, and renamed last: what has the name is complete.
+to go on. It is written under another name, flushed to disk, and renamed last: what has the name is complete. A thread does so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from resnet.preparation import manifest
 
 FOLDER = "checkpoints"
 COMMIT = "commit.json"
+ASIDE = ".writing-"
 CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
 UNSEALED = {"step", "top1", "state", "sha256"}  # what a commit of resnet 0.1.0 has in it, and no seal
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading a damaged one raises
@@ -40,25 +42,51 @@ class Saved:
     state: dict[str, Any]
 
 
-class Stored(tf.train.Checkpoint):
-    """Is written by a graph, made once. Eagerly TensorFlow 2.15 makes it anew: for the tiny network 38 ms instead of 3, and each
-    time 28 kB stay behind for ever."""
+class Layout:
+    """A checkpoint as TensorFlow lays it out: names, and the variables or constants behind them, found out by tracing once.
 
-    def write(self, path: str, options: Any = None) -> str:
-        """Write TensorFlow's files."""
-        self.graph(tf.constant(path), options)
-        return path
+    Checkpoint.write() takes long and keeps 28 kB for ever each time it is called eagerly, and reads while it writes. Here
+    values are taken first, without a copy: an update makes its own as long as somebody holds them.
+    """
 
-    @tf.function(autograph=False)
-    def graph(self, path: Any, options: Any) -> None:
-        """Of write()."""
-        with tf.device(CPU):  # where the variables' values are sent: one file
-            super().write(path, options)
+    def __init__(self, weights: Any) -> None:
+        written = tf.function(lambda path: weights.write(path), autograph=False)
+        graph = written.get_concrete_function(tf.TensorSpec([], tf.string)).graph
+        outside = {inner.name: outer for outer, inner in graph.captures}
+        self.names: list[bytes] = []
+        self.sources: list[tuple[Any, Any]] = []  # (variable's handle, its type), or (None, the constant)
+        for operation in graph.get_operations():
+            if operation.type == "SaveV2":
+                _prefix, names, _slices, *values = operation.inputs
+                self.names += list(tf.get_static_value(names))
+                self.sources += [origin(value, outside) for value in values]
+
+    def taken(self) -> list[Any]:
+        """The values as they are now."""
+        return [
+            kind if handle is None else tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind)
+            for handle, kind in self.sources
+        ]
+
+    def write(self, path: Path, values: Sequence[Any]) -> None:
+        """Write TensorFlow's files, a .index and one .data, with these values."""
+        with tf.device(CPU):  # whence files are written, wherever the values are
+            slices = [""] * len(self.names)
+            tf.raw_ops.SaveV2(prefix=str(path), tensor_names=self.names, shape_and_slices=slices, tensors=values)
+
+
+def origin(value: Any, outside: dict[str, Any]) -> tuple[Any, Any]:
+    """Where a tensor of a traced write comes from, as in Layout.sources; `outside` are the graph's captures by name."""
+    while value.op.type in ("Identity", "ReadVariableOp"):
+        dtype, value = value.dtype, value.op.inputs[0]
+    if value.name in outside:
+        return outside[value.name], dtype
+    return None, tf.constant(tf.get_static_value(value))
 
 
 def trackable(network: Any, optimizer: Any, average: Any = None) -> Any:
     """Everything that training changes, by name; `average` is the network of the averaged weights, if they are averaged."""
-    return Stored(network=network, optimizer=optimizer, **({"average": average} if average else {}))
+    return tf.train.Checkpoint(network=network, optimizer=optimizer, **({"average": average} if average else {}))
 
 
 def place(out: Path, step: int) -> Path:
@@ -71,29 +99,70 @@ def save(out: Path, weights: Any, step: int, top1: float | None, state: Any, kee
 
     `state` is a dataclass whose fields survive JSON.
     """
-    final = place(out, step)
-    aside = out / FOLDER / f".writing-{step:08d}"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        weights.write(str(aside / "weights"))
-        digests = {path.name: digest(path) for path in sorted(aside.iterdir())}
-        commit = {**stamp.stamp(), "step": step, "top1": top1, "state": asdict(state), "sha256": digests}
-        (aside / COMMIT).write_text(sealed(commit))
-        for path in (*aside.iterdir(), aside):
-            manifest.sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        manifest.sync(final.parent)
-    except (OSError, tf.errors.OpError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(
-            f"{final}: the checkpoint could not be written ({reason(error)}); the ones before it are whole: make room and "
-            "start the same command again"
-        ) from error
-    saved = Saved(final, step, top1, commit["state"])
-    prune(out, keep)
-    return saved
+    with Writer(out, weights, keep) as writer:
+        return writer.save(step, top1, state)
+
+
+class Writer:
+    """Context: writes checkpoints of a run in a thread, one at a time, while training goes on. At its end all are written."""
+
+    def __init__(self, out: Path, weights: Any, keep: int) -> None:
+        self.out, self.weights, self.keep = out, weights, keep
+        self.layout: Layout | None = None
+        self.thread: threading.Thread | None = None
+        self.failed: Exception | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is None:
+            self.wait()
+        elif kind is not KeyboardInterrupt and self.thread:  # that one wants to end at once
+            self.thread.join()
+
+    def save(self, step: int, top1: float | None, state: Any) -> Saved:
+        """Take the weights as they are, and have them written; waits for the one before. Raises UserError as wait() does."""
+        self.wait()
+        self.layout = self.layout or Layout(self.weights)
+        values, fields = self.layout.taken(), asdict(state)
+        self.thread = threading.Thread(target=self.put, args=(self.layout, values, step, top1, fields), daemon=True)
+        self.thread.start()
+        return Saved(place(self.out, step), step, top1, fields)
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises UserError if the newest one could not be."""
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        if self.failed:
+            failed, self.failed = self.failed, None
+            raise failed
+
+    def put(self, layout: Layout, values: Sequence[Any], step: int, top1: float | None, state: dict[str, Any]) -> None:
+        """In the thread."""
+        final, aside = place(self.out, step), self.out / FOLDER / f"{ASIDE}{step:08d}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            layout.write(aside / "weights", values)
+            digests = {path.name: digest(path) for path in sorted(aside.iterdir())}
+            commit = {**stamp.stamp(), "step": step, "top1": top1, "state": state, "sha256": digests}
+            (aside / COMMIT).write_text(sealed(commit))
+            for path in (*aside.iterdir(), aside):
+                manifest.sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            manifest.sync(final.parent)
+            prune(self.out, self.keep)
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            self.failed = UserError(
+                f"{final}: the checkpoint could not be written ({reason(error)}); the ones before it are whole: make room "
+                "and start the same command again"
+            )
+        except Exception as error:  # a fault of ours: not to be lost with the thread
+            self.failed = error
 
 
 def reason(error: Exception) -> str:
@@ -200,6 +269,8 @@ def restore(out: Path, weights: Any) -> tuple[Saved | None, list[str]]:
 
     A damaged one is renamed bad-...; if all are damaged, or one is of another network, raises UserError: never step 0 in silence.
     """
+    for torn in (out / FOLDER).glob(f"{ASIDE}*"):
+        shutil.rmtree(torn)
     checkpoints, notes = found(out), []
     for checkpoint in reversed(checkpoints):
         if wrong := fault(checkpoint):

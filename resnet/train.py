@@ -128,7 +128,8 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
 
     def scored() -> tuple[scores.Scores, scores.Scores | None]:
         """Of the weights as they are, and of their average; the answers are in `told`."""
-        return scores.over(watch.over(eval_batches), eval_step, expected, 2 if mean else 1, world.sum, told.append)
+        sides = len(trained.networks)
+        return scores.over(watch.over(eval_batches), trained.evaluate, expected, sides, world.sum, told.append)
 
     def judge(standing: result.Standing) -> result.Standing:
         """Evaluate the weights as they are, and their average."""
@@ -215,9 +216,6 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
             pictured = isinstance(run.track, Mlflow) and standing.scored_at == done
             if pictured and not told:  # an earlier start ended after its last checkpoint, and its answers went with it
                 scored()
-            answered = isinstance(run.track, Mlflow) and standing.scored_at == done
-            if answered and not told:  # an earlier start evaluated these weights, and was killed before it ended
-                examined()
         mark = compose.fingerprint(run)
         came = result.conclusion(run, standing, done, plan.epoch(done), minutes(), mark, mllog.end(finished=True))
         tracker.log(done, {name: value for name, value in came.items() if name.startswith("final/")})

@@ -54,7 +54,7 @@ FLOORS = [
         "reporting.tracked",
     },
     {"bench", "reporting.published"},
-    {"trained", "serve", "pictures", "reporting.groups"},
+    {"trained", "learner", "serve", "pictures", "reporting.groups"},
     {"keepsakes"},
     {"train", "reporting.table"},
     {"rank", "evaluate", "reporting.figures"},
