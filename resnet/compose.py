@@ -39,8 +39,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet import UserError, shards, stamp, store
-from resnet.config import VARIANTS, Mlflow, Progressive, Records, Run
+from resnet.config import VARIANTS, Run
 from resnet.preparation import manifest
+from resnet.settings.data import Records
+from resnet.settings.extras import Progressive
+from resnet.settings.track import Mlflow
 
 HERE = Path(__file__).resolve().parent
 HELP_HEADER = """Train a ResNet: python -m resnet.train [group=option ...] [knob=value ...]"""

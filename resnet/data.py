@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from resnet import UserError, shards
-from resnet.config import Cache, Records
 from resnet.preparation.images import MAX_ASPECT, MAX_PIXELS
 from resnet.reader import Reader
+from resnet.settings.data import Cache, Records
 from resnet.source import Source, check_memory
 
 CHUNK = 16  # records to one call into Python: enough to make its cost small, few enough to share out

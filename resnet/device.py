@@ -16,7 +16,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet import UserError, gaudi
-from resnet.config import Cluster, Device, Dtype, Policy
+from resnet.settings.cluster import Cluster, Device
+from resnet.settings.dtype import Dtype, Policy
 
 
 @dataclass(frozen=True)

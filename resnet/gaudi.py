@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 
 from resnet import UserError
-from resnet.config import Cluster, Dtype, Policy, Run
+from resnet.config import Run
+from resnet.settings.cluster import Cluster
+from resnet.settings.dtype import Dtype, Policy
 
 ROOT = Path("/")  # tests look elsewhere
 PLUGIN = "habana_frameworks"

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from resnet import pictures, serve, source
-from resnet.config import Mlflow, Records, Run
+from resnet.config import Run
 from resnet.scores import Answers
+from resnet.settings.data import Records
+from resnet.settings.track import Mlflow
 
 
 def make(

@@ -32,7 +32,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from resnet import UserError, result
-from resnet.config import Mlflow, Run
+from resnet.config import Run
+from resnet.settings.track import Mlflow
 
 FILE = "sweep.yaml"  # in a sweep's folder: what was typed, and where
 RESUME = "sweep.resume"

@@ -8,8 +8,9 @@ from typing import Any
 
 from resnet import checkpoint, device, model, optim, scores, weights
 from resnet.average import Average
-from resnet.config import Policy, Run
+from resnet.config import Run
 from resnet.guard import LossScaled
+from resnet.settings.dtype import Policy
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet import UserError
-from resnet.config import Block, Horizon, Lars, Polynomial, Records, Run
+from resnet.config import Run
 from resnet.schedule import Plan, next_multiple
+from resnet.settings.data import Records
+from resnet.settings.model import Block
+from resnet.settings.optim import Lars
+from resnet.settings.schedule import Horizon, Polynomial
 
 if TYPE_CHECKING:
     from resnet.device import World

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from resnet import UserError
-from resnet.config import Block, Model
+from resnet.settings.model import Block, Model
 
 HEAD = "fc"
 layers = tf.keras.layers

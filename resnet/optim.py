@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet.config import Lars, Optim, Sgd
+from resnet.settings.optim import Lars, Optim, Sgd
 
 NORM = ("gamma", "beta")  # of batch norm: never decayed
 NORM_AND_BIAS = (*NORM, "bias")  # what LARS leaves alone

@@ -19,9 +19,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from resnet import UserError, compose, gaudi, shards
-from resnet.config import Cluster, Horizon, Schedule
 from resnet.preparation import manifest
 from resnet.request import Request, requested
+from resnet.settings.cluster import Cluster
+from resnet.settings.schedule import Horizon, Schedule
 from resnet.vocabulary import COMMANDS, KINDS, PARAMETERS, PLANNED, RUNNER_ENVIRONMENT, Option
 
 USAGE = 2  # exit status of a command line that makes no sense

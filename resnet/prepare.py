@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 
 from resnet import UserError, knobs, shards
-from resnet.config import check, check_range
+from resnet.checks import check, check_range
 from resnet.knobs import REQUIRED, knob
 from resnet.preparation import build, manifest, summary, tfexample
 from resnet.preparation.build import local

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from resnet.config import Lars, Run
+from resnet.config import Run
+from resnet.settings.optim import Lars
 
 
 def nobody() -> Console:

@@ -25,8 +25,10 @@ from typing import Any
 import psutil
 
 from resnet import UserError, compose, lock, result, roster, starter, store
-from resnet.config import Mlflow, Run, Starter
+from resnet.config import Run
 from resnet.roster import Record
+from resnet.settings.cluster import Starter
+from resnet.settings.track import Mlflow
 
 POLL_S = 0.1
 LINGER_S = 20.0  # how long the others may take to end by themselves once one has failed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from resnet import UserError, shards
-from resnet.config import Cache, OnCorrupt, Records
+from resnet.settings.data import Cache, OnCorrupt, Records
 
 
 class Reader:

@@ -10,10 +10,11 @@ from typing import Any
 import tensorflow as tf
 
 from resnet import UserError, checkpoint
-from resnet.config import NanPolicy, Run
+from resnet.config import Run
 from resnet.guard import finite
 from resnet.meter import NotFinite
 from resnet.result import Standing
+from resnet.settings.extras import NanPolicy
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet import UserError, __version__, knobs
-from resnet.config import Mlflow
 from resnet.knobs import knob
 from resnet.reporting import figures, folders, groups, page, published, table, tracked
 from resnet.reporting.plot import standing_alone
 from resnet.reporting.training import Training
+from resnet.settings.track import Mlflow
 
 PARTS = {"report.html", "report.md", "runs.csv", "spread.csv", "curves.csv", "loss.svg", "top1.svg", "curves"}
 

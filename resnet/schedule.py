@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resnet import UserError
-from resnet.config import Constant, Cosine, Horizon, Piecewise, Polynomial, Progressive, Run, Schedule
+from resnet.config import Run
+from resnet.settings.extras import Progressive
+from resnet.settings.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
 
 Curve = Callable[[ArrayLike], NDArray[np.float64]]  # steps, any shape -> learning rates of that shape
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet.augment import prepare_images
-from resnet.config import Data
+from resnet.settings.data import Data
 
 
 @dataclass(frozen=True)

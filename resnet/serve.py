@@ -19,8 +19,9 @@ import tensorflow as tf
 
 from resnet import UserError, model, weights
 from resnet.augment import prepare_images
-from resnet.config import Data, Records, Run
+from resnet.config import Run
 from resnet.data import centre_crop
+from resnet.settings.data import Data, Records
 
 FOLDER = "model"  # in <out>, and its name in MLflow: runs:/<id>/model
 CODE = Path(__file__).with_name("served.py")

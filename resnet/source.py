@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from resnet import UserError, prepare, shards
-from resnet.config import Cache, Data, Digits, Records, Synthetic
 from resnet.preparation import manifest
 from resnet.reader import Reader
+from resnet.settings.data import Cache, Data, Digits, Records, Synthetic
 
 
 @dataclass

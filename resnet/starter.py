@@ -25,7 +25,8 @@ from typing import Any
 import psutil
 
 from resnet import UserError, gaudi
-from resnet.config import Cluster, Device, Run, Starter
+from resnet.config import Run
+from resnet.settings.cluster import Cluster, Device, Starter
 
 PROGRAM = ("-m", "resnet.rank")  # what a rank's Python runs; then come the run's folder and --rank
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from resnet.augment import mix_up, prepare_images
-from resnet.config import NanPolicy, Run
+from resnet.config import Run
 from resnet.guard import Skipping
+from resnet.settings.extras import NanPolicy
 
 
 def compiled(network: Any, optimizer: Any, run: Run, world: Any, batch: Any) -> Callable[[Any, Any, Any, Any], Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from resnet.config import Mlflow, Off, Track
+from resnet.settings.track import Mlflow, Off, Track
 
 VALUE_LIMIT = 6000  # characters of a parameter (MLflow 3)
 BATCH_LIMIT = 100  # parameters to a request (MLflow's REST limit)

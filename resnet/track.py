@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from resnet import UserError, __version__, events, store
-from resnet.config import Mlflow, Run, Track
+from resnet.config import Run
 from resnet.lines import Lines
+from resnet.settings.track import Mlflow, Track
 from resnet.store import Note
 
 FILE = "metrics.jsonl"

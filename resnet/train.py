@@ -47,9 +47,10 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         track,
     )
     from resnet import device as machine
-    from resnet.config import Mlflow, NanPolicy
     from resnet.meter import Meter, NotFinite
     from resnet.preparation import manifest
+    from resnet.settings.extras import NanPolicy
+    from resnet.settings.track import Mlflow
     from resnet.signals import Signals
     from resnet.watchdog import Watchdog
 

@@ -28,8 +28,8 @@ from safetensors.numpy import load_file, save
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from resnet import UserError, checkpoint, compose, model
-from resnet.config import Block, Model
 from resnet.preparation import manifest
+from resnet.settings.model import Block, Model
 
 Tensors = dict[str, NDArray[Any]]
 

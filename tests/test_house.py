@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("benchmarks", "preparation", "reporting", "settings")  # of resnet/
 
 # What a module of resnet/ may import of resnet/. A lower floor never knows a higher one, and leaves never each other.
 FLOORS = [
+    {"checks"},
+    {f"settings.{group}" for group in ("cluster", "data", "dtype", "extras", "model", "optim", "schedule", "track")},
     {
         "config",
         "roster",
@@ -96,7 +99,7 @@ def imported(tree):
             outside |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             outside.add(node.module.split(".")[0])
-            if node.module in ("resnet", "resnet.preparation", "resnet.benchmarks", "resnet.reporting"):
+            if node.module in ("resnet", *(f"resnet.{package}" for package in PACKAGES)):
                 inside |= {f"{node.module}.{alias.name}".removeprefix("resnet.") for alias in node.names}
             elif node.module.startswith("resnet."):
                 inside.add(node.module.removeprefix("resnet."))

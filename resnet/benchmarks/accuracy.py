@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet import UserError, result
 from resnet.benchmarks.sides import machine
-from resnet.config import check
+from resnet.checks import check
 from resnet.knobs import knob
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from resnet import UserError, shards
 from resnet.benchmarks.sides import interleaved, machine, table
-from resnet.config import Records, check
+from resnet.checks import check
 from resnet.knobs import knob
+from resnet.settings.data import Records
 
 
 @dataclass(kw_only=True)

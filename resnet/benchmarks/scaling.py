@@ -14,7 +14,7 @@ from pathlib import Path
 
 from resnet import UserError, result
 from resnet.benchmarks.sides import interleaved, machine
-from resnet.config import check
+from resnet.checks import check
 from resnet.knobs import knob
 
 GRADIENTS = {"resnet50": 102.2e6, "resnet101": 178e6, "resnet152": 241e6, "resnext101": 177e6}  # bytes, float32

@@ -18,7 +18,7 @@ import psutil
 
 from resnet import UserError
 from resnet.benchmarks.sides import machine
-from resnet.config import check
+from resnet.checks import check
 from resnet.knobs import knob
 
 BATCH, IMAGES = 32, 1437  # of the digits

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from resnet import UserError, progress, track
 from resnet.benchmarks.sides import interleaved, machine
-from resnet.config import Mlflow, check
+from resnet.checks import check
 from resnet.knobs import knob
+from resnet.settings.track import Mlflow
 
 READY_S = 60.0  # for MLflow to be imported and a run to be there
 

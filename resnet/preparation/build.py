@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnet import UserError
-from resnet.config import check
+from resnet.checks import check
 from resnet.knobs import REQUIRED, knob
 from resnet.preparation import journal, manifest, summary, writer
 from resnet.preparation.bar import Bar

@@ -13,20 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from resnet import compose
-from resnet.config import (
-    MISSING,
-    VARIANTS,
-    Block,
-    Constant,
-    Cosine,
-    Digits,
-    Lars,
-    Piecewise,
-    Policy,
-    Polynomial,
-    Sgd,
-    Synthetic,
-)
+from resnet.checks import MISSING
+from resnet.config import VARIANTS
+from resnet.settings.data import Digits, Synthetic
+from resnet.settings.dtype import Policy
+from resnet.settings.model import Block
+from resnet.settings.optim import Lars, Sgd
+from resnet.settings.schedule import Constant, Cosine, Piecewise, Polynomial
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = sorted((path.parent.name, path.stem) for path in (ROOT / "conf").glob("*/*.yaml"))

@@ -14,7 +14,9 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from resnet import UserError, compose, model, optim, schedule
-from resnet.config import Block, Lars, Model, Policy, Sgd
+from resnet.settings.dtype import Policy
+from resnet.settings.model import Block, Model
+from resnet.settings.optim import Lars, Sgd
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "experiments" / "recipe").glob("*.yaml"))}

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from resnet import UserError, checkpoint, model, result, schedule, weights
 from resnet.average import Average
-from resnet.config import Block, Model
 from resnet.scores import Scores
+from resnet.settings.model import Block, Model
 from resnet.train import train
 
 KEPT, EVERY, STEPS = 0.3, 2, 9  # (1 + 2) / (10 + 2) is below 0.3, (1 + 4) / (10 + 4) above it

@@ -14,7 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from resnet import UserError, compose
-from resnet.config import Cosine, Lars, LarsRow, Mlflow, Off, Piecewise, Policy, Polynomial, Run, Sgd
+from resnet.config import Run
+from resnet.settings.dtype import Policy
+from resnet.settings.optim import Lars, LarsRow, Sgd
+from resnet.settings.schedule import Cosine, Piecewise, Polynomial
+from resnet.settings.track import Mlflow, Off
 
 
 @pytest.fixture

@@ -1,39 +1,23 @@
-"""The checks of the dataclasses, one by one, and the rule that a knob exists only where it is read."""
+"""The checks of a run and its parts, one by one."""
 
 import ast
 import dataclasses
 import inspect
 import math
 import textwrap
-import typing
-from pathlib import Path
 
 import pytest
 
-import resnet
-from resnet import UserError, config
-from resnet.config import (
-    VARIANTS,
-    Block,
-    Cluster,
-    Constant,
-    Cosine,
-    Device,
-    Digits,
-    Dtype,
-    Lars,
-    LarsRow,
-    Mlflow,
-    Model,
-    Off,
-    Piecewise,
-    Policy,
-    Polynomial,
-    Records,
-    Run,
-    Sgd,
-    Synthetic,
-)
+from resnet import UserError
+from resnet.config import VARIANTS, Run
+from resnet.settings.cluster import Cluster, Device
+from resnet.settings.data import Data, Digits, Records, Synthetic
+from resnet.settings.dtype import Dtype, Policy
+from resnet.settings.extras import Ema, Finetune, OnNan, Progressive
+from resnet.settings.model import Block, Model
+from resnet.settings.optim import Lars, Optim, Sgd
+from resnet.settings.schedule import Constant, Cosine, Piecewise, Polynomial, Schedule
+from resnet.settings.track import Mlflow, Off, Track
 
 NAN, INF = math.nan, math.inf
 
@@ -51,19 +35,19 @@ def cluster(**knobs):
 
 
 def ema(**knobs):
-    return config.Ema(**knobs)
+    return Ema(**knobs)
 
 
 def progressive(**knobs):
-    return config.Progressive(**knobs)
+    return Progressive(**knobs)
 
 
 def finetune(**knobs):
-    return config.Finetune(**knobs)
+    return Finetune(**knobs)
 
 
 def on_nan(**knobs):
-    return config.OnNan(**knobs)
+    return OnNan(**knobs)
 
 
 def mlflow(**knobs):
@@ -300,17 +284,17 @@ def test_crops_that_grow_to_a_size_that_is_no_multiple_are_refused():
 
 
 def test_every_check_of_the_dataclasses_has_a_case_here():
-    """A knob that __post_init__ looks at is one that some case above breaks."""
+    """A knob that a check looks at is one that some case above breaks."""
     broken = {named for _, _, named, _ in BAD}
-    groups = {Model: "model", config.Optim: "optim", config.Schedule: "schedule", config.Data: "data"}
-    groups |= {Cluster: "cluster", config.Track: "track"}
-    groups |= {config.Ema: "ema", config.Progressive: "progressive", config.Finetune: "finetune"}
-    groups |= {config.OnNan: "on_nan"}
+    groups = {Model: "model", Optim: "optim", Schedule: "schedule", Data: "data"}
+    groups |= {Cluster: "cluster", Track: "track"}
+    groups |= {Ema: "ema", Progressive: "progressive", Finetune: "finetune"}
+    groups |= {OnNan: "on_nan"}
     for kind in {kind for variants in VARIANTS.values() for kind in variants.values()} | {Run, *list(groups)[-4:]}:
         group = next((f"{name}." for base, name in groups.items() if issubclass(kind, base)), "")
-        if "__post_init__" in vars(kind):
-            tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__post_init__)))
-            knobs = {knob.name for knob in dataclasses.fields(kind)}
+        knobs = {knob.name for knob in dataclasses.fields(kind)} - set(VARIANTS)
+        for check in (value for name, value in vars(kind).items() if name.startswith(("__post_init__", "check_"))):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(check)))
             said = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
             for knob in knobs & {word.rpartition(".")[2] for word in said}:
                 assert f"{group}{knob}" in broken, f"no case breaks {group}{knob}"
@@ -328,180 +312,3 @@ def test_defaults_are_the_published_ones():
     assert default.data.mean == [123.68, 116.78, 103.94] and default.data.std == [58.393, 57.12, 57.375]
     assert (default.data.min_area, default.data.max_aspect) == (0.08, pytest.approx(4 / 3))
     assert default.keep_checkpoints == 3
-
-
-# ------------------------------------------------------------------------------------------------- every knob is read
-KINDS = {name: kind for name, kind in vars(config).items() if dataclasses.is_dataclass(kind)}
-HINTS = {kind: typing.get_type_hints(kind) for kind in KINDS.values()}
-# Names that stand for a run where the annotation says Any or DictConfig.
-RUNS = {"run", "config", "_root_", "saved"}
-
-
-def family(kind):
-    """A dataclass with all that it could be narrowed to."""
-    return {kind} | {other for other in KINDS.values() if issubclass(other, kind)}
-
-
-def declared():
-    """(dataclass that first declares it, knob) of every knob."""
-    for kind in KINDS.values():
-        for knob in vars(kind).get("__annotations__", {}):
-            if not any(knob in HINTS.get(base, {}) for base in kind.__mro__[1:]):
-                yield kind, knob
-
-
-def owner(kind, knob):
-    """The dataclass that first declares `knob` of `kind` or of what it could be narrowed to."""
-    for narrowed in sorted(family(kind), key=lambda k: len(k.__mro__)):
-        for base in reversed(narrowed.__mro__):
-            if knob in vars(base).get("__annotations__", {}):
-                return base
-    return None
-
-
-class Reader(ast.NodeVisitor):
-    """Follows attributes through the types of the dataclasses: `run.schedule.horizon_epochs`, `settings.uri`."""
-
-    def __init__(self):
-        self.read = set()  # (dataclass, knob)
-        self.scopes = [{}]
-
-    def kind(self, node):
-        """The dataclass that an expression is, if the source tells."""
-        if isinstance(node, ast.Name):
-            return next((s[node.id] for s in reversed(self.scopes) if node.id in s), Run if node.id in RUNS else None)
-        if isinstance(node, ast.Attribute):
-            base = self.kind(node.value)
-            if base is None:
-                return self.kind(ast.Name(f".{node.attr}")) or (Run if node.attr == "run" else None)
-            holder = owner(base, node.attr) if base else None
-            hint = HINTS[holder][node.attr] if holder else None
-            parts = [hint, *typing.get_args(hint)]
-            return next((part for part in parts if part in HINTS), None)
-        if isinstance(node, ast.Subscript):
-            return self.kind(node.value)
-        if isinstance(node, ast.IfExp):
-            return self.kind(node.body) or self.kind(node.orelse)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "next":  # next(row for row in rows ...)
-            self.visit(node.args[0])
-            return self.kind(getattr(node.args[0], "elt", node.args[0]))
-        return None
-
-    def annotated(self, annotation):
-        return next((KINDS[n.id] for n in ast.walk(annotation) if isinstance(n, ast.Name) and n.id in KINDS), None)
-
-    def visit_FunctionDef(self, node):
-        args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        kinds = {arg.arg: self.annotated(arg.annotation) for arg in args if arg.annotation}
-        self.scopes.append({name: kind for name, kind in kinds.items() if kind})
-        self.generic_visit(node)
-        self.scopes.pop()
-
-    def visit_ClassDef(self, node):
-        """`self.settings` is what __init__ was given under that name, or a field of a dataclass."""
-        known = {f".{n.target.id}": self.annotated(n.annotation) for n in node.body if isinstance(n, ast.AnnAssign)}
-        for method in node.body:
-            if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-                known |= {f".{arg.arg}": self.annotated(arg.annotation) for arg in method.args.args if arg.annotation}
-        self.scopes.append({name: kind for name, kind in known.items() if kind})
-        self.generic_visit(node)
-        self.scopes.pop()
-
-    def visit_Assert(self, node):
-        """`assert isinstance(settings, Records)`."""
-        call = node.test
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "isinstance" and isinstance(call.args[0], ast.Name):
-            self.scopes[-1][call.args[0].id] = self.annotated(call.args[1])
-        self.generic_visit(node)
-
-    def visit_Match(self, node):
-        """`match settings: case Records(): ...`."""
-        for case in node.cases:
-            kind = self.annotated(case.pattern)
-            self.scopes.append({node.subject.id: kind} if kind and isinstance(node.subject, ast.Name) else {})
-            self.generic_visit(case)
-            self.scopes.pop()
-
-    def visit_Assign(self, node):
-        pairs = [(target, node.value) for target in node.targets]
-        if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
-            pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
-        for target, value in pairs:
-            if isinstance(target, ast.Name) and (kind := self.kind(value)):
-                self.scopes[-1][target.id] = kind
-        self.generic_visit(node)
-
-    def bind(self, target, source):
-        """`for row in optim.rows`."""
-        if isinstance(target, ast.Name) and (kind := self.kind(source)):
-            self.scopes[-1][target.id] = kind
-
-    def visit_For(self, node):
-        self.bind(node.target, node.iter)
-        self.generic_visit(node)
-
-    def visit_GeneratorExp(self, node):
-        for part in node.generators:
-            self.bind(part.target, part.iter)
-        self.generic_visit(node)
-
-    def visit_Attribute(self, node):
-        kind = self.kind(node.value)
-        if kind and isinstance(node.ctx, ast.Load):
-            if holder := owner(kind, node.attr):
-                self.read.add((holder, node.attr))
-            elif isinstance(vars(kind).get(node.attr), property):
-                self.read.add((kind, node.attr))
-        self.generic_visit(node)
-
-    def visit_Call(self, node):
-        if isinstance(node.func, ast.Name) and node.func.id == "getattr" and isinstance(node.args[1], ast.Constant):
-            kind = self.kind(node.args[0])
-            if kind and (holder := owner(kind, node.args[1].value)):
-                self.read.add((holder, node.args[1].value))
-        self.generic_visit(node)
-
-
-def knobs_read():
-    """(dataclass, knob) of every knob that resnet/ outside config.py reads."""
-    folder = Path(resnet.__file__).parent
-    reader = Reader()
-    for path in sorted(folder.glob("*.py")):
-        if path.name != "config.py":
-            reader.visit(ast.parse(path.read_text()))
-    for kind in KINDS.values():  # a property that is read reads what it is made of
-        for name, value in vars(kind).items():
-            if isinstance(value, property) and (kind, name) in reader.read:
-                reader.scopes.append({"self": kind})
-                reader.visit(ast.parse(textwrap.dedent(inspect.getsource(value.fget))))
-                reader.scopes.pop()
-    return reader.read
-
-
-def test_every_knob_is_read():
-    read = knobs_read()
-    # The columns of optim=lars are read by name, in option files: `lr: ${lars_row:lr}`.
-    options = "".join(path.read_text() for path in (Path(resnet.__file__).parents[1] / "conf").rglob("*.yaml"))
-    read |= {(LarsRow, column) for column in HINTS[LarsRow] if f"${{lars_row:{column}}}" in options}
-    # A variant's name is what load() finds its dataclass by.
-    read |= {(kind, "name") for kind in KINDS.values()}
-    unread = [f"{kind.__name__}.{knob}" for kind, knob in declared() if (kind, knob) not in read]
-    assert not unread
-
-
-def test_the_search_for_knobs_tells_a_read_knob_from_an_unread_one():
-    """What the test above rests on: that a knob of the same name elsewhere, or a store, does not count."""
-    reader = Reader()
-    reader.visit(
-        ast.parse(
-            "def f(run: Run, path: Path, schedule: Schedule):\n"
-            "    run.batch = 3\n"
-            "    path.seed\n"
-            "    schedule.power\n"
-            "    data = run.data\n"
-            "    return data.flip\n"
-        )
-    )
-    assert (Run, "batch") not in reader.read
-    assert (Run, "seed") not in reader.read
-    assert {(Polynomial, "power"), (Records, "flip"), (Run, "data")} <= reader.read

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from resnet import UserError, augment, data, shards, source
-from resnet.config import Digits, Records, Synthetic
+from resnet.settings.data import Digits, Records, Synthetic
 
 TRAIN, VAL, BATCH, SIDE = 51, 23, 8, 16  # images, images, images, pixels
 STEPS = TRAIN // BATCH  # of an epoch; three images are left out of each

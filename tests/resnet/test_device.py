@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from resnet import UserError, device
-from resnet.config import Cluster, Device, Dtype, Policy
+from resnet.settings.cluster import Cluster, Device
+from resnet.settings.dtype import Dtype, Policy
 
 FP32, BF16 = Dtype("fp32", Policy.float32), Dtype("bf16", Policy.mixed_bfloat16)
 CPUINFO = """processor\t: 0

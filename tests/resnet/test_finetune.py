@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from resnet import UserError, compose, data, model, optim, source, weights
 from resnet import train as trainer
-from resnet.config import Block, Lars, Model, Sgd
+from resnet.settings.model import Block, Model
+from resnet.settings.optim import Lars, Sgd
 from resnet.train import train
 
 SETTINGS = Model(name="tiny", block=Block.bottleneck, depths=[1, 1, 1, 1], width=4, filters=4)

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnet import UserError, checkpoint, compose, lines, prepare, schedule, shards, source, weights
-from resnet.config import OnCorrupt, Records
 from resnet.preparation import archive, audit, images, manifest
+from resnet.settings.data import OnCorrupt, Records
 
 CASES = {
     "shard": 500,

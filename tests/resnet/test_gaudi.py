@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from resnet import UserError, checkpoint, device, gaudi
-from resnet.config import Cluster, Device, Dtype, Policy
+from resnet.settings.cluster import Cluster, Device
+from resnet.settings.dtype import Dtype, Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fakes" / "gaudi"

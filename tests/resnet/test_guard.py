@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from resnet import guard, optim
-from resnet.config import Sgd
 from resnet.guard import LossScaled
+from resnet.settings.optim import Sgd
 
 
 def made(growth=None, monkeypatch=None):

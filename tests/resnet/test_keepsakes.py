@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from resnet import keepsakes, pictures, serve, source
-from resnet.config import Mlflow
 from resnet.scores import Answers
+from resnet.settings.track import Mlflow
 
 
 class Tracker:

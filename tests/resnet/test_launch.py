@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 
 from resnet import compose, launch, result, store, track, train
-from resnet.config import Mlflow
+from resnet.settings.track import Mlflow
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import tensorflow as tf
 import yaml
 
 from resnet import model
-from resnet.config import Block, Model
+from resnet.settings.model import Block, Model
 
 ROWS = Path(__file__).resolve().parents[2] / "conf" / "model"
 SMALL = [1, 2, 1, 1]

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from resnet import model, optim
-from resnet.config import Block, Lars, Model, Sgd
+from resnet.settings.model import Block, Model
+from resnet.settings.optim import Lars, Sgd
 
 STEPS = 12
 SMALL = Model("small", Block.bottleneck, [1, 1, 1, 1], groups=2, width=2, filters=4, zero_init_residual=False)

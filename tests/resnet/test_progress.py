@@ -8,7 +8,14 @@ import pytest
 from rich.console import Console
 
 from resnet import progress
-from resnet.config import Cluster, Constant, Device, Dtype, Lars, LarsRow, Model, Off, Policy, Run, Sgd, Synthetic
+from resnet.config import Run
+from resnet.settings.cluster import Cluster, Device
+from resnet.settings.data import Synthetic
+from resnet.settings.dtype import Dtype, Policy
+from resnet.settings.model import Model
+from resnet.settings.optim import Lars, LarsRow, Sgd
+from resnet.settings.schedule import Constant
+from resnet.settings.track import Off
 
 SCORES = SimpleNamespace(top1=0.9812, top5=0.9999, loss=0.12345, seen=50_000)
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from resnet import UserError, checkpoint, data, prepare, source
-from resnet.config import Cache, OnCorrupt, Records
+from resnet.settings.data import Cache, OnCorrupt, Records
 from resnet.train import train
 
 SIZE, BATCH = 16, 8

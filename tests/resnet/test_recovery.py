@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from resnet import UserError, augment, checkpoint, compose, model, optim, recovery, result
 from resnet import schedule as schedules
-from resnet.config import Sgd
 from resnet.guard import LossScaled, Skipping
+from resnet.settings.optim import Sgd
 from resnet.train import train
 
 pytestmark = pytest.mark.timeout(900)  # two ranks wait for each other, on a machine that may be busy

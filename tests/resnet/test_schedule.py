@@ -7,23 +7,15 @@ import numpy as np
 import pytest
 
 from resnet import UserError, schedule
-from resnet.config import (
-    Block,
-    Cluster,
-    Constant,
-    Cosine,
-    Dtype,
-    Ema,
-    Model,
-    Off,
-    Piecewise,
-    Policy,
-    Polynomial,
-    Progressive,
-    Run,
-    Sgd,
-    Synthetic,
-)
+from resnet.config import Run
+from resnet.settings.cluster import Cluster
+from resnet.settings.data import Synthetic
+from resnet.settings.dtype import Dtype, Policy
+from resnet.settings.extras import Ema, Progressive
+from resnet.settings.model import Block, Model
+from resnet.settings.optim import Sgd
+from resnet.settings.schedule import Constant, Cosine, Piecewise, Polynomial
+from resnet.settings.track import Off
 
 IMAGENET = 1_281_167
 PER_EPOCH = 625  # floor(1,281,167 / 2048): eight cards of 256

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from resnet import scores as counted
-from resnet.config import Synthetic
+from resnet.settings.data import Synthetic
 
 
 def np_counts(logits, labels, mask):

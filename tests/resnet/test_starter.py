@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from resnet import UserError, starter
-from resnet.config import Cluster, Device, Starter
+from resnet.settings.cluster import Cluster, Device, Starter
 
 PYTHON = sys.executable
 OUT = Path("/runs/x y")

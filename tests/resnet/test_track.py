@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from resnet import UserError, compose, store, track
-from resnet.config import Mlflow, Off
+from resnet.settings.track import Mlflow, Off
 
 LONG = "x" * 7000
 PARAMS = {"batch": 64, "optim.lr": 0.1, "data.mean": [1.0, 2.0], "steps": None, "optim.rows": LONG}
@@ -182,7 +182,7 @@ def test_more_parameters_and_metrics_than_one_request_takes_all_arrive(new, clie
 
 def test_without_mlflow_there_is_metrics_jsonl_and_nothing_else(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from resnet import track; from resnet.config import Off\n"
+        "import sys; from pathlib import Path; from resnet import track; from resnet.settings.track import Off\n"
         "tracker = track.Tracker(Path.cwd(), Off(), {}, {})\n"
         "tracker.log(3, {'train/loss': 1.5}); tracker.tag('a', 'b'); tracker.artifact(Path('x'))\n"
         "assert tracker.close('FINISHED') is None and tracker.run_id is None and 'mlflow' not in sys.modules\n"
@@ -372,7 +372,7 @@ def test_an_artifact_that_cannot_be_kept_costs_no_metric(new, client):
 def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path):
     """Racing to create the tables breaks the file for good: one makes them, the other waits."""
     program = (
-        "import sys; from pathlib import Path; from resnet import track; from resnet.config import Mlflow\n"
+        "import sys; from pathlib import Path; from resnet import track; from resnet.settings.track import Mlflow\n"
         "out = Path(sys.argv[1]); out.mkdir(); (out / 'config.yaml').write_text('a: 1')\n"
         "tracker = track.Tracker(out, Mlflow(uri=sys.argv[2], run_name=out.name), {'a': 1}, {})\n"
         "tracker.log(1, {'train/loss': 1.0})\n"

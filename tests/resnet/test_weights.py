@@ -19,7 +19,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from resnet import UserError, checkpoint, compose, model, optim, weights
-from resnet.config import Block, Model
+from resnet.settings.model import Block, Model
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = {  # trainable parameters with 1000 classes
