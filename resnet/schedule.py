@@ -174,6 +174,8 @@ def plan(run: Run, train_images: int) -> Plan:
         )
     total = run.lr_find_steps if run.lr_find else round(run.epochs * per_epoch)
     total = max(1, total if run.steps is None else min(total, run.steps))
+    if run.profile_steps and run.profile_steps[1] > total:
+        raise UserError(f"profile_steps={run.profile_steps}: the run ends after {total} steps; profile earlier ones")
     return Plan(
         steps_per_epoch=per_epoch,
         total_steps=total,

@@ -37,6 +37,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         learner,
         lr_find,
         mlperf,
+        profiler,
         progress,
         recovery,
         result,
@@ -88,6 +89,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     earlier = standing.minutes
     asked, watch, status = Signals(), Watchdog(run.cluster.stall_s, world.rank, stalled), "FAILED"
     writer = checkpoint.Writer(out, trained.stored, run.keep_checkpoints)
+    watched = profiler.Profiler(run.profile_steps if first else None, out)
 
     def ready(start: int) -> tuple[Any, Callable[[Any, Any, Any, Any], Any]]:
         """(batches, graph that trains on them) from step `start` on."""
@@ -115,6 +117,12 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         if first:
             tracker.artifact(result.write(out, came))
         return came
+
+    def profiled(rows: list[profiler.Row]) -> None:
+        """Tell and keep what a profile has shown, if it is there."""
+        if rows:
+            display.say(profiler.told(rows, watched.folder))
+            tracker.artifact(watched.folder / profiler.TABLE)
 
     def metered() -> Meter:
         """A meter of what comes after `done`."""
@@ -175,6 +183,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                 lrs = plan.lr(np.arange(start, end)) * standing.lr_scale
                 ratios = augment.mix_ratios(run.mixup, run.seed, range(start, end))
                 flag = tf.constant(float(asked.stop))
+                watched.before(start, end)
                 losses, flag = train_steps(batches, tf.constant(lrs, tf.float32), tf.constant(ratios), flag)
                 meter.add(losses)
                 stop = asked.agreed(flag, world.ranks)
@@ -185,6 +194,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
                         tf.constant(schedule.ema_decay(run.ema.kept, run.ema.every_steps, done), tf.float32)
                     )
                 display.move(done)
+                profiled(watched.after(done, losses))
                 pauses = plan.saves(done) or stop
                 if pauses or plan.logs(start, done) or meter.calls == 1 or plan.resizes(done):
                     try:
@@ -246,6 +256,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
             raise fault from None
         raise
     finally:
+        profiled(watched.end(done))
         mllog.end(finished=False)
         display.close()
         if trouble := tracker.close(status):
