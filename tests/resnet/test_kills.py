@@ -21,7 +21,8 @@ import numpy as np
 import psutil
 import pytest
 
-from resnet import checkpoint, lock
+from resnet import checkpoint, keepsakes, lock, result, track
+from resnet.train import train
 
 pytestmark = pytest.mark.timeout(7200)
 
@@ -155,7 +156,11 @@ class Start:
         steps, now = logged(self.out)[0], newest(self.out)
         assert now >= self.from_step, (SEED, said)
         # One checkpoint may still be written while training goes on to the next, which waits for it.
-        assert max(steps, default=0) <= now + 2 * SAVE, (SEED, said, "more steps are lost than since the last checkpoint")
+        assert max(steps, default=0) <= now + 2 * SAVE, (
+            SEED,
+            said,
+            "more steps are lost than since the last checkpoint",
+        )
 
 
 def finish(out, *words):
@@ -206,7 +211,9 @@ def killed(folder, count, whole, moments, *words, part=0):
         run += 1
         if len(seen) == count:
             counts = ", ".join(f"{sum(m == name for m, _ in seen)} in {name}" for name in dict.fromkeys(moments))
-            print(f"seed {SEED}: {count} kills of {run} runs ({counts}); each ended with the weights of one undisturbed")
+            print(
+                f"seed {SEED}: {count} kills of {run} runs ({counts}); each ended with the weights of one undisturbed"
+            )
             return seen
 
 
@@ -225,6 +232,30 @@ def test_10_kills_of_the_parent_of_two_ranks(tmp_path):
     """The ranks, of which nobody knows any more, are ended by the next start."""
     finish(tmp_path / "whole", "cluster=cpu2")
     killed(tmp_path, 10, tmp_path / "whole", MOMENTS, "cluster=cpu2")
+
+
+@pytest.mark.usefixtures("small_network")
+def test_what_the_last_evaluation_said_is_asked_again_by_a_start_that_finds_only_its_checkpoint(run_of, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    kept = []
+    monkeypatch.setattr(track, "Tracker", lambda *_: track.Nobody())
+    monkeypatch.setattr(keepsakes, "make", lambda _run, _out, _images, answers, *_: kept.append(answers) or [])
+    run = run_of("model=tiny", "data=digits", "batch=32", "steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(result, "write", killed)
+        with pytest.raises(Killed):
+            train(run, Path(run.out))
+    made = train(run, Path(run.out))
+    first, again = kept
+    assert again.seen.all() and len(again.labels) == 360 and result.read(Path(run.out)) == made
+    assert np.array_equal(first.said, again.said) and (again.said == again.labels).mean() == pytest.approx(
+        made["eval/top1"]
+    )
 
 
 LAST = """
@@ -253,7 +284,9 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_result_ends_with_all_t
     for name in ("confusion.png", "mistakes.png"):
         assert (out / name).read_bytes() == (away / name).read_bytes(), name
     assert list((out / "model").rglob("saved_model.pb"))
-    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if "eval/top1" in line]
+    steps = [
+        json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if "eval/top1" in line
+    ]
     assert steps == [2]
 
 

@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from resnet import UserError, lock
+from resnet import UserError, checkpoint, lock
 
 HOLD = """
 import sys, time
@@ -54,6 +54,52 @@ def test_a_second_process_is_refused_with_the_first_ones_host_number_and_time(tm
     since = time.strftime("%Y-%m-%d ")
     assert said.startswith(f"out={out}: process {process.pid} on {socket.gethostname()} trains here since {since}")
     assert said.endswith(f"end it with `kill {process.pid}`, or give another out=")
+
+
+def training(out, *words):
+    """`python -m resnet.train` there."""
+    words = [
+        "model=tiny",
+        "data=digits",
+        "batch=8",
+        "track=off",
+        "eval=false",
+        "log_every_steps=1",
+        *words,
+        f"out={out}",
+    ]
+    command = [sys.executable, "-u", "-m", "resnet.train", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_training_in_the_folder_of_another_is_refused_at_once(tmp_path):
+    """Before TensorFlow is imported: the holder here is a process that only has the lock."""
+    with holding(tmp_path) as process:
+        second = training(tmp_path, "steps=1")
+        said, errors = second.communicate()
+    host = socket.gethostname()
+    assert second.returncode == 1 and said == ""
+    assert errors.startswith(f"error: out={tmp_path}: process {process.pid} on {host} trains here since ")
+    assert errors.count("\n") == 1 and not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_of_two_trainings_the_second_is_refused_and_has_the_folder_once_the_first_is_killed(tmp_path):
+    with training(tmp_path, "steps=100000", "save_every_steps=20") as first:
+        try:
+            for line in first.stdout:
+                if line.startswith("step 30/"):
+                    break
+            second = training(tmp_path, "steps=100000", "save_every_steps=20")
+            _, errors = second.communicate()
+            assert second.returncode == 1 and f": process {first.pid} on {socket.gethostname()} trains here" in errors
+            assert first.poll() is None
+        finally:
+            first.kill()
+    step = max(saved.step for saved in checkpoint.found(tmp_path))
+    third = training(tmp_path, f"steps={step + 20}", "save_every_steps=20")
+    said, errors = third.communicate()
+    assert third.returncode == 0 and f"going on from step {step:,}," in said, errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, None])
