@@ -1,4 +1,4 @@
-"""Real starts with one seed, and what TensorFlow writes of their weights, byte for byte; also with its deterministic operations."""
+"""Real starts with one seed: the bytes of their weights, the same in every process; also with deterministic operations."""
 
 import os
 import subprocess
