@@ -5,19 +5,27 @@ Absolute figures belong to one machine on one day; ratios travel.
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from resnet import UserError, knobs
-from resnet.benchmarks import accuracy, scaling, soak, tracking
+from resnet.benchmarks import accuracy, everything, logged, outcome, scaling, soak, start, step, tracking, train
 from resnet.benchmarks import input as reading
 
 COMMANDS: dict[str, tuple[Any, Any]] = {
+    "step": (step.Step, step.measure),
     "input": (reading.Input, reading.measure),
+    "train": (train.Train, train.measure),
     "accuracy": (accuracy.Accuracy, accuracy.measure),
     "scaling": (scaling.Scaling, scaling.measure),
+    "start": (start.Start, start.measure),
     "track": (tracking.Tracking, tracking.measure),
     "soak": (soak.Soak, soak.measure),
+    "all": (everything.Everything, everything.measure),
 }
 
 
@@ -29,6 +37,34 @@ def help_text() -> str:
     return "\n".join(told)
 
 
+def measure(command: str, words: Sequence[str]) -> None:
+    """Measure, print what came of it, and keep it where out= and track= say. Raises UserError."""
+    if command not in COMMANDS:
+        raise UserError(f"{command}: no such benchmark; {knobs.nearest(command, list(COMMANDS))}")
+    kind, work = COMMANDS[command]
+    given = {"dir" if name == "data.dir" else name: text for name, text in knobs.split(words).items()}  # as in training
+    asked = knobs.parse(kind, given, f"resnet.bench {command}")
+    found = work(asked)
+    if isinstance(found, outcome.Outcome):
+        keep(dataclasses.replace(found, command=shown(command, words)), command, asked)
+
+
+def shown(command: str, words: Sequence[str]) -> str:
+    """The command that measures this again; where its outcome went is no part of it."""
+    told = [word for word in words if not word.startswith(("out=", "track="))]
+    return shlex.join(["python", "-m", "resnet.bench", command, *told])
+
+
+def keep(found: outcome.Outcome, command: str, asked: Any) -> None:
+    """Print it first: what was measured is not to be lost to a full disk."""
+    print(found.markdown())
+    if asked.out:
+        for path in outcome.write(found, Path(asked.out), command):
+            print(f"{path} written", file=sys.stderr)
+    if asked.track == "mlflow":
+        print(f"MLflow run {logged.log(found, command, dataclasses.asdict(asked))}", file=sys.stderr)
+
+
 def main() -> int:
     """Exit status."""
     command, *rest = sys.argv[1:] or ["--help"]
@@ -36,13 +72,7 @@ def main() -> int:
         print(help_text())
         return 0
     try:
-        if command not in COMMANDS:
-            raise UserError(f"{command}: no such benchmark; {knobs.nearest(command, list(COMMANDS))}")
-        kind, measure = COMMANDS[command]
-        given = {
-            "dir" if name == "data.dir" else name: text for name, text in knobs.split(rest).items()
-        }  # as in training
-        measure(knobs.parse(kind, given, f"resnet.bench {command}"))
+        measure(command, rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

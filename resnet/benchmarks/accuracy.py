@@ -3,62 +3,58 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError, result
-from resnet.benchmarks.sides import machine
+from resnet import UserError
+from resnet.benchmarks import trainings
+from resnet.benchmarks.outcome import Kept, Outcome, Row
+from resnet.benchmarks.sides import facts
 from resnet.checks import check
 from resnet.knobs import knob
 
 
 @dataclass(kw_only=True)
-class Accuracy:
+class Accuracy(Kept):
     """a recipe against a faster one: top-1, minutes of the whole run, and how many times sooner"""
 
     slow: str = knob("quickstart", "recipe to compare with")
     fast: str = knob("quickstart_fast", "recipe that should get there sooner")
-    seeds: int = knob(3, "trainings of each, with seeds 1, 2, ...")
+    seeds: int = knob(5, "trainings of each, with seeds 1, 2, ...")
     words: str = knob("", "more words for both, such as 'data=folder data.dir=shards'")
-    out: str | None = knob(None, "folder to keep the runs in; a temporary one if left out")
+    out: str | None = knob(None, "folder for the outcome, and to keep the runs in; those go to a temporary one without")
 
     def __post_init__(self) -> None:
         check(self.seeds > 0, "seeds", self.seeds, "must be above 0")
 
 
-def measure(asked: Accuracy) -> None:
-    """Print the table: every training, then medians, and the ratio of the medians."""
+def measure(asked: Accuracy) -> Outcome:
+    """Every training, then medians, and the ratio of pairs with the same seed."""
     with tempfile.TemporaryDirectory() as scratch:
         runs: dict[str, list[dict[str, Any]]] = {asked.slow: [], asked.fast: []}
         for seed in range(1, asked.seeds + 1):
             for recipe, made in runs.items():
                 made.append(trained(recipe, seed, asked.words.split(), Path(asked.out or scratch)))
                 print(f"{recipe} seed {seed}: {cells(made[-1])}", file=sys.stderr, flush=True)
-    print(f"{machine()}; medians of {asked.seeds} seeds\n")
-    print(table(runs, asked.slow))
+    minutes, top1 = (
+        [[one[key] for one in runs[recipe]] for recipe in (asked.fast, asked.slow)]
+        for key in ("final/minutes", "final/top1")
+    )
+    rows = [
+        Row(f"{asked.fast}, minutes in all", minutes[0], minutes[1], asked.slow, less_is_better=True),
+        Row(f"{asked.fast}, top-1", top1[0], top1[1], asked.slow),
+    ]
+    about = f"Whole trainings, each in a process of its own, in turn with seeds 1 to {asked.seeds}; medians."
+    return Outcome(about, rows, facts(), [table(runs, asked.slow)])
 
 
 def trained(recipe: str, seed: int, words: list[str], folder: Path) -> dict[str, Any]:
     """The result of one training. Raises UserError if it fails."""
-    out = folder / f"{recipe}-{seed}"
-    command = [
-        sys.executable,
-        "-m",
-        "resnet.train",
-        f"recipe={recipe}",
-        f"seed={seed}",
-        "track=off",
-        *words,
-        f"out={out}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    made = result.read(out)
-    if done.returncode or made is None:
-        raise UserError(f"recipe={recipe} seed={seed}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    known = [f"recipe={recipe}", f"seed={seed}"]
+    made = trainings.result_of([*known, "track=off", *words], folder / f"{recipe}-{seed}", " ".join(known))
     if made["final/top1"] is None:
         raise UserError(f"words={' '.join(words)}: recipe={recipe} was not evaluated at its end; leave eval=false out")
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import statistics
 import tempfile
@@ -13,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from resnet import UserError, shards
-from resnet.benchmarks.sides import interleaved, machine, table
+from resnet.benchmarks import photos
+from resnet.benchmarks.outcome import Kept, Outcome, Row
+from resnet.benchmarks.sides import facts, interleaved, table
 from resnet.checks import check
 from resnet.knobs import knob
 from resnet.settings.data import Records
 
+NAIVE = "naive: decode, slice, resize, flip, normalise an image"
+UNIT = "images/s"
+ALONE = "decode_and_crop_jpeg alone"
+
 
 @dataclass(kw_only=True)
-class Input:
+class Input(Kept):
     """how fast images are read, against the pipeline everybody writes first and the part nobody can leave out"""
 
     dir: str | None = knob(None, "shards to measure as well, such as your own data.dir")
@@ -35,59 +40,23 @@ class Input:
         check(self.images >= self.batch, "images", self.images, f"must be at least batch={self.batch}")
 
 
-def photo(random: Any, height: int = 375, width: int = 500, quality: int = 94) -> bytes:
-    """A JPEG with the size of an ImageNet photograph: smooth shapes under fine grain, about 100 KB."""
-    import numpy as np
-    from PIL import Image
-
-    layers = []
-    for cells in (3, 8, 24, 80):
-        small = Image.fromarray(random.integers(0, 256, [cells, cells, 3], np.uint8))
-        layers.append(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32) / cells**0.5)
-    shapes = sum(layers) / sum(1 / cells**0.5 for cells in (3, 8, 24, 80))
-    pixels = shapes + random.normal(0, 9, [height, width, 1])
-    encoded = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(encoded, "JPEG", quality=quality)
-    return encoded.getvalue()
-
-
-def resized(encoded: bytes, side: int, quality: int) -> bytes:
-    """A JPEG again, with the short side `side`."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        scale = side / min(image.size)
-        small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-        again = io.BytesIO()
-        small.save(again, "JPEG", quality=quality)
-    return again.getvalue()
-
-
-def measure(asked: Input) -> None:
-    """Print the table: pipelines over the same JPEG bytes, images/s a core, and ratios to the naive one."""
+def measure(asked: Input) -> Outcome:
+    """Pipelines over the same JPEG bytes, images/s a core, and ratios to the naive one."""
     cores = sorted(os.sched_getaffinity(0))[: asked.cores]
     if len(cores) < asked.cores:
         raise UserError(f"cores={asked.cores}: this process may use {len(cores)}")
     os.sched_setaffinity(0, cores)  # before TensorFlow sizes its thread pools
-    import numpy as np
+    from resnet import data, source
 
-    from resnet import data, prepare, source
-
-    random = np.random.default_rng(0)
-    photos = [photo(random) for _ in range(64)]
-    small = [resized(encoded, 256, 75) for encoded in photos]
+    large = photos.several(64)
+    small = [photos.resized(encoded, 256, 75) for encoded in large]
     with tempfile.TemporaryDirectory() as folder:
         pipelines: dict[str, Any] = {}
-        for name, encoded in (("500x375", photos), ("256 px, quality 75", small)):
-            place = Path(folder, name)
-            examples = [prepare.example(one, 1, "n", "n.jpg", 0, 0) for one in encoded]
-            for part in ("img_train", "img_val"):
-                prepare.write(place / part, part, examples, 4)
-            settings = Records(dir=str(place), classes=1000)
-            opened = source.opened(settings)
-            if encoded is photos:
-                pipelines["naive: decode, slice, resize, flip, normalise an image"] = naive(opened, asked.batch)
-                pipelines["decode_and_crop_jpeg alone"] = crops_alone(opened, asked.batch)
+        for name, encoded in (("500x375", large), ("256 px, quality 75", small)):
+            opened = source.opened(Records(dir=str(photos.shards(Path(folder, name), encoded)), classes=1000))
+            if encoded is large:
+                pipelines[NAIVE] = naive(opened, asked.batch)
+                pipelines[ALONE] = crops_alone(opened, asked.batch)
                 pipelines["decode_and_crop_jpeg and TensorFlow's resize alone"] = crops_alone(opened, asked.batch, 224)
             pipelines[f"resnet.data.train, {name}"] = data.train(opened, asked.batch, 1, 0)
             pipelines[f"resnet.data.evaluation, {name}"] = data.evaluation(opened, asked.batch).repeat()
@@ -95,10 +64,18 @@ def measure(asked: Input) -> None:
             own = source.opened(Records(dir=asked.dir, classes=2**31 - 1))
             pipelines["naive, " + asked.dir] = naive(own, asked.batch)
             pipelines["resnet.data.train, " + asked.dir] = data.train(own, asked.batch, 1, 0)
-        rates = interleaved({name: stream(dataset, asked.images) for name, dataset in pipelines.items()}, asked.rounds)
-    mean = statistics.mean(map(len, photos)) / 1000
-    print(f"{machine()}; {asked.cores} core(s); JPEG of 500x375, {mean:.0f} KB; median of {asked.rounds} rounds\n")
-    print(table(rates, next(iter(rates)), asked.cores))
+        rates = interleaved(
+            {name: stream(dataset, asked.images) for name, dataset in pipelines.items()}, asked.rounds, UNIT
+        )
+    mean = statistics.mean(map(len, large)) / 1000
+    ours, limit = ([value / asked.cores for value in rates[name]] for name in ("resnet.data.train, 500x375", ALONE))
+    against = [value / asked.cores for value in rates[NAIVE]]
+    row = Row("reading to train, images/s a core", ours, against, "naive tf.data", limit=limit)
+    about = (
+        f"Pipelines over the same records, {asked.images} images each in a round; JPEG of 500x375, {mean:.0f} KB. The naive one "
+        "decodes, slices, resizes, flips and normalises image by image; the limit is decode_and_crop_jpeg alone."
+    )
+    return Outcome(about, [row], facts(asked.cores), [table(rates, NAIVE, asked.cores)])
 
 
 def naive(opened: Any, batch: int) -> Any:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet import UserError, result
-from resnet.benchmarks.sides import interleaved, machine
+from resnet.benchmarks.outcome import Kept, Outcome, Row
+from resnet.benchmarks.sides import facts, interleaved
 from resnet.checks import check
 from resnet.knobs import knob
 
@@ -26,7 +27,7 @@ FITTED = 64, 256
 
 
 @dataclass(kw_only=True)
-class Scaling:
+class Scaling(Kept):
     """ranks on one core each against one rank on one core, same images a rank: efficiency; then a model of 8 to 4096 ranks"""
 
     ranks: int = knob(2, "so many, each on a core of its own")
@@ -35,7 +36,7 @@ class Scaling:
     model: str = knob("resnet50", "network")
     dtype: str = knob("bf16", "arithmetic")
     steps: int = knob(20, "of each training; the first is not counted")
-    rounds: int = knob(3, "interleaved; the table shows medians")
+    rounds: int = knob(5, "interleaved; the table shows medians")
 
     def __post_init__(self) -> None:
         check(self.ranks > 1, "ranks", self.ranks, "must be above 1")
@@ -44,8 +45,8 @@ class Scaling:
         check(self.steps > 2, "steps", self.steps, "must be above 2")
 
 
-def measure(asked: Scaling) -> None:
-    """Print both tables."""
+def measure(asked: Scaling) -> Outcome:
+    """Both tables."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < asked.ranks:
         raise UserError(f"ranks={asked.ranks}: this process may use {len(cores)} cores; each rank takes one")
@@ -75,12 +76,13 @@ def measure(asked: Scaling) -> None:
             f"{many} processes that do not talk": lambda: images_per_s(1, many),
             f"{many} ranks": lambda: images_per_s(many, 1),
         }
-        rates = interleaved(sides, asked.rounds)
-    print(f"{machine()}; {asked.model} {asked.dtype}, {asked.batch} images of {asked.size} px a rank, a core a rank; "
-          f"median of {asked.rounds} rounds\n")  # fmt: skip
-    print(table(rates, many))
-    print("\nGaudi, ResNet-50, 256 images a card: T = T_step + 2(n-1)/n bytes/bandwidth + 2(n-1) latency\n")
-    print(modelled())
+        rates = interleaved(sides, asked.rounds, "images/s")
+    alone, silent, together = rates.values()
+    about = (f"{asked.model} {asked.dtype}, {asked.batch} synthetic images of {asked.size} px a rank, a core a rank, trained by "
+             "resnet.train. The limit is as many processes that do not talk.")  # fmt: skip
+    row = Row(f"{many} ranks, images/s", together, [many * one for one in alone], f"{many} times 1 rank", limit=silent)
+    gaudi = "Gaudi, ResNet-50, 256 images a card: T = T_step + 2(n-1)/n bytes/bandwidth + 2(n-1) latency"
+    return Outcome(about, [row], facts(), [table(rates, many), gaudi, modelled()])
 
 
 def start(asked: Scaling, ranks: int, out: Path, cores: list[int]) -> subprocess.Popen[str]:

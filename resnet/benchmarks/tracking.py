@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from resnet import UserError, progress, track
-from resnet.benchmarks.sides import interleaved, machine
+from resnet import UserError
+from resnet.benchmarks.outcome import Kept, Outcome, Row, at_most
+from resnet.benchmarks.sides import facts, interleaved
 from resnet.checks import check
 from resnet.knobs import knob
 from resnet.settings.track import Mlflow
@@ -21,7 +20,7 @@ READY_S = 60.0  # for MLflow to be imported and a run to be there
 
 
 @dataclass(kw_only=True)
-class Tracking:
+class Tracking(Kept):
     """metrics, MLflow (SQLite) and progress beside steps that do nothing else: their share of a step's time"""
 
     steps: int = knob(100, "of each round")
@@ -33,8 +32,12 @@ class Tracking:
             check(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
 
 
-def measure(asked: Tracking) -> None:
-    """Print the table."""
+def measure(asked: Tracking) -> Outcome:
+    """What lines cost, beside nothing."""
+    from rich.console import Console
+
+    from resnet import progress, track  # which imports TensorFlow
+
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{folder}/mlflow.db"
         own: dict[str, list[float]] = {}
@@ -84,9 +87,16 @@ def measure(asked: Tracking) -> None:
 
         sides = {"nothing": cpu_s("nothing", 0), "a line every 50 steps": cpu_s("a line every 50 steps", 50),
                  "a line every step": cpu_s("a line every step", 1)}  # fmt: skip
-        used = interleaved(sides, asked.rounds)
-    print(f"{machine()}; {asked.steps} steps of {asked.step_ms:g} ms, median of {asked.rounds} rounds\n")
-    print(table(used, own, asked.step_ms / 1000))
+        used = interleaved(sides, asked.rounds, "CPU seconds a step")
+    step_s = asked.step_ms / 1000
+    rows = [
+        Row(f"step with {name}, s", [step_s + mine - idle for mine, idle in zip(used[name], used["nothing"], strict=True)],
+            [step_s] * asked.rounds, "nothing", at_most(1.01), less_is_better=True)
+        for name in used if name != "nothing"
+    ]  # fmt: skip
+    about = (f"{asked.steps} steps of {asked.step_ms:g} ms that do nothing else, median of {asked.rounds} rounds. What the whole "
+             "process computes beyond that is counted as if it held the step up.")  # fmt: skip
+    return Outcome(about, rows, facts(), [table(used, own, step_s)])
 
 
 def table(used: dict[str, list[float]], own: dict[str, list[float]], step_s: float) -> str:

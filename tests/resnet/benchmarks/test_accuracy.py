@@ -38,6 +38,8 @@ def test_both_recipes_are_trained_with_each_seed_and_their_results_are_in_the_ta
     config = (tmp_path / "kept/resnet50_lars_1x-2/config.yaml").read_text()
     assert "seed: 2\n" in config and "name: lars" in config
     row = done.stdout.splitlines()[-1]
+    kept = json.loads((tmp_path / "kept/accuracy.json").read_text())
+    assert [(kept_row["against"], len(kept_row["ours"])) for kept_row in kept["rows"]] == [("quickstart", 2)] * 2
     mean = (runs["resnet50_lars_1x-1"]["final/top1"] + runs["resnet50_lars_1x-2"]["final/top1"]) / 2
     assert row.startswith(f"| resnet50_lars_1x | {100 * mean:.2f} % |")
 

@@ -15,10 +15,12 @@ def test_the_share_is_of_what_is_more_than_nothing():
     ]
 
 
-def test_a_small_one_runs(capsys):
-    tracking.measure(tracking.Tracking(steps=3, step_ms=10, rounds=1))
-    printed = capsys.readouterr().out
-    assert "3 steps of 10 ms, median of 1 rounds" in printed and printed.count(" % |") == 3
+def test_a_small_one_runs():
+    found = tracking.measure(tracking.Tracking(steps=3, step_ms=10, rounds=1))
+    assert found.about.startswith("3 steps of 10 ms") and "median of 1 rounds" in found.about
+    assert found.tables[0].count(" % |") == 3
+    assert [row.what for row in found.rows] == ["step with a line every 50 steps, s", "step with a line every step, s"]
+    assert all(row.goal.value == 1.01 and row.ratio > 0.5 for row in found.rows)
 
 
 def test_what_cannot_be_is_refused():
