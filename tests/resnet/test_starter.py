@@ -174,7 +174,9 @@ def test_what_is_shown_can_be_pasted_and_tells_no_secret(run_of, monkeypatch, tm
     assert done.stdout.split()[:3] == ["--gloo", "-np", "2"] and done.stdout.endswith("/runs/x y --rank\n")
 
 
-@pytest.mark.parametrize("cluster", ["cpu2", "gpu8", "hls1", "hls1x4", "slurm"])
+@pytest.mark.parametrize(
+    "cluster", ["cpu2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpu8", "hls1")), "hls1x4", "slurm"]
+)
 def test_a_dry_run_shows_the_command_for_machines_that_do_not_exist(cluster, tmp_path):
     environment = {**os.environ, "SLURM_NTASKS": "16"} | ({"SLURM_JOB_ID": "1"} if cluster == "slurm" else {})
     words = f"cluster={cluster} cluster.dry_run=true data=imagenet data.dir=none out=x".split()
