@@ -75,14 +75,14 @@ class Processes(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs; one that fails does not stop the others. `ended` sees to the end of the sweep."""
-        from resnet import compose, starter
+        from resnet import run_folder, starter
 
         str(self.config.out)  # told once: every job takes the time in it from here
         jobs = [
             self.compose(list(overrides), initial_job_idx + number) for number, overrides in enumerate(job_overrides)
         ]
         for job in jobs:
-            compose.check_folder(job.run, job.out)
+            run_folder.check_folder(job.run, job.out)
             self.check_target(job.run)
         starter.check_outside(jobs[0].run.cluster)
         if jobs[0].run.cluster.dry_run:
@@ -132,7 +132,7 @@ class Processes(Launcher):
 
     def work(self, job: Job) -> None:
         """Run one job to its end, unless it has come there already, and see to it that its end is known."""
-        from resnet import compose, store
+        from resnet import comparison, run_folder, store
 
         settings = job.run.track
         if isinstance(settings, Mlflow):
@@ -140,7 +140,7 @@ class Processes(Launcher):
             settings.run_name = f"{settings.run_name} [{' '.join(job.varying)}]"
         print(f"\njob {job.number} of {self.out}: {' '.join(job.varying)}", flush=True)
         made = result.read(job.out)
-        if made and made.get("fingerprint") == compose.fingerprint(job.run):
+        if made and made.get("fingerprint") == comparison.fingerprint(job.run):
             print(f"{job.out}: this run has finished already", flush=True)
             job.code = 0
             return
@@ -150,7 +150,7 @@ class Processes(Launcher):
             )
             job.code = 1
             return
-        compose.claim(job.run, job.out)
+        run_folder.claim(job.run, job.out)
         job.code = process(job.out)
         if job.code:
             self.failed.append(f"job {job.number} ({' '.join(job.varying)}): exit status {job.code}, {job.out}")
@@ -236,13 +236,13 @@ def resumed(words: list[str]) -> list[str]:
 
     Raises UserError if there is no sweep in the folder, or if `words` would make another one of it.
     """
-    from resnet import compose
+    from resnet import comparison, paths
 
     given = [word.partition("=")[2] for word in words if word.startswith(f"{RESUME}=")]
     if not given:
         return words
     asked = f"{RESUME}={given[-1]}"
-    out = Path(compose.absolute(given[-1].strip("'\""), Path.cwd()))
+    out = Path(paths.absolute(given[-1].strip("'\""), Path.cwd()))
     if not given[-1] or not out.is_dir():
         raise UserError(f"{asked}: no such folder; give that of a sweep, as it was told when the sweep ended")
     if not (out / FILE).is_file():
@@ -261,7 +261,7 @@ def resumed(words: list[str]) -> list[str]:
     more = [word for word in words if word not in before and not word.startswith((f"{RESUME}=", "-m", "--multirun"))]
     for word in more:
         name = named(word)
-        if not compose.free(name) or name in ("out", "resume", "recipe"):
+        if not comparison.free(name) or name in ("out", "resume", "recipe"):
             raise UserError(
                 f"{word}: {asked} goes on with that sweep's own settings ({shlex.join(before)}); only what does not move "
                 "the weights may change, such as steps, cluster.* and track.*. For another sweep leave it out"

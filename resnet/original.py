@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from resnet import UserError, compose, gaudi, shards
+from resnet import UserError, catalogue, comparison, compose, gaudi, paths, shards
 from resnet.preparation import manifest
 from resnet.request import Request, requested
 from resnet.settings.cluster import Cluster
@@ -52,12 +52,12 @@ def commands(request: Request) -> list[list[str]]:
     if "out" in request.named and (exports or "eval_only" in asked):
         raise UserError("out=: a second command needs the folder too; give it by -m, or model_dir")
     words = training(request)
-    out = compose.absolute(asked.get("out", ""), Path.cwd())
+    out = paths.absolute(asked.get("out", ""), Path.cwd())
     if "eval_only" in asked:
         return [["resnet.evaluate", out, *joined(words, EVALUATES), *request.extra]]
     lines = [["resnet.train", *joined(words), *request.extra]]
     if exports:
-        place = f"{out}/exported" if export.lower() == "true" else compose.absolute(export, Path.cwd())
+        place = f"{out}/exported" if export.lower() == "true" else paths.absolute(export, Path.cwd())
         lines.append(["resnet.export", out, f"out={place}"])
     return lines
 
@@ -121,10 +121,12 @@ def published(request: Request, words: Mapping[str, str], card: int, cluster: Cl
     keras = request.command == "demo_keras_resnet" or asked.get("model") == "resnet_keras"
     optim = "" if "resnext" in asked else f"{'keras_' if keras else ''}{words.get('optim')}_"
     name = f"{words.get('model')}_{optim}{cluster.ranks}x"
-    own = {key for key in (*asked, *request.named) if key not in PLANNED and (key == "steps" or not compose.free(key))}
+    own = {
+        key for key in (*asked, *request.named) if key not in PLANNED and (key == "steps" or not comparison.free(key))
+    }
     exact = ("bf16", 256, "imagenet", request.published_epochs)
     said = (words.get("dtype"), card, words.get("data"), words.get("epochs", request.published_epochs))
-    known = {option for group, option, _ in compose.options() if group == "recipe"}
+    known = {option for group, option, _ in catalogue.options() if group == "recipe"}
     return name if said == exact and name in known and own <= {"epochs", "out"} and not cluster.hosts else None
 
 

@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from resnet import UserError, compose, roster, starter, train
+from resnet import UserError, roster, run_folder, starter, train
 
 HOLD_S = 60.0  # for rank 0 to tell its end, before another one ends with a status that has it killed
 
@@ -22,7 +22,7 @@ def main() -> int:
     match sys.argv[1:]:
         case [folder]:
             out = Path(folder)
-            return train.reported(lambda: train.go(compose.load(out), out))
+            return train.reported(lambda: train.go(run_folder.load(out), out))
         case [folder, "--rank"]:
             return one(Path(folder))
     print("usage: python -m resnet.rank <folder with config.yaml>", file=sys.stderr)
@@ -37,7 +37,7 @@ def one(out: Path) -> int:
     roster.enter(out, rank)
     faulthandler.enable()  # a crash leaves a stack in the log
     try:
-        run = compose.load(out)
+        run = run_folder.load(out)
         train.train(run, out, stalled=lambda said: roster.mark(out, rank, "stalled", said))
         state, error, kind, code = "done", None, None, roster.DONE
     except UserError as fault:

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from resnet import UserError, compose, lock, result, roster, starter, store
+from resnet import UserError, comparison, lock, result, roster, run_folder, starter, store
 from resnet.config import Run
 from resnet.roster import Record
 from resnet.settings.cluster import Starter
@@ -53,7 +53,7 @@ def run(run: Run, out: Path) -> dict[str, Any]:
     starter.check(run)
     with lock.held(out):
         end_orphans(out)
-        compose.claim(run, out)
+        run_folder.claim(run, out)
         return watched(run, out)
 
 
@@ -358,7 +358,7 @@ class Start:
         first = self.first_failure()
         self.refresh(self.out)
         made = result.read(self.out)
-        if made and made.get("fingerprint") == compose.fingerprint(self.run) and not (first and first.user):
+        if made and made.get("fingerprint") == comparison.fingerprint(self.run) and not (first and first.user):
             if first and first.line:
                 print(f"{first.line}; the result was written before, and stands", file=sys.stderr, flush=True)
             return End(made=made)

@@ -67,7 +67,7 @@ def metrics(kind: str, scores: Any) -> dict[str, float]:
 def conclusion(
     run: Run, standing: Standing, done: int, epochs: float, minutes: float, mark: str, to_train: float | None = None
 ) -> dict[str, Any]:
-    """The result; metrics under MLflow's names. `mark` tells later starts what was asked for (compose.fingerprint).
+    """The result; metrics under MLflow's names. `mark` tells later starts what was asked for (comparison.fingerprint).
 
     `to_train` is MLPerf's time to train in minutes, where it was taken.
     """

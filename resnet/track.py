@@ -413,9 +413,9 @@ def source_tags(folder: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------------- sync
 def sync(out: Path, uri: str | None = None) -> str:
     """Send what MLflow has not got of the run in `out`, its files included; the run's id. Raises UserError where it can't be."""
-    from resnet import compose, lock
+    from resnet import comparison, lock, run_folder
 
-    run = compose.load(out)
+    run = run_folder.load(out)
     settings = run.track
     if uri:
         settings = Mlflow(uri=uri, run_name=getattr(settings, "run_name", out.name))
@@ -424,7 +424,7 @@ def sync(out: Path, uri: str | None = None) -> str:
     if not (out / FILE).is_file():
         raise UserError(f"{out}: no {FILE} in it")
     with lock.held(out):
-        return send_all(out, settings, compose.flat(run))
+        return send_all(out, settings, comparison.flat(run))
 
 
 def send_all(out: Path, settings: Mlflow, params: dict[str, Any]) -> str:

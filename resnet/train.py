@@ -31,7 +31,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     from resnet import (
         augment,
         checkpoint,
-        compose,
+        comparison,
         data,
         keepsakes,
         learner,
@@ -41,6 +41,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         progress,
         recovery,
         result,
+        run_folder,
         schedule,
         scores,
         source,
@@ -62,10 +63,10 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     tf.keras.utils.set_random_seed(run.seed)
     images = source.opened(run.data)
     plan = schedule.plan(run, images.train_images)
-    world.check_alike({"fingerprint": compose.fingerprint(run), "training images": images.train_images,
+    world.check_alike({"fingerprint": comparison.fingerprint(run), "training images": images.train_images,
                        "evaluation images": images.eval_images, "TensorFlow": tf.__version__})  # fmt: skip
     if first:
-        compose.claim(run, out)
+        run_folder.claim(run, out)
         if (names := source.class_names(run.data)) and len(names) == run.data.classes:
             manifest.write_classes(out, names)
     eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
@@ -77,7 +78,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
     tags = track.tags(run, world.device)
     tracker = (
-        track.Tracker(out, run.track, compose.flat(run), tags, source.described(images), track.SURROUNDINGS)
+        track.Tracker(out, run.track, comparison.flat(run), tags, source.described(images), track.SURROUNDINGS)
         if first
         else track.Nobody()
     )
@@ -112,7 +113,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
             return float(world.sum(losses.numpy().astype(np.float64))[0] / world.ranks)
 
         came = lr_find.conduct(run, out if first else None, loss_at, plan.total_steps, tracker, display)
-        came["fingerprint"] = compose.fingerprint(run)
+        came["fingerprint"] = comparison.fingerprint(run)
         world.wait()
         if first:
             tracker.artifact(result.write(out, came))
@@ -227,7 +228,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
             pictured = isinstance(run.track, Mlflow) and standing.scored_at == done
             if pictured and not told:  # an earlier start ended after its last checkpoint, and its answers went with it
                 scored()
-        mark = compose.fingerprint(run)
+        mark = comparison.fingerprint(run)
         came = result.conclusion(run, standing, done, plan.epoch(done), minutes(), mark, mllog.end(finished=True))
         tracker.log(done, {name: value for name, value in came.items() if name.startswith("final/")})
         answers = told[0].gathered(eval_images, world.rank, world.ranks, world.sum) if pictured else None
@@ -276,14 +277,14 @@ def corrupt(images: Any, display: Any) -> dict[str, float | None]:
 # ----------------------------------------------------------------------------------------------------- entry point
 def go(run: Run, out: Path) -> None:
     """Train, here or in ranks, unless this folder holds the result already; either way, show it."""
-    from resnet import compose, lock, lr_find, progress, ranks, result, starter
+    from resnet import comparison, lock, lr_find, progress, ranks, result, starter
 
     if run.cluster.dry_run:
         print(starter.shown(run, out))
         return
     starter.check_outside(run.cluster)
     made = result.read(out)
-    if made and made.get("fingerprint") == compose.fingerprint(run):
+    if made and made.get("fingerprint") == comparison.fingerprint(run):
         print(f"{out}: this run has finished already")
     elif starter.needed(run.cluster):
         made = ranks.run(run, out)
@@ -303,14 +304,14 @@ def start() -> None:
     """Hydra composes and steps aside; what follows runs outside of it."""
     import hydra
 
-    from resnet import compose, launch, schedule, source
+    from resnet import complaints, compose, launch, paths, run_folder, schedule, source
 
     composed: list[Run | UserError] = []
 
     def keep(config: Any) -> None:
         try:
-            with compose.explained():
-                composed.append(compose.resumed(config) if config.resume else compose.freeze(config))
+            with complaints.explained():
+                composed.append(run_folder.resumed(config) if config.resume else compose.freeze(config))
         except UserError as error:  # raised below: Hydra would add lines of its own
             composed.append(error)
 
@@ -318,12 +319,12 @@ def start() -> None:
     compose.register()
     sys.argv[1:] = launch.resumed(sys.argv[1:])
     with launch.ended():
-        hydra.main(version_base="1.3", config_path=str(compose.tree("conf")), config_name="config")(keep)()
+        hydra.main(version_base="1.3", config_path=str(paths.tree("conf")), config_name="config")(keep)()
     for run in composed:  # none after --help, --cfg or a sweep
         if isinstance(run, UserError):
             raise run
-        compose.check_folder(run, Path(run.out))
-        compose.check_init(run)
+        run_folder.check_folder(run, Path(run.out))
+        run_folder.check_init(run)
         if not run.cluster.dry_run:
             schedule.plan(
                 run, source.opened(run.data).train_images
@@ -333,7 +334,7 @@ def start() -> None:
 
 def reported(work: Callable[[], object]) -> int:
     """Run `work`; the exit status, with anything the user can mend told in one line."""
-    from resnet.compose import explained
+    from resnet.complaints import explained
 
     try:
         with explained():

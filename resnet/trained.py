@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError, compose, device, model, source, weights
+from resnet import UserError, compose, device, model, run_folder, source, weights
 from resnet.config import Run
 from resnet.preparation import manifest
 
@@ -45,7 +45,7 @@ def opened(path: str, words: Sequence[str], policy: str | None = None) -> Traine
     outputs = len(tensors[f"{model.HEAD}.bias"])
     folder = folder_of(Path(path))
     if folder:
-        run = compose.lent(list(words), alone(compose.load(folder)))
+        run = compose.lent(list(words), alone(run_folder.load(folder)))
     else:
         named = {word.partition("=")[0] for word in words}
         found = weights.guess(tensors)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from resnet import UserError, checkpoint, compose, model
+from resnet import UserError, checkpoint, model, paths
 from resnet.preparation import manifest
 from resnet.settings.model import Block, Model
 
@@ -247,7 +247,7 @@ def write(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> No
 def guess(tensors: Tensors) -> str | None:
     """The option of model= whose names and shapes these are, with any number of classes; None: there is none."""
     classes = tensors[f"{model.HEAD}.bias"].size if f"{model.HEAD}.bias" in tensors else 0
-    for path in sorted((compose.tree("conf") / "model").glob("*.yaml")):
+    for path in sorted((paths.tree("conf") / "model").glob("*.yaml")):
         row = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         knobs = {knob: row[knob] for knob in ("depths", "groups", "width", "filters") if knob in row}
         if "block" in row and "depths" in row:

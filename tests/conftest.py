@@ -25,11 +25,11 @@ def run_at():
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
-    from resnet import compose
+    from resnet import compose, paths
 
     def make(folder, *overrides: str):
         compose.register()
-        with initialize_config_dir(str(compose.tree("conf")), version_base="1.3"):
+        with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"):
             config = hydra_compose("config", [f"out={folder / 'run'}", *overrides], return_hydra_config=True)
             config.hydra.runtime.cwd = str(folder)
             HydraConfig.instance().set_config(config)

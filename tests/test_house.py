@@ -17,6 +17,7 @@ FLOORS = [
     {f"settings.{group}" for group in ("cluster", "data", "dtype", "extras", "model", "optim", "schedule", "track")},
     {
         "config",
+        "paths",
         "roster",
         "shards",
         "meter",
@@ -71,6 +72,7 @@ FLOORS = [
         "benchmarks.keras_step",
     },
     {"compose", "recovery", "benchmarks.sides", "benchmarks.keras_start"},
+    {"run_folder"},
     {
         "launch",
         "ranks",
@@ -98,17 +100,16 @@ FLOORS = [
     {"report"},
 ]
 SIDEWAYS = {
-    ("track", "compose"),  # inside a function: the command that sends what MLflow has not got
+    ("track", "run_folder"),  # inside a function: the command that sends what MLflow has not got
     ("track", "evaluate"),
     ("track", "lock"),
     ("track", "serve"),
     ("prepare", "preparation.sheet"),  # inside a function: the only command that needs TensorFlow
     ("compose", "launch"),  # Hydra is told of the launcher, inside a function
-    ("launch", "compose"),
 }
 ONLY_IN = {
-    "hydra": {"compose", "launch", "train", "reporting.published"},
-    "omegaconf": {"compose", "launch", "reporting.published"},
+    "hydra": {"complaints", "compose", "run_folder", "launch", "train", "reporting.published"},
+    "omegaconf": {"complaints", "compose", "resolvers", "run_folder", "launch", "reporting.published"},
     "mlflow": {"store", "track", "serve", "served"},
     "mlperf_logging": {"mlperf"},
     "horovod": {"device", "starter"},  # in starter its rendezvous server alone, without TensorFlow

@@ -86,7 +86,7 @@ def settings_of(out: Path) -> dict[str, str]:
 
 
 def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, text) of every leaf, as `compose.flat` names them and MLflow keeps them."""
+    """(dotted name, text) of every leaf, as `comparison.flat` names them and MLflow keeps them."""
     if isinstance(node, dict) and prefix != OPEN and (node or not prefix):
         for name, value in node.items():
             yield from flat(value, f"{prefix}.{name}" if prefix else str(name))

@@ -6,7 +6,7 @@ import csv
 import functools
 from dataclasses import dataclass
 
-from resnet import compose
+from resnet import comparison, complaints, compose, paths
 from resnet.reporting.folders import flat
 from resnet.reporting.training import Training, differing, number, shown
 
@@ -32,7 +32,9 @@ class Published:
     def another_training(self, run: Training) -> list[str]:
         """What makes `run` another training than the published one, whose top-1 says nothing of it."""
         ours, theirs = run.settings, recipe(self.recipe)
-        found = [knob for knob in differing(ours, theirs) if not compose.free(knob) and not knob.startswith("dtype.")]
+        found = [
+            knob for knob in differing(ours, theirs) if not comparison.free(knob) and not knob.startswith("dtype.")
+        ]
         told = [f"{knob.removesuffix('.name')} {shown(ours[knob])}, not {shown(theirs[knob])}" for knob in found]
         if "epochs" not in found and run.epochs is not None and round(run.epochs, 2) != self.epochs:
             told.append(f"stopped after {run.epochs:.4g} of {self.epochs:g} epochs")
@@ -59,7 +61,7 @@ def recipe(name: str) -> dict[str, str]:
     from omegaconf import OmegaConf
 
     compose.register()
-    with compose.explained(), hydra.initialize_config_dir(str(compose.tree("conf")), version_base="1.3"):
+    with complaints.explained(), hydra.initialize_config_dir(str(paths.tree("conf")), version_base="1.3"):
         config = hydra.compose("config", [f"recipe={name}", "track=off"])
         config.recipe, config.out = name, ""
         return dict(flat(OmegaConf.to_container(config, resolve=True, enum_to_str=True)))
@@ -67,7 +69,7 @@ def recipe(name: str) -> dict[str, str]:
 
 def rows() -> dict[str, Published]:
     """Every published row by its recipe."""
-    with (compose.tree("experiments") / "published.csv").open(newline="", encoding="utf-8") as file:
+    with (paths.tree("experiments") / "published.csv").open(newline="", encoding="utf-8") as file:
         return {row["recipe"]: published(row) for row in csv.DictReader(file)}
 
 

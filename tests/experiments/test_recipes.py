@@ -13,7 +13,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from resnet import UserError, compose, model, optim, schedule
+from resnet import UserError, comparison, complaints, compose, model, optim, paths, run_folder, schedule
 from resnet.settings.dtype import Policy
 from resnet.settings.model import Block, Model
 from resnet.settings.optim import Lars, Sgd
@@ -123,7 +123,7 @@ def frozen(tmp_path_factory):
 
     @functools.cache
     def make(*overrides):
-        with initialize_config_dir(str(compose.tree("conf")), version_base="1.3"), compose.explained():
+        with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"), complaints.explained():
             config = hydra_compose("config", [f"out={folder}/run", *overrides], return_hydra_config=True)
         config.hydra.runtime.cwd = str(folder)
         HydraConfig.instance().set_config(config)
@@ -211,7 +211,7 @@ def test_a_recipe_decays_all_but_what_its_optimizer_spares(of, name):
 
 
 def test_the_keras_row_is_the_same_training_as_the_other_one(of):
-    keras, plain = (compose.flat(of(name)) for name in ("resnet50_keras_sgd_1x", "resnet50_sgd_1x"))
+    keras, plain = (comparison.flat(of(name)) for name in ("resnet50_keras_sgd_1x", "resnet50_sgd_1x"))
     assert {knob for knob in plain if keras[knob] != plain[knob]} == {"recipe"}
 
 
@@ -256,8 +256,8 @@ def test_finetuning_counts_the_classes_and_trains_the_head_faster(frozen, tmp_pa
     run = frozen("recipe=finetune_folder", f"data.dir={tmp_path}", "init=/weights.safetensors")
     assert (run.data.name, run.data.classes, run.init) == ("folder", 3, "/weights.safetensors")
     assert (run.finetune.freeze, run.finetune.lr_multipliers) == ("none", {"fc": 10})
-    compose.save(run, tmp_path)
-    assert compose.load(tmp_path) == run
+    run_folder.save(run, tmp_path)
+    assert run_folder.load(tmp_path) == run
     head = frozen("recipe=finetune_folder", f"data.dir={tmp_path}", "init=/w.npz", "finetune.freeze=head", "batch=256")
     assert (head.finetune.freeze, head.optim.lr) == ("head", pytest.approx(0.01))
 

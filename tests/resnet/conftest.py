@@ -183,3 +183,50 @@ def tarred_fixture():
 def imagenet(tmp_path_factory):
     """The pair of tars; tests only read it."""
     return make_imagenet(tmp_path_factory.mktemp("imagenet") / "data")
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """`raw("model=tiny", ...)`: what Hydra composes, before freeze(); Hydra knows of it until the test ends."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    from resnet import compose, paths
+    from resnet.complaints import explained
+
+    monkeypatch.chdir(tmp_path)
+    compose.register()
+
+    def make(*overrides, config="config"):
+        with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"), explained():
+            made = hydra_compose(config, list(overrides), return_hydra_config=True)
+        made.hydra.runtime.cwd = str(tmp_path)
+        HydraConfig.instance().set_config(made)
+        return made
+
+    yield make
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def frozen(raw):
+    """`frozen("model=tiny", ...)`: the checked run."""
+    from resnet import compose
+
+    return lambda *overrides: compose.freeze(compose.task_config(raw(*overrides)))
+
+
+@pytest.fixture
+def recipe(tmp_path, raw):
+    """`recipe(text, *overrides)`: the run of a recipe file of the user's own."""
+    from resnet import compose
+
+    def make(text, *overrides):
+        folder = tmp_path / "own" / "recipe"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "mine.yaml").write_text(text)
+        searched = f"hydra.searchpath=[file://{folder.parent}]"
+        return compose.freeze(compose.task_config(raw(searched, "recipe=mine", *overrides)))
+
+    return make

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from resnet import compose, launch, train
+from resnet import catalogue, config, launch, run_folder, train
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = sorted(
@@ -182,7 +182,7 @@ def test_a_recipe_file_of_ones_own_is_taken(typed, tmp_path):
 
 def test_a_folder_with_another_run_is_refused_before_anything_starts(typed, home):
     _, _, _, run = typed("model=tiny out=mine")
-    compose.claim(run, Path(run.out))
+    run_folder.claim(run, Path(run.out))
     before = sorted(home.rglob("*"))
     code, _, err, _ = typed("model=tiny out=mine optim.lr=0.3")
     assert code == 1
@@ -265,13 +265,13 @@ def test_cfg_job_resolve_prints_the_run_whole(command, tmp_path, words):
     assert (done.returncode, done.stderr) == (0, "")
     assert "${" not in done.stdout and "???" not in done.stdout
     printed = yaml.safe_load(done.stdout)
-    assert set(printed) == set(compose.knobs(compose.Run))
+    assert set(printed) == set(catalogue.knobs(config.Run))
     for word in words:
         knob, _, value = word.partition("=")
         shown = printed[knob]["name"] if isinstance(printed[knob], dict) else printed[knob]
         assert str(shown) == value
     (tmp_path / "config.yaml").write_text(done.stdout)
-    assert compose.load(tmp_path).batch == printed["batch"]
+    assert run_folder.load(tmp_path).batch == printed["batch"]
     assert list((tmp_path / "here").iterdir()) == []
 
 

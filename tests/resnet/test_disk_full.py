@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from resnet import UserError, checkpoint, compose, lines, result, shards
+from resnet import UserError, checkpoint, lines, result, run_folder, shards
 from resnet.train import train
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
@@ -155,7 +155,7 @@ def test_a_folder_on_a_full_disk_is_told_by_its_knob(disk, run_at):
     run = run_at(disk.path.parent, f"out={disk.path / 'run'}")
     disk.fill()
     with pytest.raises(UserError, match=r"out=.*: cannot be written to \(No space left on device\)"):
-        compose.save(run, Path(run.out))
+        run_folder.save(run, Path(run.out))
 
 
 def test_an_index_that_finds_no_room_in_the_cache_is_made_all_the_same(disk, tmp_path, monkeypatch):

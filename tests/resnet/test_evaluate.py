@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet import UserError, checkpoint, compose, data, evaluate, model, shards, source, train, weights
+from resnet import UserError, checkpoint, compose, data, evaluate, model, run_folder, shards, source, train, weights
 from resnet.preparation import manifest, tfexample
 
 CLASSES = {"cat": 12, "dog": 10, "ümlaut, of $x$": 14}
@@ -196,7 +196,7 @@ def test_how_the_network_was_taught_to_see_is_kept_unless_it_is_typed(trained, p
 
 def test_a_run_of_several_ranks_is_evaluated_by_one(trained, truth, tmp_path):
     several = dataclasses.replace(trained.cluster, name="cpu2", ranks=2, hosts=["a:1", "b:1"])
-    compose.save(dataclasses.replace(trained, cluster=several, eval_steps=2, batch=4), tmp_path / "run")
+    run_folder.save(dataclasses.replace(trained, cluster=several, eval_steps=2, batch=4), tmp_path / "run")
     shutil.copytree(Path(trained.out) / "checkpoints", tmp_path / "run" / "checkpoints")
     told = evaluate.evaluate(str(tmp_path / "run"), [], tmp_path / "scores")  # 2 steps of 2 images on 2 ranks
     close(told, *(part[:8] for part in truth))
@@ -208,7 +208,7 @@ def test_names_are_those_that_training_kept_if_the_data_is_elsewhere_now(trained
     monkeypatch.setattr(trained.data, "dir", "/gone")
     out = tmp_path / "run"
     shutil.copytree(trained.out, out)
-    compose.save(trained, out)
+    run_folder.save(trained, out)
     assert manifest.read_classes((out / "classes.txt").read_text()) == list(CLASSES)
     with pytest.raises(UserError, match="/gone"):
         evaluate.evaluate(str(out), [], tmp_path / "scores")

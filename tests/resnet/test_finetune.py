@@ -13,7 +13,7 @@ import tensorflow as tf
 from hydra.core.hydra_config import HydraConfig
 from safetensors.numpy import save_file
 
-from resnet import UserError, compose, data, model, optim, source, weights
+from resnet import UserError, data, model, optim, run_folder, source, weights
 from resnet import train as trainer
 from resnet.settings.model import Block, Model
 from resnet.settings.optim import Lars, Sgd
@@ -207,11 +207,11 @@ def test_names_with_dots_survive_the_command_line_and_the_folder(run_of):
     run = run_of(*COMMON, word, "finetune.freeze=[bn1,layer2.0]")
     assert run.finetune.lr_multipliers == {"fc": 10, "layer1.0": 0.5, "layer4.0.conv1": 0}
     assert run.finetune.freeze == ["bn1", "layer2.0"]
-    compose.save(run, Path(run.out))
-    assert compose.load(Path(run.out)) == run
-    compose.check_folder(run, Path(run.out))
+    run_folder.save(run, Path(run.out))
+    assert run_folder.load(Path(run.out)) == run
+    run_folder.check_folder(run, Path(run.out))
     with pytest.raises(UserError, match=r"finetune.freeze was .* and is none"):
-        compose.check_folder(run_of(*COMMON, word), Path(run.out))
+        run_folder.check_folder(run_of(*COMMON, word), Path(run.out))
 
 
 @pytest.mark.parametrize("word", ["finetune.lr_multipliers={layer4:0.5}", "finetune.lr_multipliers.layer4=0.5"])
@@ -238,13 +238,13 @@ def test_a_run_that_goes_on_asks_no_more_for_the_file(run_at, tmp_path, given, h
     other = shutil.copytree(head[0].out, tmp_path / "other")
     words = (*COMMON, f"init={other}", "optim.lr=0", "finetune.freeze=head")
     run = run_at(tmp_path, *words, "steps=1")
-    compose.check_init(run)
+    run_folder.check_init(run)
     train(run, Path(run.out))
     assert f"{other}: 87 tensors of tiny" in capsys.readouterr().out
     assert moved(weights.read(run.out), head[1]) == set()
     shutil.rmtree(other)
     run = run_at(tmp_path, *words, "steps=2")
-    compose.check_init(run)
+    run_folder.check_init(run)
     assert train(run, Path(run.out))["steps"] == 2
     assert "tensors" not in capsys.readouterr().out
     assert moved(weights.read(run.out), head[1]) == set()

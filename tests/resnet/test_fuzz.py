@@ -24,7 +24,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet import UserError, checkpoint, compose, lines, prepare, schedule, shards, source, weights
+from resnet import (
+    UserError,
+    catalogue,
+    checkpoint,
+    comparison,
+    complaints,
+    compose,
+    lines,
+    prepare,
+    run_folder,
+    schedule,
+    shards,
+    source,
+    weights,
+)
+from resnet.config import VARIANTS
 from resnet.preparation import archive, audit, images, manifest
 from resnet.settings.data import OnCorrupt, Records
 
@@ -268,18 +283,18 @@ def config(tmp_path, run_at, **_):
     )
     out = Path(run.out)
     run.out, run.data.dir, run.track.uri, run.track.run_name = "/runs/1", "/digits", "sqlite:////runs/mlflow.db", "1"
-    compose.save(run, out)
-    path, before = out / "config.yaml", compose.flat(run)
+    run_folder.save(run, out)
+    path, before = out / "config.yaml", comparison.flat(run)
     good = path.read_bytes()
 
     def case(draw):
         path.write_bytes(rewritten(good, draw))
-        found, _ = refused(lambda: compose.load(out))
+        found, _ = refused(lambda: run_folder.load(out))
         if found is None:
             return "refused"
-        now = compose.flat(found)
-        _, told = refused(lambda: compose.check_folder(run, out))
-        held = [name for name in before if not compose.free(name)]
+        now = comparison.flat(found)
+        _, told = refused(lambda: run_folder.check_folder(run, out))
+        held = [name for name in before if not comparison.free(name)]
         assert bool(told) == any(now.get(name) != before[name] for name in held), told
         return "another run, told apart" if told else "as before"
 
@@ -370,15 +385,15 @@ def training_words(tmp_path, run_at, **_):
     """Words on the command line of resnet.train, up to the point where TensorFlow would be imported."""
     compose.register()
     names = [
-        *compose.flat(run_at(tmp_path)),
-        *compose.VARIANTS,
+        *comparison.flat(run_at(tmp_path)),
+        *VARIANTS,
         "recipe",
         "sweep",
         "track.uri",
         "hydra.run.dir",
         "data.dir",
     ]
-    options = [f"{group}={name}" for group, name, _ in compose.options() if group != "sweep"]
+    options = [f"{group}={name}" for group, name, _ in catalogue.options() if group != "sweep"]
 
     def case(draw):
         words = draw.sample(options, draw.choice((0, 0, 1)))
@@ -387,7 +402,7 @@ def training_words(tmp_path, run_at, **_):
             words.append(draw.choice(("", "", "", "", "+", "++", "~")) + name + "=" + draw.choice(VALUES))
 
         def start():
-            with compose.explained():
+            with complaints.explained():
                 return schedule.plan(run_at(tmp_path, *words), 1437)
 
         argv, sys.argv = sys.argv, ["resnet.train", *words]
@@ -550,9 +565,9 @@ def run(run_at, tmp_path_factory):
 def test_a_run_of_any_name_is_loaded_as_it_was_saved_or_refused(tmp_path_factory, run, name):
     folder = tmp_path_factory.mktemp("named")
     run.track.run_name, run.recipe = name, name
-    _, error = refused(lambda: compose.save(run, folder / "run"))
+    _, error = refused(lambda: run_folder.save(run, folder / "run"))
     assert error is None or "\x85" in name
-    assert error or compose.load(folder / "run") == run
+    assert error or run_folder.load(folder / "run") == run
 
 
 # ------------------------------------------------------------------------------------------------- what no accident would hit
@@ -621,7 +636,7 @@ def test_a_config_yaml_is_read_and_never_worked_out(tmp_path, monkeypatch, text,
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(text)
     used = time.process_time()
-    _, error = refused(lambda: compose.load(tmp_path))
+    _, error = refused(lambda: run_folder.load(tmp_path))
     assert any(part in error for part in said.split("|")) and time.process_time() - used < SECONDS
     assert list(tmp_path.iterdir()) == [tmp_path / "config.yaml"]
 

@@ -13,7 +13,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 
-from resnet import compose, launch, result, store, track, train
+from resnet import comparison, launch, paths, result, run_folder, store, track, train
 from resnet.settings.track import Mlflow
 
 
@@ -33,19 +33,19 @@ class Machine:
         self.top1 = {}
 
     def process(self, out):
-        run = compose.load(out)
+        run = run_folder.load(out)
         self.started.append(run)
         number = int(out.name)
         code = self.ends.get(number, 0)
         if isinstance(run.track, Mlflow):
-            tracker = track.Tracker(out, run.track, compose.flat(run), {})
+            tracker = track.Tracker(out, run.track, comparison.flat(run), {})
             tracker.log(1, {"train/loss": 1.0})
             tracker.close("FINISHED" if code == 0 else "RUNNING")
         if isinstance(code, type):
             raise code
         if code == 0:
             made = {"status": "finished", "final/top1": self.top1.get(number), "final/images_per_s": 1000.0 + number}
-            made["fingerprint"] = compose.fingerprint(run)
+            made["fingerprint"] = comparison.fingerprint(run)
             result.write(out, made)
         return code
 
@@ -111,7 +111,7 @@ def test_a_grid_runs_a_job_for_every_combination_in_one_folder_and_ends_in_a_tab
 def test_a_sweep_file_is_a_sweep_without_more_words(sweep, machine):
     code, out, err = sweep("sweep=batch_lr track=off out=mine")
     assert (code, err) == (0, "")
-    said = yaml.safe_load((compose.tree("experiments") / "sweep" / "batch_lr.yaml").read_text())
+    said = yaml.safe_load((paths.tree("experiments") / "sweep" / "batch_lr.yaml").read_text())
     batches, lrs = (str(values).split(",") for values in said["hydra"]["sweeper"]["params"].values())
     grid = [(batch, lr) for batch in batches for lr in lrs]
     assert [(str(run.batch), str(run.optim.lr)) for run in machine.started] == grid and len(grid) == 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet import checkpoint, compose
+from resnet import checkpoint, run_folder
 from resnet.train import train
 
 pytestmark = pytest.mark.timeout(900)  # processes that wait for each other, on a machine that may be busy
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.timeout(900)  # processes that wait for each other, on 
 PROGRAM = """
 import sys
 from pathlib import Path
-from resnet import compose, train
+from resnet import run_folder, train
 for out in map(Path, sys.argv[1:]):
-    train.train(compose.load(out), out)
+    train.train(run_folder.load(out), out)
 """
 COMMON = ("model=tiny", "data=digits", "batch=24", "track=off", "log_every_steps=1", "cluster.sync_batch_norm=true",
           "save_every_steps=5", "model.zero_init_residual=false", "model.batch_norm_epsilon=0.1",
@@ -90,7 +90,7 @@ def trained(tmp_path_factory, run_at):
                 run.cluster.ranks, run.steps = 1, 5
                 train(run, out)
                 run.cluster.ranks, run.steps = number, 10
-            compose.save(run, out)
+            run_folder.save(run, out)
             if number == 1:
                 train(run, out)
         if number > 1:

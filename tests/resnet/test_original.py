@@ -16,7 +16,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from resnet import UserError, compose, gaudi, original, vocabulary
+from resnet import UserError, comparison, compose, gaudi, original, paths, vocabulary
 from resnet.request import requested
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,11 +124,11 @@ RECIPES = [line for line, said in LINES.items() if said.startswith("recipe=")]
 @pytest.mark.parametrize("line", RECIPES)
 def test_the_recipe_of_a_published_command_is_what_its_options_say(line, run_at, tmp_path, monkeypatch):
     command, argv, environ = typed(line)
-    named = compose.flat(run_at(tmp_path, *words(command, *argv, **environ)))
+    named = comparison.flat(run_at(tmp_path, *words(command, *argv, **environ)))
     monkeypatch.setattr(original, "published", lambda *_: None)
     spelt = words(command, *argv, **environ)
     assert not [word for word in spelt if word.startswith("recipe=")]
-    assert compose.flat(run_at(tmp_path, *spelt)) | {"recipe": named["recipe"]} == named
+    assert comparison.flat(run_at(tmp_path, *spelt)) | {"recipe": named["recipe"]} == named
 
 
 @pytest.mark.parametrize(
@@ -617,7 +617,7 @@ def test_any_folder_comes_through_a_shell_to_hydra_as_it_is(name):
 @pytest.mark.parametrize("name", ['/it\'s; "${b}" = {c}\\', "1.10", "\u00e4 b"])
 def test_such_a_folder_is_the_run_s(run_at, tmp_path, name):
     run = run_at(tmp_path, *words("demo_resnet", "-d", "bf16", "-a", name, "-m", name))
-    assert run.out == run.data.dir == compose.absolute(name, Path.cwd())
+    assert run.out == run.data.dir == paths.absolute(name, Path.cwd())
 
 
 # ------------------------------------------------------------------------------------------------------------------- errors

@@ -17,12 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resnet import UserError, compose, lock, rank, ranks, result, roster, starter, store, train
+from resnet import UserError, comparison, lock, rank, ranks, result, roster, run_folder, starter, store, train
 
 STUB = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
-from resnet import UserError, compose, rank, result, roster, train
+from resnet import UserError, comparison, rank, result, roster, train
 
 class HorovodInternalError(RuntimeError):
     pass
@@ -83,7 +83,7 @@ def body(run, out, stalled):
             (out / f"heard-{number}").write_text(json.dumps(signals))
             raise roster.Stopped(f"saved step-9; go on with: python -m resnet.train resume={out}")
     if number == 0:
-        result.write(out, {"fingerprint": compose.fingerprint(run), "steps": starts})
+        result.write(out, {"fingerprint": comparison.fingerprint(run), "steps": starts})
     else:
         print("a warning", file=sys.stderr)
 
@@ -210,7 +210,7 @@ def test_a_run_of_two_is_one_stream_and_one_result(deeds, pair, capfd):
     deeds("done", "done")
     run = pair()
     came, _ = work(run)
-    assert came == {"fingerprint": compose.fingerprint(run), "steps": 1} == result.read(Path(run.out))
+    assert came == {"fingerprint": comparison.fingerprint(run), "steps": 1} == result.read(Path(run.out))
     printed = capfd.readouterr()
     assert printed.out == f"2 ranks, started by horovodrun; logs in {run.out}/logs\nthis is rank 0\n"
     host = os.uname().nodename
@@ -219,7 +219,7 @@ def test_a_run_of_two_is_one_stream_and_one_result(deeds, pair, capfd):
     starters = (Path(run.out) / "logs" / "starter.log").read_text()
     assert starters.startswith("$ ") and starters.endswith("--rank\nI start 2\n")
     assert [record.state for record in roster.records(Path(run.out))] == ["done", "done"]
-    assert compose.load(Path(run.out)) == run
+    assert run_folder.load(Path(run.out)) == run
 
 
 def test_the_front_end_reports_and_trains_a_finished_run_no_more(deeds, pair, capfd, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_job_of_a_sweep_becomes_the_parent_of_its_ranks(deeds, pair, capfd, mo
     monkeypatch.setattr("resnet.progress.report", lambda *_: None)
     deeds("done", "done")
     run = pair()
-    compose.claim(run, Path(run.out))
+    run_folder.claim(run, Path(run.out))
     monkeypatch.setattr(sys, "argv", ["resnet.rank", run.out])
     assert rank.main() == 0
     assert "this is rank 0\n" in capfd.readouterr().out
@@ -247,14 +247,14 @@ def test_a_job_of_a_sweep_becomes_the_parent_of_its_ranks(deeds, pair, capfd, mo
 def test_the_parent_never_imports_tensorflow(deeds, pair, tmp_path):
     deeds("raise", "done")
     run = pair()
-    compose.save(run, Path(run.out))
+    run_folder.save(run, Path(run.out))
     code = f"""
 import sys
 from pathlib import Path
-from resnet import compose, ranks, roster, starter
+from resnet import ranks, roster, run_folder, starter
 starter.PROGRAM, starter.found = ({str(tmp_path / "stub.py")!r},), lambda name: {str(tmp_path / "bin" / "horovodrun")!r}
 try:
-    ranks.run(compose.load(Path({run.out!r})), Path({run.out!r}))
+    ranks.run(run_folder.load(Path({run.out!r})), Path({run.out!r}))
 except roster.Failed:
     print(sorted({{"tensorflow", "mlflow", "horovod"}} & set(sys.modules)))
 """
@@ -415,7 +415,7 @@ def test_a_second_start_in_the_same_folder_is_refused_and_leaves_the_first_as_it
     with lock.held(out):
         roster.folder(out).mkdir()
         roster.write(out, roster.Record(0, os.getpid(), "a", os.uname().nodename, None, "running", time.time()))
-        compose.save(run, out)
+        run_folder.save(run, out)
         before = sorted(path.name for path in out.rglob("*"))
         second = [sys.executable, "-c", PARENT, "no program", str(out)]
         done = subprocess.run(second, capture_output=True, text=True)
@@ -491,9 +491,9 @@ def test_ranks_on_another_host_are_stopped_and_killed_through_ssh(deeds, pair, p
 PARENT = """
 import sys
 from pathlib import Path
-from resnet import compose, ranks, starter
+from resnet import ranks, run_folder, starter
 starter.PROGRAM = (sys.argv[1],)
-ranks.run(compose.load(Path(sys.argv[2])), Path(sys.argv[2]))
+ranks.run(run_folder.load(Path(sys.argv[2])), Path(sys.argv[2]))
 """
 
 
@@ -503,7 +503,7 @@ def test_ranks_do_not_outlive_a_parent_that_is_killed(deeds, pair, tmp_path, cou
     deeds("sleep", "sleep")
     run = pair(f"cluster.ranks={count}", "cluster.max_restarts=1")
     out = Path(run.out)
-    compose.save(run, out)
+    run_folder.save(run, out)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "stub.py"), str(out)])
     try:
         soon(lambda: len(list(out.glob("starts-*"))) == count)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet import UserError, augment, checkpoint, compose, model, optim, recovery, result
+from resnet import UserError, augment, checkpoint, model, optim, recovery, result, run_folder
 from resnet import schedule as schedules
 from resnet.guard import LossScaled, Skipping
 from resnet.settings.optim import Sgd
@@ -106,7 +106,7 @@ def test_a_run_that_stopped_goes_on_in_its_folder_under_another_policy(trained):
     with pytest.raises(UserError):
         trained(nan=[6])
     out = trained("on_nan.policy=skip", nan=[6])
-    assert standing(out).skipped == 1 and compose.load(out).on_nan.policy.value == "skip"
+    assert standing(out).skipped == 1 and run_folder.load(out).on_nan.policy.value == "skip"
     assert all(np.isfinite(value).all() for value in weights(out).values() if value.dtype.kind == "f")
 
 
@@ -239,13 +239,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_recovery import poison, small
-from resnet import UserError, augment, compose, model, roster, train
+from resnet import UserError, augment, model, roster, run_folder, train
 model.build = small
 plain = augment.mix_ratios
 for out in map(Path, sys.argv[1:]):
     augment.mix_ratios = poison([6] if roster.number() == 1 else [], 1)
     try:
-        train.train(compose.load(out), out)
+        train.train(run_folder.load(out), out)
     except UserError as error:
         (out / f"said-{{roster.number()}}").write_text(str(error))
     augment.mix_ratios = plain
@@ -260,7 +260,7 @@ def on_two_ranks(tmp_path_factory, run_at):
         out = outs[policy] = top / policy
         run = run_at(top, *WORDS, f"on_nan.policy={policy}", "cluster.ranks=2", "save_every_steps=1", "keep_checkpoints=20",
                      f"out={out}")  # fmt: skip
-        compose.save(run, out)
+        run_folder.save(run, out)
     (top / "program.py").write_text(PROGRAM.format(tests=str(Path(__file__).parent)))
     horovodrun = Path(sys.executable).parent / "horovodrun"
     environment = {**os.environ, "PATH": f"{horovodrun.parent}:{os.environ['PATH']}"}

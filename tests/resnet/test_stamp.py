@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnet import UserError, __version__, checkpoint, compose, evaluate, report, result, stamp, weights
+from resnet import UserError, __version__, checkpoint, comparison, evaluate, report, result, run_folder, stamp, weights
 from resnet.train import train
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
@@ -33,7 +33,7 @@ def test_a_folder_says_what_wrote_it(old):
 
 
 def test_its_result_still_counts_as_the_result_of_that_run(old):
-    assert compose.fingerprint(compose.load(old)) == result.read(old)["fingerprint"]
+    assert comparison.fingerprint(run_folder.load(old)) == result.read(old)["fingerprint"]
 
 
 def test_its_weights_are_evaluated_as_they_were(old, tmp_path):
@@ -44,8 +44,8 @@ def test_its_weights_are_evaluated_as_they_were(old, tmp_path):
 
 
 def test_it_goes_on_where_it_stopped(old, capsys):
-    run = compose.load(old)
-    compose.check_folder(run, old)
+    run = run_folder.load(old)
+    run_folder.check_folder(run, old)
     run.steps, run.out = 20, str(old)
     made = train(run, old)
     assert made["steps"] == 20 and made["best/top1"] >= result.read(RUNS / old.name)["best/top1"]
@@ -67,27 +67,27 @@ def test_it_is_in_the_report(old, tmp_path, monkeypatch):
 def test_a_knob_that_came_later_has_its_default_and_makes_no_other_run(old):
     """The folder of a release that knew none of these."""
     path = old / "config.yaml"
-    run, mark = compose.load(old), compose.fingerprint(compose.load(old))
+    run, mark = run_folder.load(old), comparison.fingerprint(run_folder.load(old))
     saved = yaml.safe_load(path.read_text())
     for knob in ("on_nan", "ema", "finetune", "lr_find", "mixup", "steps_per_loop"):
         del saved[knob]
     del saved["optim"]["nesterov"], saved["cluster"]["threads"], saved["dtype"]["jit"]
     path.write_text(yaml.safe_dump(saved))
-    assert compose.load(old) == run and compose.fingerprint(compose.load(old)) == mark
-    compose.check_folder(run, old)
+    assert run_folder.load(old) == run and comparison.fingerprint(run_folder.load(old)) == mark
+    run_folder.check_folder(run, old)
 
 
 def test_a_folder_without_a_stamp_is_read(old):
     path = old / "config.yaml"
     path.write_text(path.read_text().partition("\n")[2])
-    assert compose.load(old).model.name == "tiny"
+    assert run_folder.load(old).model.name == "tiny"
 
 
 def test_a_newer_config_is_refused_with_the_version_that_wrote_it(old):
     path = old / "config.yaml"
     path.write_text(re.sub("^#.*", "# resnet 9.1, schema 7", path.read_text()))
     with pytest.raises(UserError) as caught:
-        compose.load(old)
+        run_folder.load(old)
     assert str(caught.value).startswith(f"{path}: written by resnet 9.1 (schema 7), and this is resnet {__version__} ")
 
 
@@ -95,7 +95,7 @@ def test_a_newer_config_is_refused_with_the_version_that_wrote_it(old):
 def test_a_newer_checkpoint_is_refused_and_not_taken_for_a_damaged_one(old, schema):
     path = checkpoint.found(old)[-1].path / "commit.json"
     path.write_text(checkpoint.sealed({**commit_of(old), "schema": schema, "resnet": "9.1"}))
-    for read in (lambda: train(compose.load(old), old), lambda: weights.read(str(old))):
+    for read in (lambda: train(run_folder.load(old), old), lambda: weights.read(str(old))):
         with pytest.raises(UserError, match=rf"{re.escape(str(path))}: written by resnet 9.1 \(schema {schema}\)"):
             read()
     assert path.exists()

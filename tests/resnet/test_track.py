@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from resnet import UserError, compose, store, track
+from resnet import UserError, run_folder, store, track
 from resnet.settings.track import Mlflow, Off
 
 LONG = "x" * 7000
@@ -503,7 +503,7 @@ def test_a_password_in_the_store_goes_nowhere_but_into_the_environment(run_of, m
     monkeypatch.delenv(store.SECRET, raising=False)
     run = run_of("track=server", f"track.uri='{SECRET}'", "model=tiny", "data=digits")
     assert run.track.uri == "http://host:5000/x"
-    compose.claim(run, tmp_path / "run")
+    run_folder.claim(run, tmp_path / "run")
     assert "s3cr" not in (tmp_path / "run" / "config.yaml").read_text()
     asked = []
     monkeypatch.setattr("mlflow.MlflowClient", asked.append)

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from resnet import UserError, compose, store, track
+from resnet import UserError, comparison, run_folder, store, track
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -72,8 +72,8 @@ def made(server, tmp_path_factory, run_at):
     def make(name):
         out = tmp_path_factory.mktemp(name)
         run = run_at(out, "track=server", f"track.uri={server.uri}", "model=tiny", "data=digits", f"out={out}")
-        compose.claim(run, out)
-        return track.Tracker(out, run.track, compose.flat(run), {"recipe": "none"})
+        run_folder.claim(run, out)
+        return track.Tracker(out, run.track, comparison.flat(run), {"recipe": "none"})
 
     return make
 
@@ -180,6 +180,6 @@ def test_the_command_tells_what_it_cannot_send(tmp_path, run_of):
     code, text = said("sync", str(tmp_path / "nothing"))
     assert code == 1 and text.startswith("error:") and text.count("\n") == 1
     run = run_of("model=tiny", "data=digits", "track=off", f"out={tmp_path / 'run'}")
-    compose.claim(run, tmp_path / "run")
+    run_folder.claim(run, tmp_path / "run")
     with pytest.raises(UserError, match="track=off; name a store by uri="):
         track.sync(tmp_path / "run")

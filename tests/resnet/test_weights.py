@@ -18,7 +18,7 @@ import tensorflow as tf
 import yaml
 from safetensors.numpy import save_file
 
-from resnet import UserError, checkpoint, compose, model, optim, weights
+from resnet import UserError, checkpoint, model, optim, run_folder, weights
 from resnet.settings.model import Block, Model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -548,13 +548,13 @@ def filled():
 
 
 @pytest.fixture
-def run_folder(run_of, filled):
-    """`run_folder({step: (top1, averaged)})`: a run's folder, and the tensors of each of its checkpoints."""
+def filled_folder(run_of, filled):
+    """`filled_folder({step: (top1, averaged)})`: a run's folder, and the tensors of each of its checkpoints."""
 
     def make(steps):
         run = run_of("model=tiny", "data=synthetic", "data.classes=7")
         out, wanted = Path(run.out), {}
-        compose.save(run, out)
+        run_folder.save(run, out)
         for step, (top1, averaged) in steps.items():
             network, tensors = filled(step, "mixed_bfloat16")
             mean, mean_tensors = filled(step + 1) if averaged else (None, None)
@@ -568,32 +568,32 @@ def run_folder(run_of, filled):
     return make
 
 
-def test_of_a_run_the_best_checkpoint_is_read_else_the_newest(run_folder):
-    out, wanted = run_folder({10: (None, False), 20: (None, False)})
+def test_of_a_run_the_best_checkpoint_is_read_else_the_newest(filled_folder):
+    out, wanted = filled_folder({10: (None, False), 20: (None, False)})
     same(weights.read(str(out)), wanted[20])
-    out, wanted = run_folder({30: (0.9, False), 40: (0.8, False), 50: (None, False)})
+    out, wanted = filled_folder({30: (0.9, False), 40: (0.8, False), 50: (None, False)})
     same(weights.read(str(out)), wanted[30])
     same(weights.read(str(out / "checkpoints" / "step-00000040")), wanted[40])
     same(weights.read(str(out / "checkpoints" / "step-00000050")), wanted[50])
 
 
-def test_averaged_weights_come_before_the_others(run_folder):
-    out, wanted = run_folder({10: (0.5, True), 20: (0.4, False)})
+def test_averaged_weights_come_before_the_others(filled_folder):
+    out, wanted = filled_folder({10: (0.5, True), 20: (0.4, False)})
     same(weights.read(str(out)), wanted[10])
     same(weights.read(str(out / "checkpoints" / "step-00000010")), wanted[10])
     same(weights.read(str(out / "checkpoints" / "step-00000020")), wanted[20])
 
 
-def test_a_checkpoint_can_be_carried_away_and_its_folder_have_any_name(run_folder, tmp_path):
-    out, wanted = run_folder({10: (0.5, False)})
+def test_a_checkpoint_can_be_carried_away_and_its_folder_have_any_name(filled_folder, tmp_path):
+    out, wanted = filled_folder({10: (0.5, False)})
     place = tmp_path / "best [of all] *"
     (out / "checkpoints" / "step-00000010").rename(place)
     same(weights.read(str(place)), wanted[10])
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
-def test_a_damaged_checkpoint_is_refused_by_name(run_folder, evaluated):
-    out, _ = run_folder({10: (0.9 if evaluated else None, False), 20: (0.8 if evaluated else None, False)})
+def test_a_damaged_checkpoint_is_refused_by_name(filled_folder, evaluated):
+    out, _ = filled_folder({10: (0.9 if evaluated else None, False), 20: (0.8 if evaluated else None, False)})
     chosen = out / "checkpoints" / f"step-000000{10 if evaluated else 20}"
     data = chosen / "weights.data-00000-of-00001"
     raw = bytearray(data.read_bytes())
@@ -610,7 +610,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(run_folder, evaluated):
 
 def test_a_folder_without_weights_is_told(run_of, tmp_path):
     run = run_of("model=tiny", "data=synthetic")
-    compose.save(run, Path(run.out))
+    run_folder.save(run, Path(run.out))
     assert told(run.out).startswith("a run without a checkpoint yet; start it again, or give a .safetensors")
     (tmp_path / "empty").mkdir()
     assert told(tmp_path / "empty").startswith("no weights lie in this folder, or give a .safetensors")
@@ -651,9 +651,9 @@ def test_a_saved_model_of_others_or_damaged_is_told(saved_model, tmp_path):
     assert told(tmp_path / "cut").startswith("damaged, or not of this suite (")
 
 
-def test_reading_and_guessing_leave_tensorflow_to_be_set_up(saved_model, run_folder, tmp_path):
+def test_reading_and_guessing_leave_tensorflow_to_be_set_up(saved_model, filled_folder, tmp_path):
     """Threads and visible devices can't be set once TensorFlow has begun; the model must be known before."""
-    out, _ = run_folder({10: (0.5, True)})
+    out, _ = filled_folder({10: (0.5, True)})
     saved_model(tmp_path / "model")
     save_file(drawn(row("tiny")), tmp_path / "w.safetensors")
     code = (

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from resnet import UserError, compose, prepare, shards, source
+from resnet import UserError, compose, prepare, run_folder, shards, source
 from resnet.preparation import folders, manifest, tfexample
 from resnet.preparation.archive import Entry
 
@@ -234,9 +234,9 @@ def test_data_folder_has_the_right_number_of_classes_by_itself(tree, tmp_path, r
     assert (made.data.image_size, made.data.eval_resize) == (224, 256)
     opened = source.opened(made.data)
     assert (opened.train_images, opened.eval_images) == (6, 3)
-    compose.save(made, tmp_path / "run")
+    run_folder.save(made, tmp_path / "run")
     shutil.rmtree(tmp_path / "x")
-    assert compose.load(tmp_path / "run").data.classes == 3  # what was counted is kept
+    assert run_folder.load(tmp_path / "run").data.classes == 3  # what was counted is kept
 
 
 def test_data_folder_without_shards_names_the_folder_and_the_command(tmp_path, run_of):
