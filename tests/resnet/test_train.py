@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet import UserError, augment, checkpoint, data, model, result, source
+from resnet import UserError, augment, checkpoint, data, model, result, source, step
 from resnet.train import STOPPED, train
 
 TINY = ("model=tiny", "batch=32", "track=off", "log_every_steps=5")
+SAVING = (*TINY, "eval=false", "save_every_steps=2")
 
 
 def started(run):
@@ -37,7 +39,7 @@ def weights(out):
 def assert_same(left, right):
     """Bit for bit."""
     assert left.keys() == right.keys()
-    assert len(left) > 40
+    assert len(left) > 5
     for name, value in left.items():
         assert np.array_equal(value, right[name], equal_nan=True), name
 
@@ -47,38 +49,54 @@ def lines(out):
     return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def whole(run_at, tmp_path_factory):
+    """An unbroken run of six steps, saved at every other: its folder; only read or copy it."""
+    run = run_at(tmp_path_factory.mktemp("whole"), *SAVING, "steps=6")
+    started(run)
+    return Path(run.out)
+
+
 def test_a_run_learns_and_leaves_its_result_log_and_checkpoints(run_of):
-    run = run_of(*TINY, "epochs=6", "optim.lr=0.1", "schedule=cosine", "schedule.warmup_epochs=1", "label_smoothing=0")
+    run = run_of(*TINY, "epochs=4", "optim.lr=0.1", "schedule=cosine", "schedule.warmup_epochs=1", "label_smoothing=0")
     made = started(run)
     logged = lines(run.out)
     losses = [line["train/loss"] for line in logged if "train/loss" in line]
     assert abs(losses[0] - np.log(10)) < 0.5  # an untrained network of ten classes knows nothing
     assert losses[-1] < 0.75 * losses[0]
     evaluations = [line for line in logged if "eval/top1" in line]
-    assert [line["step"] for line in evaluations] == [44 * epoch for epoch in range(1, 7)]
+    assert [line["step"] for line in evaluations] == [44 * epoch for epoch in range(1, 5)]
     assert made["eval/top1"] == evaluations[-1]["eval/top1"] > 0.25  # chance is 0.1
     assert made["best/top1"] == max(line["eval/top1"] for line in evaluations)
-    assert made["steps"] == 6 * (1437 // 32)
+    assert made["steps"] == 4 * (1437 // 32)
     assert made["status"] == "finished"
     assert json.loads((Path(run.out) / "result.json").read_text()) == made
     saved = checkpoint.found(Path(run.out))
     best = checkpoint.best(saved)
-    assert {c.step for c in saved} == {176, 220, 264, best.step}
+    assert {c.step for c in saved} == {88, 132, 176, best.step}
     assert best.top1 == made["best/top1"]
 
 
-def test_images_per_second_are_of_all_iterations_but_the_first(run_of):
-    made = started(run_of(*TINY, "steps=12", "eval=false"))
-    standing = result.Standing(**checkpoint.found(Path(made["out"]))[-1].state)
-    assert standing.images == 11 * 32
+def test_images_per_second_are_of_all_iterations_but_the_first(whole):
+    made = result.read(whole)
+    standing = result.Standing(**checkpoint.found(whole)[-1].state)
+    assert standing.images == 5 * 32
     assert made["final/images_per_s"] == pytest.approx(standing.images / standing.seconds)
     assert min(standing.speeds) <= made["final/images_per_s_median"] <= max(standing.speeds)
 
 
-@pytest.mark.parametrize(("optim", "mixup"), [("sgd", 0.2), ("lars", 0.0)])
-def test_a_run_stopped_at_any_step_goes_on_to_the_very_weights_of_one_never_stopped(run_of, tmp_path, optim, mixup):
+@pytest.mark.parametrize(
+    ("optim", "mixup", "network"),
+    [("sgd", 0.2, "small"), ("lars", 0.0, "small"), pytest.param("sgd", 0.2, "tiny", marks=pytest.mark.slow)],
+)
+def test_a_run_stopped_at_any_step_goes_on_to_the_very_weights_of_one_never_stopped(
+    run_of, tmp_path, request, optim, mixup, network
+):
+    if network == "small":
+        request.getfixturevalue("small_network")
     common = (
         *TINY,
+        "batch=96",
         f"optim={optim}",
         f"mixup={mixup}",
         "optim.lr=0.1",
@@ -86,16 +104,17 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_very_weights_of_one_never_stop
         "eval_steps=2",
         "epochs=2",
     )
-    whole = run_of(*common, f"out={tmp_path / 'whole'}", "steps=50")
+    whole = run_of(*common, f"out={tmp_path / 'whole'}", "steps=18")
     started(whole)
-    for steps in (7, 44, 50):  # within an epoch, at its end, in the next
+    for steps in (5, 14, 18):  # within an epoch, at its end, in the next
         parts = run_of(*common, f"out={tmp_path / 'parts'}", f"steps={steps}")
         made = started(parts)
-    assert made["steps"] == 50
+    assert made["steps"] == 18
     assert_same(weights(whole.out), weights(parts.out))
     assert result.read(Path(whole.out))["eval/top1"] == made["eval/top1"]
 
 
+@pytest.mark.usefixtures("small_network")
 def test_the_seed_decides_the_weights(run_of, tmp_path):
     common = (*TINY, "steps=3", "eval=false")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -105,6 +124,7 @@ def test_the_seed_decides_the_weights(run_of, tmp_path):
     assert any(not np.array_equal(a[name], c[name]) for name in a)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_several_steps_in_one_graph_call_are_the_same_steps(run_of, tmp_path):
     common = (*TINY, "steps=10", "eval=false", "save_every_steps=7")  # calls of 3, 3, 1, 3
     for loop in (1, 3):
@@ -115,6 +135,7 @@ def test_several_steps_in_one_graph_call_are_the_same_steps(run_of, tmp_path):
     assert [c.step for c in checkpoint.found(tmp_path / "3")] == [7, 10]
 
 
+@pytest.mark.usefixtures("small_network")
 def test_it_stops_at_the_first_evaluation_that_reaches_the_top1_asked_for(run_of):
     made = started(run_of(*TINY, "epochs=3", "stop_at_top1=0.01", "eval_steps=3"))
     assert made["steps"] == 44
@@ -123,6 +144,7 @@ def test_it_stops_at_the_first_evaluation_that_reaches_the_top1_asked_for(run_of
     assert again["steps"] == 44  # starting again doesn't train past it
 
 
+@pytest.mark.usefixtures("small_network")
 def test_an_infinite_loss_ends_the_run_and_names_step_rate_and_last_good_checkpoint(run_of):
     run = run_of(*TINY, "schedule=constant", "optim.lr=1e30", "save_every_steps=1", "log_every_steps=1")
     with pytest.raises(UserError) as error:
@@ -137,6 +159,7 @@ def test_an_infinite_loss_ends_the_run_and_names_step_rate_and_last_good_checkpo
     assert all(np.isfinite(line["train/loss"]) for line in lines(run.out) if "train/loss" in line)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_the_exact_step_of_a_nan_is_named_though_losses_are_read_rarely(run_of, tmp_path):
     told = []
     for every in (1, 50):
@@ -153,6 +176,7 @@ def test_bfloat16_trains_with_float32_variables(run_of):
     assert {value.dtype for name, value in weights(made["out"]).items() if "network" in name} <= {np.dtype("float32")}
 
 
+@pytest.mark.usefixtures("small_network")
 def test_synthetic_data_trains_and_evaluates_the_images_it_says(run_of):
     made = started(run_of("model=tiny", "data=synthetic", "data.image_size=32", "data.classes=7", "data.eval_images=50",
                           "batch=16", "steps=2", "track=off"))  # fmt: skip
@@ -167,22 +191,19 @@ def test_a_batch_larger_than_the_data_set_is_refused(run_of):
         started(run_of("model=tiny", "batch=2048", "track=off"))
 
 
-def test_another_run_in_the_same_folder_is_refused_with_the_difference(run_of):
-    started(run_of(*TINY, "steps=1", "eval=false"))
+def test_another_run_in_the_same_folder_is_refused_with_the_difference(run_of, whole):
     with pytest.raises(UserError, match=r"optim.lr was 0.016 and is 0.5"):
-        started(run_of(*TINY, "steps=2", "eval=false", "optim.lr=0.5"))
+        started(run_of(*SAVING, "steps=7", "optim.lr=0.5", f"out={whole}"))
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(run_of, tmp_path):
-    common = (*TINY, "eval=false", "save_every_steps=2")
-    started(run_of(*common, f"out={tmp_path / 'whole'}", "steps=6"))
-    started(run_of(*common, f"out={tmp_path / 'hurt'}", "steps=4"))
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(run_of, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "hurt", ignore=shutil.ignore_patterns("step-00000006", "result.json"))
     data = tmp_path / "hurt/checkpoints/step-00000004/weights.data-00000-of-00001"
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    started(run_of(*common, f"out={tmp_path / 'hurt'}", "steps=6"))
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "hurt"))
+    started(run_of(*SAVING, f"out={tmp_path / 'hurt'}", "steps=6"))
+    assert_same(weights(whole), weights(tmp_path / "hurt"))
     assert (tmp_path / "hurt/checkpoints/bad-step-00000004").is_dir()
 
 
@@ -251,7 +272,14 @@ def restated(run, kernel, steps):
 
 
 @pytest.mark.parametrize(
-    ("mixup", "smooth", "loop"), [(0.2, 0.1, 1), (1.0, 0.0, 1), (0.0, 0.3, 1), (0.0, 0.0, 1), (1.0, 0.2, 4)]
+    ("mixup", "smooth", "loop"),
+    [
+        (0.2, 0.1, 1),
+        (0.0, 0.0, 1),
+        (1.0, 0.2, 4),
+        pytest.param(1.0, 0.0, 1, marks=pytest.mark.slow),
+        pytest.param(0.0, 0.3, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_the_loss_is_of_mixed_images_and_targets_that_are_smooth_and_mixed_alike(
     run_of, monkeypatch, mixup, smooth, loop
@@ -284,8 +312,9 @@ def test_the_loss_is_of_mixed_images_and_targets_that_are_smooth_and_mixed_alike
     assert np.ptp(wanted) > 1e-3
 
 
+@pytest.mark.usefixtures("small_network")
 def test_calls_of_several_lengths_have_one_graph(run_of, monkeypatch):
-    made, prepare_images = [], augment.prepare_images
-    monkeypatch.setattr(augment, "prepare_images", lambda *words: made.append(words[0].shape) or prepare_images(*words))
+    made, prepare_images = [], step.prepare_images
+    monkeypatch.setattr(step, "prepare_images", lambda *words: made.append(words[0].shape) or prepare_images(*words))
     started(run_of(*TINY, "steps=5", "eval=false", "steps_per_loop=3"))  # calls of 3 and 2
     assert len(made) == 1
