@@ -222,11 +222,12 @@ def command(tmp_path):
     "line",
     [
         "optim.momentm=1",
-        "+optim.momentm=1",
-        "model=null",
         "data=imagenet data.dir=nowhere",
-        "-m optim=sgd,adm",
         "-m batch=32,0",
+        *(
+            pytest.param(line, marks=pytest.mark.slow)
+            for line in ("+optim.momentm=1", "model=null", "-m optim=sgd,adm")
+        ),
     ],
 )
 def test_a_refused_command_imports_no_tensorflow_and_leaves_nothing(command, tmp_path, line):

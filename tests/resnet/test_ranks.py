@@ -514,7 +514,9 @@ def test_ranks_do_not_outlive_a_parent_that_is_killed(deeds, pair, tmp_path, cou
 
 
 # ------------------------------------------------------------------------------------------------------------ restarts
-@pytest.mark.parametrize("deed", ["kill", "raise", "stall", "freeze"])
+@pytest.mark.parametrize(
+    "deed", ["kill", *(pytest.param(deed, marks=pytest.mark.slow) for deed in ("raise", "stall")), "freeze"]
+)
 def test_a_death_is_followed_by_another_start_in_the_same_folder(deeds, pair, capfd, deed):
     deeds("once stall" if deed in ("freeze", "stall") else "once peer", f"once {deed}")
     came, _ = work(pair("cluster.max_restarts=2"))
