@@ -1,7 +1,9 @@
 """The same answer whatever the number of ranks: real processes, started by horovodrun, against one rank."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,9 @@ RUNS = {
 TOLERANCE = 5e-5
 
 
+NUMBERS = pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
+
+
 def ranks(number, folder, *outs):
     """Run PROGRAM in so many processes."""
     (folder / "program.py").write_text(PROGRAM)
@@ -79,65 +84,70 @@ def evaluation(out):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, run_at):
-    """Folder of each run by (number of ranks, name); `resumed` has its first five steps on one rank."""
+    """`trained(number of ranks, name)`: the folder of that run; `resumed` has its first five steps on one rank."""
     folders = {}
-    for number in (1, 2, 3):
+
+    @functools.cache
+    def train_on(number):
         for name, words in RUNS.items():
             folder = tmp_path_factory.mktemp(f"{name}-{number}")
             run = run_at(folder, *COMMON, *words, f"cluster.ranks={number}")
             out = folders[number, name] = Path(run.out)
             if name == "resumed" and number > 1:
-                run.cluster.ranks, run.steps = 1, 5
-                train(run, out)
-                run.cluster.ranks, run.steps = number, 10
+                shutil.copytree(of(1, "sgd"), out, ignore=shutil.ignore_patterns("result.json"))
             run_folder.save(run, out)
             if number == 1:
                 train(run, out)
         if number > 1:
             ranks(number, tmp_path_factory.mktemp("program"), *(folders[number, name] for name in RUNS))
-    return folders
+
+    def of(number, name):
+        train_on(number)
+        return folders[number, name]
+
+    return of
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@NUMBERS
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_weights_after_five_steps_are_those_of_one_rank_at_the_same_global_batch(trained, name, number):
-    one, many = trained[1, name], trained[number, name]
+    one, many = trained(1, name), trained(number, name)
     assert_close(weights(one), weights(many))
     start = np.concatenate([w.ravel() for n, w in weights(one).items() if "velocity" in n])
     assert np.abs(start).max() > 1e-3  # something was learnt
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@NUMBERS
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_an_evaluation_has_the_same_counts(trained, name, number):
-    (one,), (many,) = evaluation(trained[1, name]), evaluation(trained[number, name])
+    (one,), (many,) = evaluation(trained(1, name)), evaluation(trained(number, name))
     assert one.keys() == many.keys() and ("ema/top1" in one) == (name == "lars")
     for key, value in one.items():
         assert many[key] == (pytest.approx(value, rel=1e-4) if key.endswith("loss") else value), key
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@NUMBERS
 def test_going_on_with_other_ranks_goes_on_with_the_same_images_and_batch(trained, number):
-    one, many = trained[1, "resumed"], trained[number, "resumed"]
+    one, many = trained(1, "resumed"), trained(number, "resumed")
     assert json.loads((many / "result.json").read_text())["steps"] == 10
     assert_close(weights(one), weights(many))
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@NUMBERS
 def test_rank_0_alone_writes(trained, number):
-    out = trained[number, "sgd"]
+    out = trained(number, "sgd")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5]
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-00000005"]
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@NUMBERS
 def test_the_loss_that_is_logged_is_of_all_ranks_images(trained, number):
     def losses(out):
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         return [line["train/loss"] for line in lines if "train/loss" in line]
 
-    np.testing.assert_allclose(losses(trained[number, "sgd"]), losses(trained[1, "sgd"]), rtol=1e-4)
+    np.testing.assert_allclose(losses(trained(number, "sgd")), losses(trained(1, "sgd")), rtol=1e-4)
 
 
 def test_accumulated_steps_are_one_step_of_the_whole_batch(run_at, tmp_path):
