@@ -154,7 +154,7 @@ def test_several_steps_in_one_graph_call_do_not_change_the_average(run_of, whole
 
 # ------------------------------------------------------------------------------------------------------------------ scores
 @pytest.fixture(scope="module")
-def judged(run_at, tmp_path_factory):
+def judged(run_at, tmp_path_factory, small_build):
     """An epoch, evaluated at three places: (run, its result, the lines of metrics.jsonl that evaluations wrote)."""
     words = (
         "model=tiny",
@@ -166,7 +166,9 @@ def judged(run_at, tmp_path_factory):
         "eval_every_epochs=0.35",
     )
     run = run_at(tmp_path_factory.mktemp("judged"), *words, "ema.decay=0.9", "steps=14", "keep_checkpoints=9")
-    made = started(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "build", small_build)
+        made = started(run)
     lines = [json.loads(line) for line in (Path(run.out) / "metrics.jsonl").read_text().splitlines()]
     return run, made, [line for line in lines if "eval/top1" in line]
 
@@ -192,6 +194,7 @@ def test_every_evaluation_is_of_both_and_the_averaged_weights_count(judged):
         assert [json.loads(line)["final/top1"] for line in file if "final/top1" in line] == [made["final/top1"]]
 
 
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize(("raw", "averaged", "stops"), [(0.9, 0.5, False), (0.5, 0.9, True)])
 def test_where_to_stop_is_asked_of_the_averaged_weights(judged, run_at, tmp_path, raw, averaged, stops):
     """The same folder, with an evaluation of these results at its end."""

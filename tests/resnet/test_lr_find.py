@@ -172,6 +172,7 @@ def test_real_steps_give_a_curve_and_a_sane_peak_and_keep_nothing(run_of):
         train(run_of(*TINY), Path(run.out))
 
 
+@pytest.mark.usefixtures("small_network")
 def test_its_steps_are_those_of_a_training(run_of, tmp_path):
     """A test at one rate throughout is a training at that rate."""
     common = (*TINY, "mixup=0.2", "steps_per_loop=3", "log_every_steps=1")

@@ -168,14 +168,15 @@ def told_whole(out):
     )
 
 
-def test_the_command_tells_what_it_cannot_send(tmp_path, run_of):
+def test_the_command_tells_what_it_cannot_send(tmp_path, run_of, monkeypatch, capsys):
     def said(*words):
-        done = subprocess.run(
-            [sys.executable, "-m", "resnet.track", *words], capture_output=True, text=True, timeout=60
-        )
-        return done.returncode, done.stdout + done.stderr
+        monkeypatch.setattr(sys, "argv", ["resnet.track", *words])
+        status = track.main()
+        return status, "".join(capsys.readouterr())
 
-    assert said("--help")[0] == 0 and "resnet.track sync RUN" in said("--help")[1]
+    done = subprocess.run([sys.executable, "-m", "resnet.track", "--help"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == said("--help")
+    assert done.returncode == 0 and "resnet.track sync RUN" in done.stdout
     assert said("send", "x") == (1, "error: resnet.track send x: say sync and a run's folder; --help tells more\n")
     code, text = said("sync", str(tmp_path / "nothing"))
     assert code == 1 and text.startswith("error:") and text.count("\n") == 1
