@@ -186,7 +186,7 @@ class Processes(Launcher):
 
     def open_parent(self) -> str | None:
         """The MLflow run that the jobs nest under: the one this folder has, or a new one. Its parameters are what varies."""
-        from resnet import store, track
+        from resnet import store, surroundings
 
         params = {name: str(values) for name, values in (self.config.hydra.sweeper.get("params") or {}).items()}
         for word in self.typed():
@@ -195,7 +195,7 @@ class Processes(Launcher):
                 params[name] = str(word.input_line).partition("=")[2]
             else:
                 params.pop(name, None)
-        tags = {"sweep": "parent", **track.source_tags(Path(__file__).parent)}
+        tags = {"sweep": "parent", **surroundings.source_tags(Path(__file__).parent)}
         parent: str | None = told(store.open_parent, self.out, self.track, f"sweep {self.out.name}", params, tags)
         return parent
 

@@ -46,6 +46,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         scores,
         source,
         step,
+        surroundings,
         track,
     )
     from resnet import device as machine
@@ -76,9 +77,9 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     done, standing = (saved.step, result.Standing(**saved.state)) if saved else (0, result.Standing())
 
     eval_batches = data.evaluation(images, run.local_batch, run.eval_steps, world.rank, world.ranks)
-    tags = track.tags(run, world.device)
+    tags = surroundings.tags(run, world.device)
     tracker = (
-        track.Tracker(out, run.track, comparison.flat(run), tags, source.described(images), track.SURROUNDINGS)
+        track.Tracker(out, run.track, comparison.flat(run), tags, source.described(images), surroundings.FILES)
         if first
         else track.Nobody()
     )

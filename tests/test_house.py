@@ -30,6 +30,7 @@ FLOORS = [
         "stamp",
         "guard",
         "events",
+        "gauges",
         "served",
         "reporting.training",
         "reporting.plot",
@@ -46,6 +47,7 @@ FLOORS = [
         "gaudi",
         "store",
         "catalogue",
+        "surroundings",
         "comparison",
         "benchmarks.outcome",
         "benchmarks.turns",
@@ -54,6 +56,7 @@ FLOORS = [
         "source",
         "complaints",
         "resolvers",
+        "sender",
         "benchmarks.photos",
         "benchmarks.logged",
         "benchmarks.flops",
@@ -102,7 +105,6 @@ FLOORS = [
 SIDEWAYS = {
     ("track", "run_folder"),  # inside a function: the command that sends what MLflow has not got
     ("track", "evaluate"),
-    ("track", "lock"),
     ("track", "serve"),
     ("prepare", "preparation.sheet"),  # inside a function: the only command that needs TensorFlow
     ("compose", "launch"),  # Hydra is told of the launcher, inside a function
@@ -110,7 +112,7 @@ SIDEWAYS = {
 ONLY_IN = {
     "hydra": {"complaints", "compose", "run_folder", "launch", "train", "reporting.published"},
     "omegaconf": {"complaints", "compose", "resolvers", "run_folder", "launch", "reporting.published"},
-    "mlflow": {"store", "track", "serve", "served"},
+    "mlflow": {"store", "sender", "serve", "served"},
     "mlperf_logging": {"mlperf"},
     "horovod": {"device", "starter"},  # in starter its rendezvous server alone, without TensorFlow
     "habana_frameworks": {"gaudi"},

@@ -2,19 +2,16 @@
 
 import json
 import math
-import os
-import re
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
 import pytest
 
-from resnet import UserError, run_folder, store, track
+from resnet import UserError, run_folder, sender, store, track
 from resnet.settings.track import Mlflow, Off
 
 LONG = "x" * 7000
@@ -291,7 +288,7 @@ def test_a_server_that_never_answers_costs_the_loop_nothing_and_the_end_little(n
 
 
 def test_closing_waits_for_so_long_and_no_longer(new, silent, monkeypatch):
-    monkeypatch.setattr(track, "CLOSE_S", 0.3)
+    monkeypatch.setattr(sender, "CLOSE_S", 0.3)
     tracker = new("impatient", uri=silent)
     tracker.log(1, {"train/loss": 1.0})
     began = time.monotonic()
@@ -322,8 +319,8 @@ def flaky(client, monkeypatch):
     def make(**fails):
         away = Flaky(client, fails)
         monkeypatch.setattr(store, "connect", lambda _uri: away)
-        monkeypatch.setattr(track, "PAUSE_S", 0.01)
-        monkeypatch.setattr(track, "SEND_S", 0.05)
+        monkeypatch.setattr(sender, "PAUSE_S", 0.01)
+        monkeypatch.setattr(sender, "SEND_S", 0.05)
         return away
 
     return make
@@ -393,91 +390,6 @@ def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path):
     runs = client.search_runs([experiment.experiment_id])
     assert {(run.info.run_name, run.info.status) for run in runs} == {("one", "FINISHED"), ("two", "FINISHED")}
     assert all(run.data.metrics["train/loss"] == 1.0 for run in runs)
-
-
-# -------------------------------------------------------------------------------------------------------------- tags
-def git(folder, *words):
-    env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
-    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
-    done = subprocess.run(["git", *who, *words], cwd=folder, env=env, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_a_run_tells_the_commit_of_the_checkout_and_whether_it_was_changed(tmp_path):
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "file").write_text("1")
-    git(tmp_path, "init", "-q")
-    assert track.source_tags(tmp_path / "code") == {}  # no commit yet
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "first")
-    clean = {"mlflow.source.git.commit": git(tmp_path, "rev-parse", "HEAD"), "git.dirty": "false"}
-    assert track.source_tags(tmp_path / "code") == clean
-    (tmp_path / "untracked").write_text("")
-    assert track.source_tags(tmp_path / "code") == clean
-    (tmp_path / "code" / "file").write_text("2")
-    assert track.source_tags(tmp_path / "code") == {**clean, "git.dirty": "true"}
-
-
-def test_outside_of_a_checkout_or_without_git_there_is_no_commit_to_tell(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert track.source_tags(tmp_path) == {}
-    monkeypatch.setenv("PATH", "")
-    assert track.source_tags(Path(track.__file__).parent) == {}
-
-
-def test_tags_tell_recipe_seed_device_and_versions(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(__version__="2.99"))
-    tags = track.tags(
-        SimpleNamespace(recipe=None, seed=7, out="/runs/x", track=Mlflow("mlflow", "file:///x", tags={"owner": "me"})),
-        "a card",
-    )
-    assert tags["owner"] == "me"
-    assert (tags["recipe"], tags["seed"], tags["device"], tags["out"]) == ("none", "7", "a card", "/runs/x")
-    assert tags["version.tensorflow"] == "2.99" and tags["version.resnet"]
-    assert sys.version.startswith(tags["version.python"])
-    assert all(isinstance(value, str) for value in tags.values())
-
-
-# ---------------------------------------------------------------------------------------------------- what surrounds a run
-def test_every_installed_package_is_listed_as_pip_does(tmp_path):
-    listed = track.environment(tmp_path).read_text().splitlines()
-    frozen = subprocess.run(
-        [sys.executable, "-m", "pip", "freeze", "--all"], capture_output=True, text=True
-    ).stdout.split()
-    assert {word for word in frozen if re.fullmatch(r"[\w.-]+==\S+", word)} <= set(listed)
-    assert listed == sorted(listed, key=str.lower)
-
-
-def test_uncommitted_changes_are_kept_and_nothing_where_there_are_none(tmp_path, monkeypatch):
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "track.py").write_text("one\n")
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "first")
-    monkeypatch.setattr(track, "__file__", str(code / "track.py"))
-    assert track.changes(tmp_path) is None
-    (code / "track.py").write_text("two\n")
-    assert "+two" in track.changes(tmp_path).read_text()
-    monkeypatch.setattr(track, "__file__", str(tmp_path.parent / "nowhere" / "track.py"))
-    assert track.changes(tmp_path) is None
-
-
-def test_gpus_are_sampled_under_the_names_mlflow_uses(monkeypatch):
-    made = SimpleNamespace(
-        nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda number: number,
-        nvmlDeviceGetUtilizationRates=lambda card: SimpleNamespace(gpu=50 + card),
-        nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(used=(1 + card) * 10**9),
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", made)
-    assert {
-        "system/gpu_0_utilization_percentage": 50,
-        "system/gpu_1_utilization_percentage": 51,
-        "system/gpu_0_memory_usage_megabytes": 1000.0,
-        "system/gpu_1_memory_usage_megabytes": 2000.0,
-    }.items() <= dict(track.system_metrics()).items()
 
 
 def test_the_data_are_the_runs_dataset_input(new, client):
