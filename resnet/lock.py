@@ -21,7 +21,7 @@ from resnet import UserError
 
 FILE = ".lock"
 BUSY = (errno.EACCES, errno.EAGAIN)
-PATIENCE_S = 2.0  # for who has just taken it to say so, or has only looked
+PATIENCE_S = 2.0  # for who has just taken it to say so
 NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system without locks
 
 
@@ -63,7 +63,7 @@ def held(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
     with file:
-        take(file, out, fcntl.LOCK_EX)
+        take(file, out)
         me = psutil.Process()
         found = Holder(socket.gethostname(), me.pid, me.create_time(), time.strftime("%Y-%m-%d %H:%M:%S"))
         file.truncate(0)
@@ -75,18 +75,12 @@ def held(out: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def check_free(out: Path) -> None:
-    """Raise UserError if a training goes on in `out`."""
-    with contextlib.suppress(FileNotFoundError), (out / FILE).open() as file:
-        take(file, out, fcntl.LOCK_SH)
-
-
-def take(file: IO[str], out: Path, kind: int) -> None:
+def take(file: IO[str], out: Path) -> None:
     """Lock an open file; UserError if another process has, or, where the file system has no locks, says that it has and lives."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError as error:
             if error.errno not in (*BUSY, *NONE_HERE):

@@ -33,7 +33,7 @@ class Soak:
     steps: int = knob(20_000, "of the training")
     evaluations: int = knob(200, "spread over them, each of all images, with a checkpoint after it")
     checkpoints: int = knob(50, "spread over them, beside those")
-    limit: float = knob(0.02, "share of memory by which it may grow; more is a failure")
+    limit: float = knob(0.02, "share of itself by which any of them may grow; more is a failure")
     words: str = knob("", "more words, such as 'track=mlflow cluster=cpu2'")
     out: str | None = knob(None, "folder of the training; a temporary one if left out")
 
@@ -54,7 +54,7 @@ class Look:
 
 
 def measure(asked: Soak) -> None:
-    """Print the table. Raises UserError if the training fails, or its memory grows by more than the limit."""
+    """Print the table. Raises UserError if the training fails, or what it holds grows by more than the limit."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(asked.out or scratch, "soak")
         began = time.monotonic()
@@ -66,11 +66,11 @@ def measure(asked: Soak) -> None:
     )
     early, late = held(looks, 0.05, 0.1, asked.steps), held(looks, 0.95, 1.0, asked.steps)
     print(table(early, late, looks))
-    grown = late[0] / early[0] - 1
-    if grown > asked.limit:
-        raise UserError(
-            f"limit={asked.limit:g}: memory has grown by {grown:.3f} of itself; something is kept that should not be"
-        )
+    for name, before, after in zip(HELD, early, late, strict=True):
+        if after / before - 1 > asked.limit:
+            raise UserError(
+                f"limit={asked.limit:g}: {name} grown by {after / before - 1:.3f} of itself; something is kept that should not be"
+            )
 
 
 def command(asked: Soak, out: Path) -> list[str]:

@@ -169,7 +169,8 @@ def finish(out, *words):
     assert start.process.wait() == 0, (SEED, start.log.read_text())
     start.check("the last start")
     assert not list(out.glob("checkpoints/.writing-*")) and not list(out.glob(".*.part"))
-    lock.check_free(out)
+    with lock.held(out):
+        pass
     return json.loads((out / "result.json").read_text())
 
 

@@ -49,8 +49,6 @@ def test_a_second_process_is_refused_with_the_first_ones_host_number_and_time(tm
     out = tmp_path / "a [run] of; mine"
     with holding(out) as process:
         said = refused(out)
-        with pytest.raises(UserError, match=f"process {process.pid} on "):
-            lock.check_free(out)
     since = time.strftime("%Y-%m-%d ")
     assert said.startswith(f"out={out}: process {process.pid} on {socket.gethostname()} trains here since {since}")
     assert said.endswith(f"end it with `kill {process.pid}`, or give another out=")
@@ -111,7 +109,6 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over_at_once(tmp_path, nu
             process.stdin.close()
         process.wait()
         began = time.monotonic()
-        lock.check_free(tmp_path)
         with lock.held(tmp_path):
             assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
         assert time.monotonic() - began < 1
@@ -135,12 +132,6 @@ def test_a_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path):
         child.kill()
 
 
-def test_a_folder_that_nobody_trains_in_is_free(tmp_path):
-    lock.check_free(tmp_path / "nowhere")
-    lock.check_free(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_error_inside_lets_go(tmp_path):
     with pytest.raises(ZeroDivisionError), lock.held(tmp_path):
         raise ZeroDivisionError
@@ -161,15 +152,6 @@ def test_a_lock_that_does_not_say_whose_it_is_is_refused_too_after_a_while(tmp_p
     with holding(tmp_path):
         (tmp_path / lock.FILE).write_text(text)
         assert "another process trains here" in refused(tmp_path)
-
-
-def test_who_only_looks_does_not_have_a_start_refused(tmp_path):
-    (tmp_path / lock.FILE).touch()
-    with (tmp_path / lock.FILE).open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        looker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"], pass_fds=[file.fileno()])
-    with lock.held(tmp_path):
-        assert looker.wait() == 0
 
 
 # ---------------------------------------------------------------------------------------------- file systems without locks
