@@ -16,7 +16,7 @@ from resnet.checks import check
 from resnet.knobs import knob
 from resnet.settings.track import Mlflow
 
-READY_S = 60.0  # for MLflow to be imported and a run to be there
+READY_S = 180.0  # for MLflow to be imported and a run to be there
 
 
 @dataclass(kw_only=True)

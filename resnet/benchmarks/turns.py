@@ -22,7 +22,12 @@ from resnet import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_HERE = 77  # the exit status of a child that lacks what it is to measure; its last line says what
-GO = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+GO = """import runpy, sys
+place, own, name = sys.argv[1:4]
+sys.argv[1:4] = []
+sys.path[:] = [path for path in sys.path if path]  # what lies in the working folder is nobody's package
+sys.path.insert(0 if own else len(sys.path), place)
+runpy.run_module(name, run_name="__main__", alter_sys=True)"""
 
 
 class Lacking(UserError):
@@ -34,9 +39,10 @@ class Child:
     """A process that runs the module resnet.benchmarks.<name> with `words`; a context, at whose end nothing of it is left."""
 
     def __init__(self, name: str, words: Sequence[str], python: str = sys.executable, cores: set[int] | None = None):
-        """The interpreter `python` finds this package last of all, so that its own packages stay its own."""
+        """Another interpreter than this one finds our packages last of all, so that its own stay its own."""
         self.name = name
-        self.command = [python, "-c", GO, str(ROOT), f"resnet.benchmarks.{name}", *words]
+        own = "1" if python == sys.executable else ""
+        self.command = [python, "-c", GO, str(ROOT), own, f"resnet.benchmarks.{name}", *words]
         self.cores = cores
         self.facts: dict[str, Any] = {}  # what it says of itself; after a turn `peak_mb` too
 

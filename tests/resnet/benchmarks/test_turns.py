@@ -100,3 +100,13 @@ def test_a_child_ends_with_its_parent():
         one.process.stdin.close()
         assert one.process.wait(30) == 0
         one.process.stdin = None
+
+
+def test_a_module_in_the_working_folder_is_not_taken_for_a_package(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('not PyTorch')")
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(Lacking, match=r" has no torch$"),
+        Child("timm_step", ["resnet50", "fp32", "1", "32", "eager"]) as one,
+    ):
+        one.wait()
