@@ -191,7 +191,7 @@ def scored(trained, tmp_path_factory):
     return evaluate.evaluate(run.out, [f"data.dir={images}", "dtype=fp32"], tmp_path_factory.mktemp("scored"))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "saved_model"])
+@pytest.mark.parametrize("name", [pytest.param("model.safetensors", marks=pytest.mark.slow), "saved_model"])
 def test_evaluated_or_trained_from_it_has_the_scores_of_the_run(exported, trained, scored, run_at, tmp_path, name):
     images = trained[1]
     (tmp_path / "config.yaml").write_text("not: ours\n")  # beside a SavedModel there may be anything
@@ -207,7 +207,7 @@ def test_evaluated_or_trained_from_it_has_the_scores_of_the_run(exported, traine
         assert made[f"eval/{score}"] == pytest.approx(scored[score], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "saved_model"])
+@pytest.mark.parametrize("name", ["model.safetensors", pytest.param("saved_model", marks=pytest.mark.slow)])
 def test_what_was_exported_can_be_exported_again(exported, tmp_path, name):
     """No image is read, so none need be there; how they are to be prepared must be typed."""
     export.export(str(exported / name), SEEN, tmp_path / "again")
@@ -218,9 +218,11 @@ def test_what_was_exported_can_be_exported_again(exported, tmp_path, name):
     assert (tmp_path / "again" / "saved_model" / "saved_model.pb").is_file()
 
 
-def test_for_mlflow_too_if_asked(trained, jpegs, alone, tmp_path):
+def test_for_mlflow_too_if_asked(trained, jpegs, alone, tmp_path, monkeypatch, capsys):
     """JPEGs as they come, to the probabilities of the SavedModel."""
-    lines = exporting(tmp_path, trained[0].out, f"out={tmp_path / 'out'}", "mlflow=true")
+    status, out, _ = command(monkeypatch, capsys, trained[0].out, f"out={tmp_path / 'out'}", "mlflow=true")
+    assert status == 0
+    lines = out.splitlines()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*FILES, "mlflow_model"])
     assert "mlflow_model" in lines[-1]
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "out" / "mlflow_model"))
@@ -228,14 +230,6 @@ def test_for_mlflow_too_if_asked(trained, jpegs, alone, tmp_path):
     for row, wanted in zip(found, alone[1]["jpeg probabilities"], strict=True):
         told = {one["class"]: one["probability"] for one in row}
         assert [told[name] for name in CLASSES] == pytest.approx(list(wanted), rel=1e-4)
-
-
-def exporting(folder, *words):
-    """The lines that the command shows."""
-    command = [sys.executable, "-m", "resnet.export", *map(str, words)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout.splitlines()
 
 
 # ------------------------------------------------------------------------------------------------------- what is refused
