@@ -9,39 +9,29 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
 
-from resnet import UserError, comparison, lock, result, roster, run_folder, starter, store
+from resnet import UserError, lock, orphans, roster, run_folder, starter, store, verdict
 from resnet.config import Run
 from resnet.roster import Record
 from resnet.settings.cluster import Starter
 from resnet.settings.track import Mlflow
+from resnet.streams import Stream
+from resnet.verdict import End
 
 POLL_S = 0.1
 LINGER_S = 20.0  # how long the others may take to end by themselves once one has failed
 FEW = 16  # so many ranks are looked at at every poll, more of them once a second
-TAIL_LINES = 15  # of the starter's own words, where no rank has said anything
-TRACE = re.compile(r"^(Traceback \(most recent call last\)|Fatal Python error|\*\*\* )", re.MULTILINE)
-# How starters tell which rank ended first, and by what: horovodrun, mpirun, srun.
-DEATHS = (
-    re.compile(r"Process (?P<rank>\d+) exit with status code (?P<code>\d+)"),
-    re.compile(r"process rank (?P<rank>\d+) .*exited on signal (?P<signal>\d+)"),
-    re.compile(r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]\s+Exit code:\s+(?P<code>\d+)"),
-    re.compile(r"srun: error: \S+: task (?P<rank>\d+): (?:Exited with exit code (?P<code>\d+)|(?P<name>.+))"),
-)
 
 
 def run(run: Run, out: Path) -> dict[str, Any]:
@@ -52,7 +42,7 @@ def run(run: Run, out: Path) -> dict[str, Any]:
     """
     starter.check(run)
     with lock.held(out):
-        end_orphans(out)
+        orphans.end(out)
         run_folder.claim(run, out)
         return watched(run, out)
 
@@ -104,45 +94,6 @@ def noted(work: Any, *words: Any, **more: Any) -> None:
         print(f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
 
 
-def end_orphans(out: Path) -> None:
-    """End the ranks that an earlier start has left on this machine: two would write the same checkpoints.
-
-    This process holds the lock of `out`; so who started them has died, by SIGKILL for example, and nobody watches them.
-    """
-    left = [
-        process
-        for record in roster.records(out)
-        if not record.ended and (process := found(record, out)) and process.create_time() < record.time + 1
-    ]  # else the number has gone to another process; us, perhaps
-    for process in left:
-        print(f"out={out}: a rank of an earlier start still runs (pid {process.pid}); it is told to save and end",
-              file=sys.stderr, flush=True)  # fmt: skip
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    for process in psutil.wait_procs(left, LINGER_S)[1]:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-            process.wait(LINGER_S)
-
-
-def found(record: Record, out: Path) -> psutil.Process | None:
-    """The process of a rank that runs on this machine."""
-    if record.machine == socket.gethostname():
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(record.pid)
-            if str(out) in process.cmdline():
-                return process
-    return None
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether it has not ended yet; a zombie has."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
 # ---------------------------------------------------------------------------------------------------------------- signals
 class Heard:
     """Context: notes signals. The first asks the ranks to save and end; SIGINT after it ends everything at once."""
@@ -169,19 +120,6 @@ class Heard:
 
 
 # --------------------------------------------------------------------------------------------------------------- one start
-@dataclass(frozen=True)
-class End:
-    """How one start of all ranks came out: a result, a stop, or the failure of one rank before the others."""
-
-    made: dict[str, Any] | None = None
-    stopped: str | None = None  # what was saved, and how to go on
-    line: str = ""  # who failed, and how
-    where: str = ""  # where to read on
-    trace: str = ""  # its own traceback, on lines of its own
-    user: bool = False  # the user can mend it
-    again: bool = False  # another start may do better
-
-
 def started(run: Run, out: Path, heard: Heard) -> End:
     """Start all ranks, wait until all of them have ended, say how. None lives on."""
     roster.folder(out).mkdir(parents=True, exist_ok=True)
@@ -209,7 +147,7 @@ def started(run: Run, out: Path, heard: Heard) -> End:
             start.follow()
         finally:
             start.end_all()
-    return start.end()
+    return start.seen().end()
 
 
 def dying_with_parent() -> Callable[[], object] | None:
@@ -253,11 +191,11 @@ class Start:
         self.looked = time.monotonic()
         self.refresh(roster.folder(self.out))
         for record in roster.records(self.out):
-            if record.rank not in self.records and (process := found(record, self.out)):
+            if record.rank not in self.records and (process := orphans.found(record, self.out)):
                 self.processes[record.rank] = process
             self.records[record.rank] = record
         for rank, process in self.processes.items():
-            if rank not in self.gone and not lives(process):
+            if rank not in self.gone and not orphans.lives(process):
                 self.gone[rank] = time.time()
         for stream in self.streams.values():
             stream.show(self.records.get(stream.rank))
@@ -329,7 +267,7 @@ class Start:
         ended = self.process.poll() is not None
         self.look()
         for process in self.processes.values():
-            if lives(process):
+            if orphans.lives(process):
                 with contextlib.suppress(psutil.Error):
                     process.kill()
         others = [record for rank, record in self.records.items() if rank not in self.processes and not record.ended]
@@ -351,152 +289,20 @@ class Start:
         for stream in self.streams.values():
             stream.show(self.records.get(stream.rank), last=True)
 
-    # ------------------------------------------------------------------------------------------------------ what came of it
-    def end(self) -> End:
-        """How it came out."""
-        records = self.records.values()
-        first = self.first_failure()
+    def seen(self) -> verdict.Seen:
+        """What came of it, for a verdict. What other hosts wrote is to be seen too."""
         self.refresh(self.out)
-        made = result.read(self.out)
-        if made and made.get("fingerprint") == comparison.fingerprint(self.run) and not (first and first.user):
-            if first and first.line:
-                print(f"{first.line}; the result was written before, and stands", file=sys.stderr, flush=True)
-            return End(made=made)
-        own = any(record.kind in ("user", "error") for record in records)
-        if not own and (self.heard.asked or any(record.state == "stopped" for record in records)):
-            told = next((record.error for record in roster.records(self.out) if record.state == "stopped"), None)
-            way = f"go on with: python -m resnet.train resume={shlex.quote(str(self.out))}"
-            return End(stopped=told or f"nothing was saved since the last checkpoint; {way}")
-        return first or End(
-            line="all ranks ended well, and there is no result", where=f"logs in {roster.folder(self.out)}"
-        )
-
-    def first_failure(self) -> End | None:
-        """Of the rank that failed before the others, or by itself."""
-        failed = sorted((record for record in self.records.values() if record.state == "failed"), key=lambda r: r.time)
-        own = [record for record in failed if record.kind != "peer"]
-        stalled = sorted(
-            (record for record in self.records.values() if record.state == "stalled"), key=lambda r: r.time
-        )
-        lost = [record for record in self.records.values() if not record.ended]
-        if own:
-            for record in own[1:]:
-                if record.kind == "error":
-                    prefixed(record, record.error or "")
-            if own[0].kind == "user":
-                return End(line=own[0].error or "", user=True)
-            return self.failure(own[0], "failed", own[0].error or "")
-        if not self.records:
-            by = self.starter.value if self.starter else "Python"
-            said = "\n".join(self.said().strip().splitlines()[-TAIL_LINES:])
-            return End(
-                line=f"{by} ended before any rank had started (exit status {self.process.returncode})",
-                where=f"its log is {roster.folder(self.out)}/starter.log",
-                trace=f" and ends with:\n{said}" if said else "",
-            )
-        others = [*failed, *stalled]
-        named = next((rank for rank, _ in self.deaths() if rank not in {record.rank for record in others}), None)
-        absent = [rank for rank in range(self.ranks) if rank not in self.records]
-        if absent and (named in absent or self.missing or not lost):
-            listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
-            said = "\n".join(self.said().strip().splitlines()[-TAIL_LINES:])
-            late = f" within cluster.start_s={self.run.cluster.start_s:g}" if self.missing else ""
-            return End(
-                line=f"{len(absent)} of {self.ranks} ranks did not start{late} (rank {listed})",
-                where=f"the starter's log is {roster.folder(self.out)}/starter.log",
-                trace=f" and ends with:\n{said}" if said else "",
-            )
-        if lost:
-            return self.loss(lost, others, named)
-        if stalled:
-            return self.failure(stalled[0], f"stood still: {(stalled[0].error or '').rstrip(':')}", "")
-        return self.failure(failed[0], "failed", failed[0].error or "") if failed else None
-
-    def loss(self, lost: list[Record], others: list[Record], named: int | None) -> End:
-        """Of a rank that is gone without a word: killed, crashed, or frozen until it was killed from here."""
-        first = min(lost, key=lambda record: (record.rank != named, self.gone.get(record.rank, float("inf"))))
-        earliest = min((record.time for record in others), default=float("inf"))
-        waited = any(record.state == "stalled" for record in others)  # the others would have noticed a death
-        if waited or self.gone.get(first.rank, 0.0) > earliest + 2:
-            said = "stood still while the others waited for it, and had to be killed: was it stopped or frozen?"
-            return self.failure(first, said, "")
-        by = dict(self.deaths()).get(first.rank) or how(self.process.returncode if self.starter is None else None)
-        content = self.streams[first.rank].content()
-        marks = list(TRACE.finditer(content))
-        return self.failure(
-            first, by or "was killed or crashed without a word", content[marks[-1].start() :] if marks else ""
-        )
-
-    def failure(self, record: Record, how: str, trace: str) -> End:
-        """Of one rank; its log, and what it ends with, come last."""
-        who = f"rank {record.rank} on {record.host} (pid {record.pid}) {how}"
-        where = f"its log is {roster.log(self.out, record.rank)}"
-        return End(line=who, where=where, trace=f"; its own traceback:\n{trace.rstrip()}" if trace else "", again=True)
-
-    def said(self) -> str:
-        """What the starter itself said."""
         with (roster.folder(self.out) / "starter.log").open("rb") as file:
             file.seek(self.said_from)
-            return file.read().decode(errors="replace")
-
-    def deaths(self) -> Iterator[tuple[int, str]]:
-        """(rank, what became of it) of ranks that the starter told of, the first one first."""
-        said = self.said()
-        for found in sorted(
-            (match for form in DEATHS for match in form.finditer(said)), key=lambda match: match.start()
-        ):
-            parts = found.groupdict()
-            code = int(parts["code"]) if parts.get("code") else -int(parts["signal"]) if parts.get("signal") else None
-            yield int(parts["rank"]), how(code) or f"ended: {parts.get('name')}"
-
-
-def how(code: int | None) -> str:
-    """An exit status in words; empty for none."""
-    if code is None:
-        return ""
-    number = -code if code < 0 else code - 128
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(number).name}"
-    return f"ended without a word, with exit status {code}"
-
-
-# ----------------------------------------------------------------------------------------------------------------- streams
-class Stream:
-    """What one rank prints from now on: as it is for rank 0, prefixed and on stderr for the others."""
-
-    def __init__(self, out: Path, rank: int) -> None:
-        self.rank, self.path = rank, roster.log(out, rank)
-        self.first = self.done = self.path.stat().st_size if self.path.exists() else 0
-
-    def show(self, record: Record | None, *, last: bool = False) -> None:
-        """Whole lines that are new; at `last` the rest too. The error that a rank ended with is kept for the end of all."""
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= self.done or (self.rank and record is None):
-                return
-            ended = roster.read(roster.path(self.path.parent.parent, self.rank))  # after the size
-            if ended and ended.state in ("failed", "stopped") and ended.shown is not None:
-                size = min(size, ended.shown)
-            file.seek(self.done)
-            new = file.read(max(0, size - self.done))
-            whole = new if last else new[: new.rfind(b"\n") + 1]
-            self.done += len(whole)
-            text = whole.decode(errors="replace")
-            if self.rank == 0:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-            elif record:
-                prefixed(record, text)
-
-    def content(self) -> str:
-        """All that the rank has printed since this start."""
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            file.seek(self.first)
-            return file.read().decode(errors="replace")
-        return ""
-
-
-def prefixed(record: Record, text: str) -> None:
-    """Lines of a rank, on stderr."""
-    for line in text.splitlines():
-        print(f"[rank {record.rank} on {record.host}] {line}", file=sys.stderr, flush=True)
+            said = file.read().decode(errors="replace")
+        return verdict.Seen(
+            self.run,
+            self.out,
+            self.records,
+            self.gone,
+            content=lambda rank: self.streams[rank].content(),
+            status=self.process.returncode,
+            missing=self.missing,
+            asked=self.heard.asked,
+            said=said,
+        )

@@ -278,7 +278,7 @@ def corrupt(images: Any, display: Any) -> dict[str, float | None]:
 # ----------------------------------------------------------------------------------------------------- entry point
 def go(run: Run, out: Path) -> None:
     """Train, here or in ranks, unless this folder holds the result already; either way, show it."""
-    from resnet import comparison, lock, lr_find, progress, ranks, result, starter
+    from resnet import comparison, lock, lr_find, orphans, progress, ranks, result, starter
 
     if run.cluster.dry_run:
         print(starter.shown(run, out))
@@ -293,7 +293,7 @@ def go(run: Run, out: Path) -> None:
         starter.check(run)
         os.environ.update(starter.device_environment(run))
         with lock.held(out):
-            ranks.end_orphans(out)
+            orphans.end(out)
             made = train(run, out)
     if run.lr_find:
         print(lr_find.told(made))

@@ -48,6 +48,8 @@ FLOORS = [
         "store",
         "catalogue",
         "surroundings",
+        "orphans",
+        "streams",
         "comparison",
         "benchmarks.outcome",
         "benchmarks.turns",
@@ -65,6 +67,7 @@ FLOORS = [
     {"schedule", "model", "data", "optim", "average", "device", "result", "starter"},
     {
         "scores",
+        "verdict",
         "step",
         "checkpoint",
         "track",

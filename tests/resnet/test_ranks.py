@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resnet import UserError, comparison, lock, rank, ranks, result, roster, run_folder, starter, store, train
+from resnet import UserError, comparison, lock, orphans, rank, ranks, result, roster, run_folder, starter, store, train
 
 STUB = """
 import json, os, signal, socket, sys, time
@@ -386,7 +386,7 @@ STUBBORN = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print(f
 
 @pytest.mark.parametrize("code", ["import time; print(flush=True); time.sleep(60)", STUBBORN])
 def test_ranks_that_an_earlier_start_has_left_are_ended_first(deeds, pair, tmp_path, capfd, monkeypatch, code):
-    monkeypatch.setattr(ranks, "LINGER_S", 1.0)
+    monkeypatch.setattr(orphans, "LINGER_S", 1.0)
     deeds("done", "done")
     run = pair()
     roster.folder(Path(run.out)).mkdir(parents=True)
