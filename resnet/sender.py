@@ -19,6 +19,7 @@ from resnet.store import Note
 
 FILE = "metrics.jsonl"
 CLOSE_S = 120.0  # how long close() waits for MLflow to take what is left, a model of 100 MB among it
+FIRST_S = 60.0  # at most, for the first metrics: importing MLflow takes seconds from building the first step
 SEND_S = 5.0  # between two sendings
 LAST_TRIES = 2  # once close() was called
 PAUSE_S = 30.0  # at most, between two tries
@@ -42,7 +43,7 @@ class Sender(threading.Thread):
         self.out, self.settings, self.params, self.tags, self.dataset = out, settings, params, tags, dataset
         self.sample = sample
         self.queue: queue.SimpleQueue[Callable[[Any, str], object]] = queue.SimpleQueue()
-        self.closing = threading.Event()
+        self.awake, self.closing = threading.Event(), threading.Event()
         self.every_s = settings.system_metrics_s
         self.status = "FAILED"
         self.trouble: str | None = None
@@ -57,6 +58,7 @@ class Sender(threading.Thread):
     def finish(self, status: str) -> str | None:
         """Have everything sent, within CLOSE_S; what went wrong, if anything did."""
         self.status = status
+        self.awake.set()
         if self.note:
             self.note.status = status
             with contextlib.suppress(OSError):  # a full disk; the thread tells MLflow all the same
@@ -70,6 +72,7 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         """Open the MLflow run, send until finish() says stop, set the status."""
+        self.awake.wait(FIRST_S)
         with contextlib.suppress(Exception):  # whatever MLflow does must not take the run down; persist() has noted it
             self.persist(self.open)
             sampled = time.monotonic() - self.settings.system_metrics_s

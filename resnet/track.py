@@ -93,6 +93,8 @@ class Tracker:
         self.write(step, metrics)
         if self.events:
             self.events.log(step, metrics)
+        if self.sender:
+            self.sender.awake.set()
 
     def write(self, step: int, metrics: dict[str, float | None]) -> None:
         """Append a line."""

@@ -5,6 +5,7 @@ import math
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -192,17 +193,33 @@ def test_without_mlflow_there_is_metrics_jsonl_and_nothing_else(tmp_path):
     store.close_run(Off(), "a run", "FINISHED")
 
 
+def test_mlflow_is_not_imported_before_the_first_metrics_are_there():
+    """Its import would take seconds from building the first step."""
+    program = (
+        "import sys, time; from pathlib import Path; from resnet import track; from resnet.settings.track import Mlflow\n"
+        "out = Path(sys.argv[1]); (out / 'config.yaml').write_text('a: 1')\n"
+        "tracker = track.Tracker(out, Mlflow(uri=f'sqlite:///{out}/mlflow.db', run_name='x'), {}, {})\n"
+        "time.sleep(0.5)\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "tracker.log(1, {'train/loss': 1.0})\n"
+        "sys.exit(tracker.close('FINISHED') or tracker.run_id is None)\n"
+    )
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run([sys.executable, "-c", program, out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # ---------------------------------------------------------------------------------------------------------- going on
 def test_going_on_in_a_folder_goes_on_in_the_same_mlflow_run(new, client):
     first = new("twice")
     first.log(1, {"train/loss": 2.0})
     assert first.close("KILLED") is None
     second = new("twice", params={**PARAMS, "steps": 9, "added": 1})
+    second.log(2, {"train/loss": 1.0})
     deadline = time.monotonic() + 30
     while second.run_id is None and time.monotonic() < deadline:
         time.sleep(0.05)
     running = client.get_run(first.run_id).info
-    second.log(2, {"train/loss": 1.0})
     assert second.close("FINISHED") is None
     assert (second.run_id, running.status) == (first.run_id, "RUNNING")
     run = client.get_run(first.run_id)
