@@ -25,6 +25,7 @@ FLOORS = [
         "lines",
         "augment",
         "watchdog",
+        "profiler",
         "signals",
         "lock",
         "stamp",
