@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError, events, gauges, store
+from resnet import UserError, gauges, store
 from resnet.lines import Lines
 from resnet.sender import FILE, Sender
 from resnet.settings.track import Mlflow, Track
@@ -67,7 +67,7 @@ class Tracker:
         self.step = 0
         self.sender: Sender | None = None
         wanted = isinstance(settings, Mlflow) and settings.tensorboard and sampling
-        self.events = events.Events(out) if wanted else None
+        self.events = opened_events(out) if wanted else None
         try:
             self.lines = Lines(out / FILE)
             if isinstance(settings, Mlflow):
@@ -128,6 +128,13 @@ class Tracker:
             self.events.close()
         troubles = [lost, self.sender.finish(status) if self.sender else None]
         return "; ".join(trouble for trouble in troubles if trouble) or None
+
+
+def opened_events(out: Path) -> Any:
+    """TensorBoard's event files of a run."""
+    from resnet import events  # which imports TensorFlow: sync needs none
+
+    return events.Events(out)
 
 
 def keep(write: Callable[[Path], Path | None], out: Path, client: Any, run_id: str) -> None:
