@@ -7,7 +7,7 @@ import pytest
 
 from resnet.train import train
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.usefixtures("small_network"), pytest.mark.timeout(1800)]
 
 
 def sizes(folder):
@@ -15,7 +15,7 @@ def sizes(folder):
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("steps", [200, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [200, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_run_writes_a_line_where_it_says_so_and_keeps_the_newest_checkpoints(run_of, capsys, steps):
     every, parts = (
         steps // 20,
