@@ -33,7 +33,6 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         checkpoint,
         comparison,
         data,
-        keepsakes,
         learner,
         lr_find,
         mlperf,
@@ -235,6 +234,8 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
         answers = told[0].gathered(eval_images, world.rank, world.ranks, world.sum) if pictured else None
         world.wait()
         if first and isinstance(run.track, Mlflow):
+            from resnet import keepsakes  # with matplotlib: nothing that the first step should wait for
+
             settings = run.track
             for line in keepsakes.make(
                 run, out, images, answers, tracker, keepsakes.wants_model(settings), settings.register
