@@ -82,6 +82,7 @@ def test_a_training_in_the_folder_of_another_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_of_two_trainings_the_second_is_refused_and_has_the_folder_once_the_first_is_killed(tmp_path):
     with training(tmp_path, "steps=100000", "save_every_steps=20") as first:
         try:
