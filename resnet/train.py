@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -259,7 +260,8 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
             raise fault from None
         raise
     finally:
-        profiled(watched.end(done))
+        with contextlib.suppress(Exception):  # a profile cut short is worth no other ending
+            profiled(watched.end(done))
         mllog.end(finished=False)
         display.close()
         if trouble := tracker.close(status):
