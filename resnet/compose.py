@@ -46,6 +46,8 @@ def register() -> None:
     from resnet import launch
 
     known = ConfigStore.instance()
+    # Hydra copies it whole whenever it looks at a group, 128 times for --help, and never changes the copy.
+    known.__deepcopy__ = lambda _memo: known  # type: ignore[attr-defined]
     known.store(group="schema", name="run", node=Run)
     for group, variants in VARIANTS.items():
         for name, variant in variants.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -210,3 +211,7 @@ def main() -> int:
     from resnet import evaluate
 
     return evaluate.command(HELP, go)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
