@@ -1,7 +1,6 @@
 """`python -m resnet.train` as it is typed: what is refused, what is printed, and what is left behind."""
 
 import os
-import resource
 import shlex
 import subprocess
 import sys
@@ -231,16 +230,13 @@ def command(tmp_path):
     ],
 )
 def test_a_refused_command_imports_no_tensorflow_and_leaves_nothing(command, tmp_path, line):
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = command(*line.split(), flags=["-X", "importtime"])
-    now = resource.getrusage(resource.RUSAGE_CHILDREN)
     imports = [text for text in done.stderr.splitlines() if text.startswith("import time:")]
     said = [text for text in done.stderr.splitlines() if not text.startswith("import time:")]
     assert_refused(done.returncode, done.stdout, "\n".join(said) + "\n", REFUSED[line], tmp_path / "here")
     assert len(imports) > 100
     heavy = {"tensorflow", "mlflow", "keras", "sklearn", "pandas"}
     assert not heavy & {text.rpartition("|")[2].strip().split(".")[0] for text in imports}
-    assert now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime < 2  # seconds, of processor time
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (tmp_path / "cache").exists()
 
