@@ -195,9 +195,9 @@ def norm(cluster: Cluster, ranks: int) -> Any:
 
 
 def by_product(cluster: Cluster, dtype: Dtype) -> bool:
-    """Whether filter gradients of 1x1 convolutions are better computed as matrix products (`model.pointwise`).
+    """Whether gradients of convolutions are computed as `convolution.convolve` does.
 
-    Measured: 1.9 times faster with AMX in bfloat16; slower with AVX512_BF16 alone, and no better in float32.
+    Measured (docs/performance.md): half the time for filters with AMX in bfloat16; slower with AVX512_BF16 alone, and in float32.
     """
     return cluster.device is Device.cpu and dtype.policy is Policy.mixed_bfloat16 and "amx_bf16" in cpu_flags()
 

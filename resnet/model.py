@@ -6,84 +6,17 @@ PyTorch, so that public weights agree. Layers carry timm's names (conv1, bn1, la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
 from resnet import UserError
+from resnet.convolution import Conv
 from resnet.settings.model import Block, Model
 
 HEAD = "fc"
 layers = tf.keras.layers
-KERNEL = tf.keras.initializers.VarianceScaling(
-    2.0, "fan_out", "truncated_normal"
-)  # he_normal by fan-out, arXiv:1502.01852
-
-
-class Conv(tf.keras.layers.Layer):
-    """Convolution without bias, [B, H, W, C] -> [B, H', W', filters], padded by (size - 1) // 2 on every side.
-
-    tf.keras.layers.Conv2D(groups=...) goes through XLA on a CPU, hundreds of times slower; tf.nn.conv2d takes a
-    [size, size, C / groups, filters] kernel natively. With `by_product` 1x1 convolutions are those of `pointwise`.
-    """
-
-    def __init__(
-        self, filters: int, size: int, stride: int = 1, groups: int = 1, by_product: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.filters, self.size, self.stride, self.groups = filters, size, stride, groups
-        self.by_product = by_product
-
-    def build(self, shape: Sequence[int]) -> None:
-        """One variable: kernel."""
-        # `initializer` is copied, or every layer would share one stream of random numbers.
-        self.kernel = self.add_weight(
-            "kernel",
-            [self.size, self.size, shape[-1] // self.groups, self.filters],
-            initializer=KERNEL.__class__.from_config(KERNEL.get_config()),
-        )
-
-    def call(self, images: Any) -> Any:
-        """Convolve. At stride 1 "SAME" is the symmetric padding; else tf.pad, for which oneDNN has kernels (not for explicit)."""
-        side = (self.size - 1) // 2
-        if self.by_product and self.size == self.groups == 1:
-            return pointwise(images, tf.convert_to_tensor(self.kernel), self.stride)
-        if self.stride == 1 or not side:
-            return tf.nn.conv2d(images, self.kernel, self.stride, "SAME")
-        padded = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]])
-        return tf.nn.conv2d(padded, self.kernel, self.stride, "VALID")
-
-    def get_config(self) -> dict[str, Any]:
-        """What __init__ needs to make this layer again."""
-        mine = ("filters", "size", "stride", "groups", "by_product")
-        return {**super().get_config(), **{name: getattr(self, name) for name in mine}}
-
-
-def pointwise(images: Any, kernel: Any, stride: int) -> Any:
-    """1x1 convolution, [B, H, W, C] by [1, 1, C, filters], whose filter gradient is one matrix product.
-
-    Where there is AMX, oneDNN's product takes half the time of its own filter gradient (docs/performance.md).
-    """
-
-    @tf.custom_gradient
-    def convolved(images: Any, kernel: Any) -> Any:
-        def gradients(slope: Any) -> Any:
-            back = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(images),
-                filter=kernel,
-                out_backprop=slope,
-                strides=[1, stride, stride, 1],
-                padding="VALID",
-            )
-            seen = images if stride == 1 else images[:, ::stride, ::stride]
-            inputs, filters = kernel.shape[2:]
-            product = tf.matmul(tf.reshape(seen, [-1, inputs]), tf.reshape(slope, [-1, filters]), transpose_a=True)
-            return back, tf.reshape(product, kernel.shape)
-
-        return tf.nn.conv2d(images, kernel, stride, "VALID"), gradients
-
-    return convolved(images, kernel)
 
 
 def build(

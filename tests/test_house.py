@@ -59,6 +59,7 @@ FLOORS = [
         "source",
         "complaints",
         "resolvers",
+        "convolution",
         "sender",
         "benchmarks.photos",
         "benchmarks.logged",

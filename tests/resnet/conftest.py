@@ -103,6 +103,28 @@ def small_network(small_build, monkeypatch):
     monkeypatch.setattr(model, "build", small_build)
 
 
+@pytest.fixture(scope="session")
+def np_conv():
+    """`np_conv(images, kernel, stride, groups)`: direct convolution, padded by (size - 1) // 2 zeros on every side."""
+
+    def convolved(x, kernel, stride, groups=1):
+        size, _, _, out = kernel.shape
+        side = (size - 1) // 2
+        x = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
+        height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+        parts = []
+        for part, weights in zip(np.split(x, groups, 3), np.split(kernel, groups, 3), strict=True):
+            total = np.zeros((len(x), height, width, out // groups))
+            for i in range(size):
+                for j in range(size):
+                    seen = part[:, i : i + stride * height : stride, j : j + stride * width : stride]
+                    total += seen[:, :height, :width] @ weights[i, j]
+            parts.append(total)
+        return np.concatenate(parts, 3)
+
+    return convolved
+
+
 # ----------------------------------------------------------------------------------------------------------- ImageNet's tars
 @dataclass
 class Imagenet:

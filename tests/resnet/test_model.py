@@ -93,23 +93,6 @@ def test_each_row_has_the_published_parameters_and_multiply_adds(name, monkeypat
 
 
 # -------------------------------------------------------------------------------------------------------- forward pass
-def np_conv(x, kernel, stride, groups=1):
-    """Direct convolution, padded by (size - 1) // 2 zeros on every side."""
-    size, _, _, out = kernel.shape
-    side = (size - 1) // 2
-    x = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
-    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
-    parts = []
-    for part, weights in zip(np.split(x, groups, 3), np.split(kernel, groups, 3), strict=True):
-        total = np.zeros((len(x), height, width, out // groups))
-        for i in range(size):
-            for j in range(size):
-                seen = part[:, i : i + stride * height : stride, j : j + stride * width : stride]
-                total += seen[:, :height, :width] @ weights[i, j]
-        parts.append(total)
-    return np.concatenate(parts, 3)
-
-
 def np_pool(x):
     """3x3 at stride 2, padded with -inf."""
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
@@ -120,7 +103,7 @@ def np_pool(x):
     return np.max(views, axis=0)
 
 
-def np_forward(settings, weights, images):
+def np_forward(settings, weights, images, np_conv):
     """Logits in float64, from weights by timm's names, in evaluation mode (arXiv:1512.03385, arXiv:1611.05431)."""
 
     def norm(x, name):
@@ -169,11 +152,11 @@ def shuffled(network, seed):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(37, 45), (64, 32)])
-def test_the_forward_pass_is_the_one_written_with_numpy(built, name, size):
+def test_the_forward_pass_is_the_one_written_with_numpy(built, name, size, np_conv):
     network = built(name)
     weights = shuffled(network, 1)
     images = np.random.default_rng(2).normal(0, 1, (2, *size, 3)).astype(np.float32)
-    wanted = np_forward(NETWORKS[name], weights, images)
+    wanted = np_forward(NETWORKS[name], weights, images, np_conv)
     logits = network(images, training=False).numpy()
     assert logits.shape == (2, 10) and (logits < 0).any()  # no probabilities
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
@@ -205,68 +188,6 @@ def test_small_and_odd_images_go_through_and_train(built, name, size):
         loss = tf.reduce_sum(network(images, training=True))
     assert np.isfinite(loss)
     assert all(np.isfinite(gradient).all() for gradient in tape.gradient(loss, network.trainable_variables))
-
-
-# ------------------------------------------------------------------------------------------------------------ conv layer
-@pytest.mark.parametrize(
-    ("size", "stride", "groups", "dtype"),
-    [(3, 1, 4, "float32"), (3, 2, 4, "float32"), (3, 2, 1, "float32"), (1, 2, 1, "float32"), (7, 2, 1, "float32"),
-     (1, 1, 1, "float32"), (3, 1, 4, "mixed_bfloat16"), (3, 2, 4, "mixed_bfloat16"), (1, 1, 1, "mixed_bfloat16"),
-     (1, 2, 1, "mixed_bfloat16")],
-)  # fmt: skip
-@pytest.mark.parametrize("by_product", [False, True])
-def test_a_convolution_and_its_gradients_are_those_of_its_groups_one_by_one(size, stride, groups, dtype, by_product):
-    layer = model.Conv(24, size, stride, groups, by_product, dtype=dtype)
-    images = tf.random.stateless_normal([2, 9, 12, 8 * groups], [3, 4])
-    weights = tf.random.stateless_normal([2, -(-9 // stride), -(-12 // stride), 24], [5, 6])
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        found = layer(images)
-        loss = tf.reduce_sum(tf.cast(found, tf.float32) * weights)
-    by_images, by_kernel = tape.gradient(loss, [images, layer.kernel])
-
-    kernel = layer.kernel.numpy().astype(np.float64)
-    wanted = np_conv(images.numpy().astype(np.float64), kernel, stride, groups)
-    # The loss is linear in the images and in the kernel: its gradient at an entry is its value for a 1 there alone.
-    side, in_group, out_group = (size - 1) // 2, 8, 24 // groups
-    padded = np.pad(images.numpy().astype(np.float64), ((0, 0), (side, side), (side, side), (0, 0)))
-    wanted_images, wanted_kernel = np.zeros(padded.shape), np.zeros(kernel.shape)
-    for y, x in np.ndindex(*weights.shape[1:3]):
-        window = np.s_[:, y * stride : y * stride + size, x * stride : x * stride + size]
-        for group in range(groups):
-            inside, outside = (np.s_[group * n : (group + 1) * n] for n in (in_group, out_group))
-            pull = weights.numpy()[:, y, x, outside]
-            wanted_kernel[..., outside] += np.einsum("bijc,bo->ijco", padded[window][..., inside], pull)
-            wanted_images[window][..., inside] += np.einsum("ijco,bo->bijc", kernel[..., outside], pull)
-    wanted_images = wanted_images[:, side : side + 9, side : side + 12]
-
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
-    assert by_kernel.dtype == by_images.dtype == tf.float32
-    for value, goal in ((found, wanted), (by_images, wanted_images), (by_kernel, wanted_kernel)):
-        np.testing.assert_allclose(tf.cast(value, tf.float32), goal, rtol=0, atol=tolerance * np.abs(goal).max())
-
-
-def test_by_product_the_filter_gradient_of_a_1x1_convolution_is_a_matrix_product_and_of_no_other():
-    for size, groups, product in ((1, 1, True), (3, 1, False), (1, 4, False)):
-        layer = model.Conv(24, size, 1, groups, by_product=True)
-
-        @tf.function
-        def slope(images, layer=layer):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(layer(images))
-            return tape.gradient(loss, layer.kernel)
-
-        layer.build([None, None, None, 8])
-        graph = slope.get_concrete_function(tf.zeros([2, 5, 5, 8])).graph
-        kinds = {operation.type for operation in graph.get_operations()}
-        assert ("MatMul" in kinds, "Conv2DBackpropFilter" in kinds) == (product, not product)
-
-
-def test_a_convolution_layer_can_be_made_again_from_its_description():
-    layer = model.Conv(24, 3, 2, 4, True, name="again", dtype="mixed_bfloat16")
-    again = model.Conv.from_config(layer.get_config())
-    assert (again.filters, again.size, again.stride, again.groups, again.by_product) == (24, 3, 2, 4, True)
-    assert (again.name, again.dtype_policy.name) == ("again", "mixed_bfloat16")
 
 
 # --------------------------------------------------------------------------------------------------------------- numbers
@@ -312,18 +233,6 @@ def test_with_zero_gammas_a_block_at_the_start_is_its_shortcut():
         deep.get_layer(layer.name).set_weights(layer.get_weights())
     images = tf.random.stateless_normal([2, 32, 32, 3], [1, 2])
     np.testing.assert_allclose(deep(images), shallow(images), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("size", "filters", "inputs", "groups"), [(3, 256, 128, 1), (3, 256, 256, 32), (1, 512, 64, 1), (7, 64, 3, 1)]
-)
-def test_kernels_start_he_normal_by_fan_out(size, filters, inputs, groups):
-    tf.keras.utils.set_random_seed(4)
-    layer = model.Conv(filters, size, groups=groups)
-    layer.build([None, None, None, inputs])
-    kernel = layer.kernel.numpy()
-    assert kernel.std() == pytest.approx(np.sqrt(2 / (size * size * filters)), rel=5 / np.sqrt(2 * kernel.size))
-    assert abs(kernel.mean()) < 5 * kernel.std() / np.sqrt(kernel.size)
 
 
 def test_the_head_starts_normal_with_deviation_one_hundredth_and_no_bias():

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from resnet import compose, model
+from resnet import compose, convolution, model
 from resnet.benchmarks import flops
 from resnet.benchmarks.keras_step import compiled
 
@@ -11,7 +11,7 @@ from resnet.benchmarks.keras_step import compiled
 def test_a_trained_image_is_three_passes_less_the_input_gradient_of_the_first_convolution():
     layers = tf.keras.layers
     network = tf.keras.Sequential(
-        [layers.Input([None, None, 3]), layers.Conv2D(4, 3, 2, "same"), model.Conv(8, 3, groups=2),
+        [layers.Input([None, None, 3]), layers.Conv2D(4, 3, 2, "same"), convolution.Conv(8, 3, groups=2),
          layers.GlobalAveragePooling2D(), layers.Dense(10)]
     )  # fmt: skip
     first, second, head = 2 * 8 * 8 * 4 * 27, 2 * 8 * 8 * 8 * 9 * 2, 2 * 8 * 10
