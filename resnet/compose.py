@@ -23,7 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from resnet import UserError, catalogue, paths, resolvers, store
+from resnet import UserError, catalogue, once, paths, resolvers, store
 from resnet.complaints import explained, unknown
 from resnet.config import VARIANTS, Run
 from resnet.settings.data import Records
@@ -48,6 +48,7 @@ def register() -> None:
     known = ConfigStore.instance()
     # Hydra copies it whole whenever it looks at a group, 128 times for --help, and never changes the copy.
     known.__deepcopy__ = lambda _memo: known  # type: ignore[attr-defined]
+    once.install()
     known.store(group="schema", name="run", node=Run)
     for group, variants in VARIANTS.items():
         for name, variant in variants.items():

@@ -8,6 +8,7 @@ resumed(config)             the run of the folder `resume=`
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from resnet.preparation import manifest
 
 NONSENSE = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # what the readers of YAML raise for it
 NEL = "\x85"  # PyYAML writes it as a line break, and reads a space
+LEFT = re.compile(
+    r"\.(config\.yaml|classes\.txt|model|.+\.\d+)\.part|\.serve-.+"
+)  # half of something: manifest.whole, serve.write
 LARGEST, DEEPEST = 100_000, 20  # characters of a config.yaml, and brackets; a run's has some 2,000, and 2
 
 
@@ -117,8 +121,11 @@ def check_folder(run: Run, out: Path) -> None:
 
 
 def claim(run: Run, out: Path) -> None:
-    """Make `out` the folder of `run`, unless another run lies there."""
+    """Make `out` the folder of `run`, unless another run lies there; remove what a process that was killed was writing in it."""
     check_folder(run, out)
+    for path in list(out.iterdir()) if out.is_dir() else ():
+        if LEFT.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     save(run, out)
 
 

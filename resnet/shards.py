@@ -19,13 +19,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
 
 from resnet import UserError
+
+if TYPE_CHECKING:  # imported where it is needed: an answer to --help or to a typo need not wait for it
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The established layouts, (training, validation), tried in this order.
 LAYOUTS = (
@@ -177,6 +179,8 @@ def walk(path: str) -> tuple[list[int], list[int]]:
 
 def index(files: Sequence[str]) -> Index:
     """The places of all records of `files`, in order. Kept in a cache, told apart by the shards' sizes and times."""
+    import numpy as np
+
     stamps = [stamp(path) for path in files]
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet" / "index" / f"{key}.npz"
@@ -250,6 +254,8 @@ def read(records: Index, number: int) -> bytes:
 # ------------------------------------------------------------------------------------------------------------------ order
 def order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """The permutation of 0..count-1 that (seed, epoch) stands for, on every machine and NumPy version."""
+    import numpy as np
+
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
     return np.argsort(bits, kind="stable")
 
@@ -259,6 +265,8 @@ def share(count: int, batch: int, rank: int, ranks: int, skip: int = 0) -> NDArr
 
     Step s of the epoch is places s*batch .. (s+1)*batch-1 whatever the number of ranks; the incomplete last one is left out.
     """
+    import numpy as np
+
     places = np.arange(count // batch * batch, dtype=np.int64).reshape(-1, batch)[skip:]
     local = batch // ranks
     return places[:, rank * local : (rank + 1) * local].reshape(-1)

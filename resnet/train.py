@@ -308,7 +308,7 @@ def start() -> None:
     """Hydra composes and steps aside; what follows runs outside of it."""
     import hydra
 
-    from resnet import complaints, compose, launch, paths, run_folder, schedule, source
+    from resnet import complaints, compose, launch, paths, run_folder
 
     composed: list[Run | UserError] = []
 
@@ -327,6 +327,8 @@ def start() -> None:
     for run in composed:  # none after --help, --cfg or a sweep
         if isinstance(run, UserError):
             raise run
+        from resnet import schedule, source  # and NumPy, which an answer to --help or to a typo need not wait for
+
         run_folder.check_folder(run, Path(run.out))
         run_folder.check_init(run)
         if not run.cluster.dry_run:

@@ -59,6 +59,7 @@ FLOORS = [
         "source",
         "complaints",
         "resolvers",
+        "once",
         "convolution",
         "sender",
         "benchmarks.photos",
@@ -115,8 +116,8 @@ SIDEWAYS = {
     ("compose", "launch"),  # Hydra is told of the launcher, inside a function
 }
 ONLY_IN = {
-    "hydra": {"complaints", "compose", "run_folder", "launch", "train", "reporting.published"},
-    "omegaconf": {"complaints", "compose", "resolvers", "run_folder", "launch", "reporting.published"},
+    "hydra": {"complaints", "compose", "once", "run_folder", "launch", "train", "reporting.published"},
+    "omegaconf": {"complaints", "compose", "resolvers", "run_folder", "launch", "once", "reporting.published"},
     "mlflow": {"store", "sender", "serve", "served"},
     "mlperf_logging": {"mlperf"},
     "horovod": {"device", "starter"},  # in starter its rendezvous server alone, without TensorFlow

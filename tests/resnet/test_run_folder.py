@@ -153,6 +153,22 @@ def test_a_folder_is_taken_once_and_again_by_the_same_run(frozen, tmp_path):
     assert run_folder.load(tmp_path / "mine") == run
 
 
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(frozen, tmp_path):
+    run, out = frozen(), tmp_path / "mine"
+    run_folder.claim(run, out)
+    halves = [".classes.txt.9981.part", ".result.json.12.part", ".config.yaml.part", ".curves.png.7.part"]
+    others = ["notes.part", ".mine", ".part", "result.json", ".gitignore", ".my.part"]
+    folders = [".serve-x1y2", ".model.part", "model", ".server"]
+    for name in (*halves, *others):
+        (out / name).write_text("x")
+    for name in folders:
+        (out / name).mkdir()
+        (out / name / "inside").write_text("x")
+    run_folder.claim(run, out)
+    left = {path.name for path in out.iterdir()}
+    assert left == {*others, "model", ".server", "config.yaml"}
+
+
 def test_what_does_not_move_the_weights_may_change_in_a_folder(frozen, tmp_path):
     run_folder.claim(frozen(), tmp_path / "mine")
     run = frozen("steps=9", "eval=false", "log_every_steps=1", "track=off", "cluster.threads=1", "data.dir=/moved",
