@@ -70,10 +70,6 @@ def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
     @tf.custom_gradient
     def convolved(images: Any, kernel: Any) -> Any:
         def gradients(slope: Any) -> Any:
-            seen = images
-            if padding == "SAME" and size > 1:
-                side = (size - 1) // 2
-                seen = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]])
             if size == 1 and stride > 1:
                 by_images = spread(slope, kernel, stride, images)
             else:
@@ -84,7 +80,10 @@ def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
                     strides=[1, stride, stride, 1],
                     padding=padding,
                 )
-            return by_images, by_filters(seen, slope, size, stride)
+            with tf.control_dependencies([slope]):  # or copies of the images were made on the way forward, and kept
+                side = (size - 1) // 2 if padding == "SAME" else 0
+                seen = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]]) if side else images
+                return by_images, by_filters(seen, slope, size, stride)
 
         return tf.nn.conv2d(images, kernel, stride, padding), gradients
 

@@ -1,4 +1,4 @@
-"""A child that trains with this suite's compiled step on synthetic images: resnet.benchmarks.our_step WORDS OPTIM [STORE]."""
+"""A child that trains with this suite's compiled step on synthetic images: our_step WORDS OPTIM [STORE [onednn]]."""
 
 from __future__ import annotations
 
@@ -92,13 +92,15 @@ def beside(run: Any, trained: Any) -> Callable[[int, Any], None]:
     return after
 
 
-def main(words: str, optim: str, store: str | None = None) -> None:
-    """Be the child."""
+def main(words: str, optim: str, store: str | None = None, ways: str = "") -> None:
+    """Be the child; with `ways` of onednn without gradients of our own."""
     turns.quiet()
     import tensorflow as tf
 
     from resnet import device
 
+    if ways == "onednn":
+        device.by_product = lambda cluster, dtype: False  # noqa: ARG005
     run = composed(words, optim, store)
     trained, work = sides_of(run)
     work(1)

@@ -14,7 +14,7 @@ from resnet.benchmarks.turns import Child, Lacking, entered
 from resnet.checks import check
 from resnet.knobs import knob
 
-GROUPS = "keras", "timm", "lars", "all"
+GROUPS = "keras", "timm", "onednn", "lars", "all"
 TIMM = {"resnext50": "resnext50_32x4d", "resnext101": "resnext101_32x4d"}  # others have our names
 KERAS = "resnet50"  # the one of ours that keras.applications has, nearly
 ABOUT = """
@@ -35,7 +35,7 @@ class Step(Kept):
     size: int = knob(224, "side of the images, pixels")
     rounds: int = knob(5, "interleaved; ratios are medians over them")
     steps: int = knob(10, "of each side in a round, after one to warm up")
-    against: str = knob("keras,timm,lars,all", "sides, with commas between; all: our step with EMA and tracking")
+    against: str = knob("keras,timm,onednn,lars,all", "sides, with commas between; all: our step with EMA and tracking")
     torch_python: str | None = knob(None, "Python that has torch and timm; timm is left out without")
 
     def __post_init__(self) -> None:
@@ -64,17 +64,17 @@ def measure(asked: Step) -> Outcome:
     """Every comparison in turn, each with fresh processes."""
     made = Measured()
     comparisons: dict[str, Callable[[Step, Measured], None]] = {
-        "keras": keras, "timm": timm, "lars": lars, "all": everything
+        "keras": keras, "timm": timm, "onednn": onednn, "lars": lars, "all": everything
     }  # fmt: skip
     for group in asked.groups:
         comparisons[group](asked, made)
     return Outcome(ABOUT, made.rows, {**facts(), "sides": ", ".join(made.versions)}, notes=made.notes)
 
 
-def ours(asked: Step, optim: str = "sgd", store: str | None = None) -> Child:
+def ours(asked: Step, optim: str = "sgd", store: str = "", ways: str = "") -> Child:
     """Our side."""
     words = f"model={asked.model} dtype={asked.dtype} data=synthetic data.image_size={asked.size} batch={asked.batch}"
-    return Child("our_step", [words, optim, *([store] if store else [])])
+    return Child("our_step", [words, optim, store, ways])
 
 
 def against(asked: Step, children: dict[str, Child], made: Measured, what: str) -> dict[str, list[float]]:
@@ -170,3 +170,12 @@ def everything(asked: Step, made: Measured) -> None:
     row = Row(f"{label} step with EMA, metrics, MLflow and progress, s", seconds["all"], seconds["bare"],
               "without", at_most(1.01), less_is_better=True)  # fmt: skip
     made.rows.append(row)
+
+
+def onednn(asked: Step, made: Measured) -> None:
+    """The step as it is on this machine beside one whose gradients are all oneDNN's own."""
+    label = f"{asked.model} {asked.dtype}"
+    with entered(("ours", ours(asked)), ("onednn", ours(asked, ways="onednn"))) as children:
+        seconds = against(asked, children, made, f"{label} beside oneDNN's gradients")
+    mine, theirs = (rates(asked.batch, seconds[side]) for side in ("ours", "onednn"))
+    made.rows.append(Row(f"{label} step, images/s", mine, theirs, "oneDNN's own gradients (resnet.convolution)"))

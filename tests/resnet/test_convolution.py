@@ -78,6 +78,11 @@ def test_in_a_graph_that_knows_no_size_the_gradients_are_the_same(size, stride, 
             np.testing.assert_allclose(value, goal, rtol=0, atol=1e-5 * np.abs(goal).max())
 
 
+def waits(operation):
+    """Whether it, or what it is made from, is held back by another operation."""
+    return bool(operation.control_inputs) or any(waits(tensor.op) for tensor in operation.inputs)
+
+
 @pytest.mark.parametrize(
     ("size", "stride", "groups", "channels", "filters", "inputs"),
     [(1, 1, 1, 8, ["MatMul"], ["Conv2DBackpropInput"]), (1, 2, 1, 8, ["MatMul"], ["MatMul"]),
@@ -103,6 +108,11 @@ def test_by_product_gradients_are_matrix_products_where_those_are_faster(
         op for op in graph.get_operations() if op.type == "Conv2DBackpropFilter" and op.get_attr("strides")[1] != stride
     ]
     assert bool(folded) == (size == 7)
+    copies = [
+        op for op in graph.get_operations() if op.type in ("StridedSlice", "Transpose") and op.inputs[0].shape.rank == 5
+    ]
+    assert len(copies) == filters.count("MatMul") + (size == 7)
+    assert all(map(waits, copies))  # for the slope, or they would fill the memory on the way forward
 
 
 def test_a_convolution_layer_can_be_made_again_from_its_description():

@@ -86,6 +86,17 @@ def test_both_modes_of_timm_have_their_goals():
 
 
 @pytest.mark.usefixtures("sides")
+def test_our_step_is_compared_with_itself_by_onednn_alone(monkeypatch):
+    built = []
+    monkeypatch.setattr(step, "entered", lambda *named: built.extend(named) or contextlib.nullcontext(dict(named)))
+    (row,) = measured(against="onednn").rows
+    assert [(name, side.words[1:]) for name, side in built] == [
+        ("ours", ["sgd", "", ""]), ("onednn", ["sgd", "", "onednn"])
+    ]  # fmt: skip
+    assert row.ratio == 1 and row.against == "oneDNN's own gradients (resnet.convolution)"
+
+
+@pytest.mark.usefixtures("sides")
 def test_what_is_not_to_be_had_is_a_note_and_not_a_row(monkeypatch):
     found = measured(model="tiny", against="keras,timm")
     assert [row.against for row in found.rows] == ["the matrix products' peak"] and found.rows[0].goal is None
@@ -103,7 +114,7 @@ def test_what_is_not_to_be_had_is_a_note_and_not_a_row(monkeypatch):
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"against": "keras,pytorch"}, "^against=keras,pytorch: name some of keras, timm, lars, all"),
+        ({"against": "keras,pytorch"}, "^against=keras,pytorch: name some of keras, timm, onednn, lars, all"),
         ({"against": ""}, "^against=: name some of"),
         ({"batch": 0}, "^batch=0: must be above 0"),
         ({"size": 8}, "^size=8: must be at least 32 pixels"),
