@@ -17,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,12 +291,18 @@ def process(out: Path) -> int:
     The process has a session of its own, so that a Ctrl-C reaches it once: from here. When it has ended, the sweep ends too.
     """
     received: list[int] = []
+    waiting: deque[int] = deque()  # for the process to be there
     children: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _frame: object) -> None:
         received.append(number)
-        for child in children:
-            child.send_signal(number if number != signal.SIGHUP else signal.SIGTERM)
+        waiting.append(number if number != signal.SIGHUP else signal.SIGTERM)
+        deliver()
+
+    def deliver() -> None:
+        with contextlib.suppress(IndexError):  # all are delivered, perhaps by a signal that came in between
+            while children:
+                children[0].send_signal(waiting.popleft())
 
     before = {
         number: signal.signal(number, pass_on)
@@ -304,6 +311,7 @@ def process(out: Path) -> int:
     }
     try:
         children.append(subprocess.Popen([sys.executable, "-m", "resnet.rank", str(out)], start_new_session=True))
+        deliver()
         code = children[0].wait()
     finally:
         for number, handler in before.items():

@@ -546,6 +546,22 @@ def test_a_signal_to_the_sweep_reaches_the_job_once_and_ends_the_sweep(python, t
     assert [row[4] for row in rows(out)] == ["interrupted"]
 
 
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_a_job_is_being_started_reaches_it(monkeypatch, tmp_path, number, ends):
+    start, began = subprocess.Popen, time.monotonic()
+
+    def signalled(_command, **named):
+        child = start([sys.executable, "-c", "import time; time.sleep(120)"], **named)
+        os.kill(os.getpid(), number)  # before anybody knows of the child
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", signalled)
+    with pytest.raises(ends) as ended:
+        launch.process(tmp_path)
+    assert time.monotonic() - began < 60
+    assert number == signal.SIGINT or ended.value.code == 128 + number
+
+
 # ---------------------------------------------------------------------------------------------------------- for real
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
