@@ -24,9 +24,8 @@ from resnet.preparation import manifest
 
 NONSENSE = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # what the readers of YAML raise for it
 NEL = "\x85"  # PyYAML writes it as a line break, and reads a space
-LEFT = re.compile(
-    r"\.(config\.yaml|classes\.txt|model|.+\.\d+)\.part|\.serve-.+"
-)  # half of something: manifest.whole, serve.write
+# Half of something, by a process that was killed: manifest.whole's and serve.write's.
+LEFT = re.compile(r"\.(config\.yaml|classes\.txt|model|.+\.\d+)\.part|\.serve-.+")
 LARGEST, DEEPEST = 100_000, 20  # characters of a config.yaml, and brackets; a run's has some 2,000, and 2
 
 
