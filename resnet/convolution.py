@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 KERNEL = tf.keras.initializers.VarianceScaling(
     2.0, "fan_out", "truncated_normal"
 )  # he_normal by fan-out, arXiv:1502.01852
 DEEP, SHALLOW = 256, 4  # from, and up to, how many channels other ways than oneDNN's are faster, measured
+NARROW = 16  # channels of a group below which oneDNN has no kernel with AMX
 
 
 class Conv(tf.keras.layers.Layer):
     """Convolution without bias, [B, H, W, C] -> [B, H', W', filters], padded by (size - 1) // 2 on every side.
 
     tf.keras.layers.Conv2D(groups=...) goes through XLA on a CPU, hundreds of times slower; tf.nn.conv2d takes a
-    [size, size, C / groups, filters] kernel natively. With `by_product` gradients are computed as `convolve` does.
+    [size, size, C / groups, filters] kernel natively. `amx` is for a CPU with AMX, in bfloat16: narrow groups are computed
+    several at once as `packed` puts them, and gradients as `convolve` does.
     """
 
     def __init__(
-        self, filters: int, size: int, stride: int = 1, groups: int = 1, by_product: bool = False, **kwargs: Any
+        self, filters: int, size: int, stride: int = 1, groups: int = 1, amx: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.filters, self.size, self.stride, self.groups = filters, size, stride, groups
-        self.by_product = by_product
+        self.amx = amx
 
     def build(self, shape: Sequence[int]) -> None:
         """One variable: kernel."""
@@ -43,13 +47,14 @@ class Conv(tf.keras.layers.Layer):
         padding = "SAME" if self.stride == 1 or not side else "VALID"
         if padding == "VALID":
             images = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]])
-        if self.by_product and self.groups == 1:
-            return convolve(images, tf.convert_to_tensor(self.kernel), self.stride, padding)
-        return tf.nn.conv2d(images, self.kernel, self.stride, padding)
+        kernel = tf.convert_to_tensor(self.kernel)
+        if self.amx and self.groups == 1:
+            return convolve(images, kernel, self.stride, padding)
+        return tf.nn.conv2d(images, packed(kernel, self.groups) if self.amx else kernel, self.stride, padding)
 
     def get_config(self) -> dict[str, Any]:
         """What __init__ needs to make this layer again."""
-        mine = ("filters", "size", "stride", "groups", "by_product")
+        mine = ("filters", "size", "stride", "groups", "amx")
         return {**super().get_config(), **{name: getattr(self, name) for name in mine}}
 
 
@@ -88,6 +93,17 @@ def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
         return tf.nn.conv2d(images, kernel, stride, padding), gradients
 
     return convolved(images, kernel)
+
+
+def packed(kernel: Any, groups: int) -> Any:
+    """[size, size, C / groups, filters] for fewer groups, of NARROW channels if that many fit: zeros where two do not meet."""
+    size, _, channels, filters = kernel.shape
+    many = math.gcd(groups, NARROW // channels) if channels < NARROW else 1
+    if many == 1:
+        return kernel
+    group = np.arange(filters) // (filters // groups)
+    own = tf.constant(group % many == np.arange(many)[:, None], kernel.dtype)  # [many, filters]
+    return tf.reshape(kernel[:, :, None] * own[:, None], [size, size, many * channels, filters])
 
 
 def extent(tensor: Any) -> list[Any]:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet import UserError, gaudi
+from resnet.normalization import RowNorm
 from resnet.settings.cluster import Cluster, Device
 from resnet.settings.dtype import Dtype, Policy
 
@@ -180,13 +181,13 @@ def check_landing(cluster: Cluster) -> None:
 
 
 def norm(cluster: Cluster, ranks: int) -> Any:
-    """What makes a layer of batch norm: Keras's, or Horovod's with statistics over all ranks.
+    """What makes a layer of batch norm: Keras's, in rows on a CPU, or Horovod's with statistics over all ranks.
 
     Horovod's moving variance is that of the batch; Keras's fused kernel has it times N / (N - 1). With one rank, too, a run that
     asks for the first gets the first.
     """
     if not cluster.sync_batch_norm:
-        return tf.keras.layers.BatchNormalization
+        return RowNorm if cluster.device is Device.cpu else tf.keras.layers.BatchNormalization
     if ranks == 1:
         return functools.partial(tf.keras.layers.BatchNormalization, fused=False)
     import horovod.tensorflow as hvd
@@ -194,8 +195,8 @@ def norm(cluster: Cluster, ranks: int) -> Any:
     return hvd.SyncBatchNormalization
 
 
-def by_product(cluster: Cluster, dtype: Dtype) -> bool:
-    """Whether gradients of convolutions are computed as `convolution.convolve` does.
+def amx(cluster: Cluster, dtype: Dtype) -> bool:
+    """Whether convolutions are computed as `convolution.convolve` and `convolution.packed` do.
 
     Measured (docs/performance.md): half the time for filters with AMX in bfloat16; slower with AVX512_BF16 alone, and in float32.
     """

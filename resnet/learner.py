@@ -42,8 +42,8 @@ class Learner:
 def build(run: Run, world: device.World) -> Learner:
     """As `run` says, on the device, with new weights."""
     with device.place(run.cluster):
-        batch_norm, by_product = device.norm(run.cluster, world.ranks), device.by_product(run.cluster, run.dtype)
-        made = (run.model, run.data.classes, run.dtype.policy.value, batch_norm, by_product)
+        batch_norm, amx = device.norm(run.cluster, world.ranks), device.amx(run.cluster, run.dtype)
+        made = (run.model, run.data.classes, run.dtype.policy.value, batch_norm, amx)
         network = model.build(*made)
         model.freeze(network, run.finetune.freeze)
         factors = model.lr_factors(network, run.finetune.lr_multipliers or {})

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from resnet import UserError
 from resnet.convolution import Conv
+from resnet.normalization import RowNorm
 from resnet.settings.model import Block, Model
 
 HEAD = "fc"
@@ -20,26 +21,28 @@ layers = tf.keras.layers
 
 
 def build(
-    model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization, by_product: bool = False
+    model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization, amx: bool = False
 ) -> Any:
     """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. Any H and W from 8 pixels on.
 
     `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
-    the class of layer to normalize with; `by_product` is that of `Conv`.
+    the class of layer to normalize with, which has the ReLUs behind it if it is a RowNorm; `amx` is that of `Conv`.
     """
 
-    def norm(x: Any, name: str, last: bool = False) -> Any:
-        gamma = "zeros" if last and model.zero_init_residual else "ones"
-        return batch_norm(
+    def norm(x: Any, name: str, act: str = "", last: bool = False) -> Any:
+        within = bool(act) and batch_norm is RowNorm
+        x = batch_norm(
             momentum=model.batch_norm_momentum,
             epsilon=model.batch_norm_epsilon,
-            gamma_initializer=gamma,
+            gamma_initializer="zeros" if last and model.zero_init_residual else "ones",
             dtype=policy,
             name=name,
+            **({"relu": True} if within else {}),
         )(x)
+        return relu(x, act) if act and not within else x
 
     def conv(x: Any, filters: int, size: int, stride: int, name: str, groups: int = 1) -> Any:
-        return Conv(filters, size, stride, groups, by_product, dtype=policy, name=name)(x)
+        return Conv(filters, size, stride, groups, amx, dtype=policy, name=name)(x)
 
     def relu(x: Any, name: str) -> Any:
         return layers.Activation("relu", dtype=policy, name=name)(x)
@@ -49,16 +52,16 @@ def build(
         if first:
             shortcut = norm(conv(x, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
         if model.block is Block.bottleneck:
-            x = relu(norm(conv(x, inner, 1, 1, f"{name}.conv1"), f"{name}.bn1"), f"{name}.act1")
-            x = relu(norm(conv(x, inner, 3, stride, f"{name}.conv2", model.groups), f"{name}.bn2"), f"{name}.act2")
+            x = norm(conv(x, inner, 1, 1, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
+            x = norm(conv(x, inner, 3, stride, f"{name}.conv2", model.groups), f"{name}.bn2", f"{name}.act2")
             x = norm(conv(x, outer, 1, 1, f"{name}.conv3"), f"{name}.bn3", last=True)
         else:
-            x = relu(norm(conv(x, inner, 3, stride, f"{name}.conv1"), f"{name}.bn1"), f"{name}.act1")
+            x = norm(conv(x, inner, 3, stride, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
             x = norm(conv(x, outer, 3, 1, f"{name}.conv2"), f"{name}.bn2", last=True)
         return relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act")
 
     images = layers.Input([None, None, 3], name="images")
-    x = relu(norm(conv(images, model.filters, 7, 2, "conv1"), "bn1"), "act1")
+    x = norm(conv(images, model.filters, 7, 2, "conv1"), "bn1", "act1")
     # After a ReLU nothing is below 0, so padding with 0 is padding with -inf.
     x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)
     x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)

@@ -93,14 +93,15 @@ def beside(run: Any, trained: Any) -> Callable[[int, Any], None]:
 
 
 def main(words: str, optim: str, store: str | None = None, ways: str = "") -> None:
-    """Be the child; with `ways` of onednn without gradients of our own."""
+    """Be the child; with `ways` of onednn with plain layers: Keras's batch norm, and gradients by oneDNN alone."""
     turns.quiet()
     import tensorflow as tf
 
     from resnet import device
 
     if ways == "onednn":
-        device.by_product = lambda cluster, dtype: False  # noqa: ARG005
+        device.amx = lambda cluster, dtype: False  # noqa: ARG005
+        device.norm = lambda cluster, ranks: tf.keras.layers.BatchNormalization  # noqa: ARG005
     run = composed(words, optim, store)
     trained, work = sides_of(run)
     work(1)

@@ -173,9 +173,9 @@ def everything(asked: Step, made: Measured) -> None:
 
 
 def onednn(asked: Step, made: Measured) -> None:
-    """The step as it is on this machine beside one whose gradients are all oneDNN's own."""
+    """The step as it is on this machine beside one of Keras's batch norm, and all of whose gradients are oneDNN's own."""
     label = f"{asked.model} {asked.dtype}"
     with entered(("ours", ours(asked)), ("onednn", ours(asked, ways="onednn"))) as children:
-        seconds = against(asked, children, made, f"{label} beside oneDNN's gradients")
+        seconds = against(asked, children, made, f"{label} beside plain layers")
     mine, theirs = (rates(asked.batch, seconds[side]) for side in ("ours", "onednn"))
-    made.rows.append(Row(f"{label} step, images/s", mine, theirs, "oneDNN's own gradients (resnet.convolution)"))
+    made.rows.append(Row(f"{label} step, images/s", mine, theirs, "plain layers (no resnet.convolution, no RowNorm)"))

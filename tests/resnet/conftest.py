@@ -84,7 +84,7 @@ def small_build():
     """In place of `model.build`: as little as has batch norm; building the graph of a tiny ResNet is most of a short run."""
     import tensorflow as tf
 
-    def build(_model, classes, policy, norm=tf.keras.layers.BatchNormalization, _by_product=False):
+    def build(_model, classes, policy, norm=tf.keras.layers.BatchNormalization, _amx=False):
         layers = tf.keras.layers
         images = layers.Input([None, None, 3])
         x = layers.Conv2D(4, 3, 4, use_bias=False, dtype=policy, name="conv1")(images)

@@ -10,6 +10,8 @@ from resnet import convolution
 CASES = [
     (3, 1, 4, 8),
     (3, 2, 4, 8),
+    (3, 1, 8, 4),
+    (3, 1, 3, 4),
     (3, 2, 1, 8),
     (1, 2, 1, 8),
     (7, 2, 1, 3),
@@ -46,13 +48,13 @@ def slopes(layer, images, weights):
     return found, *tape.gradient(loss, [images, layer.kernel])
 
 
-@pytest.mark.parametrize("by_product", [False, True])
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize(("size", "stride", "groups", "channels"), CASES)
 def test_a_convolution_and_its_gradients_are_those_of_its_groups_one_by_one(
-    size, stride, groups, channels, dtype, by_product, np_conv
+    size, stride, groups, channels, dtype, amx, np_conv
 ):
-    layer = convolution.Conv(24, size, stride, groups, by_product, dtype=dtype)
+    layer = convolution.Conv(24, size, stride, groups, amx, dtype=dtype)
     for height, width in ((9, 12), (12, 9)):
         images = tf.random.stateless_normal([2, height, width, channels * groups], [3, 4])
         weights = tf.random.stateless_normal([2, -(-height // stride), -(-width // stride), 24], [5, 6])
@@ -67,7 +69,7 @@ def test_a_convolution_and_its_gradients_are_those_of_its_groups_one_by_one(
 
 @pytest.mark.parametrize(("size", "stride", "groups", "channels"), CASES)
 def test_in_a_graph_that_knows_no_size_the_gradients_are_the_same(size, stride, groups, channels):
-    layer = convolution.Conv(24, size, stride, groups, by_product=True)
+    layer = convolution.Conv(24, size, stride, groups, amx=True)
     known = tf.TensorSpec([None, None, None, channels * groups]), tf.TensorSpec([None, None, None, 24])
     traced = tf.function(lambda images, weights: slopes(layer, images, weights), known)
     layer.build([None, None, None, channels * groups])
@@ -94,7 +96,7 @@ def waits(operation):
 def test_by_product_gradients_are_matrix_products_where_those_are_faster(
     size, stride, groups, channels, filters, inputs
 ):
-    layer = convolution.Conv(24, size, stride, groups, by_product=True)
+    layer = convolution.Conv(24, size, stride, groups, amx=True)
     layer.build([None, None, None, channels])
     graph = (
         tf.function(lambda images: slopes(layer, images, 1.0))
@@ -115,10 +117,21 @@ def test_by_product_gradients_are_matrix_products_where_those_are_faster(
     assert all(map(waits, copies))  # for the slope, or they would fill the memory on the way forward
 
 
+@pytest.mark.parametrize(("groups", "channels", "wide"), [(32, 4, 16), (32, 8, 16), (32, 16, 16), (6, 4, 8), (3, 4, 4)])
+def test_narrow_groups_are_computed_several_at_once(groups, channels, wide, np_conv):
+    kernel = tf.random.stateless_normal([3, 3, channels, 2 * groups], [1, 2])
+    packed = convolution.packed(kernel, groups)
+    assert packed.shape == [3, 3, wide, 2 * groups]
+    assert np.count_nonzero(packed) == np.count_nonzero(kernel)  # and the rest are zeros
+    images = np.random.default_rng(3).normal(size=(1, 4, 4, channels * groups))
+    goal = np_conv(images, kernel.numpy().astype(np.float64), 1, groups)
+    np.testing.assert_allclose(np_conv(images, packed.numpy().astype(np.float64), 1, groups * channels // wide), goal)
+
+
 def test_a_convolution_layer_can_be_made_again_from_its_description():
     layer = convolution.Conv(24, 3, 2, 4, True, name="again", dtype="mixed_bfloat16")
     again = convolution.Conv.from_config(layer.get_config())
-    assert (again.filters, again.size, again.stride, again.groups, again.by_product) == (24, 3, 2, 4, True)
+    assert (again.filters, again.size, again.stride, again.groups, again.amx) == (24, 3, 2, 4, True)
     assert (again.name, again.dtype_policy.name) == ("again", "mixed_bfloat16")
 
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from resnet import UserError, device
+from resnet.normalization import RowNorm
 from resnet.settings.cluster import Cluster, Device
 from resnet.settings.dtype import Dtype, Policy
 
@@ -98,10 +99,18 @@ def test_processors_tell_their_name_and_flags(monkeypatch, tmp_path):
 def test_filter_gradients_are_products_where_there_is_amx_in_bfloat16_only(monkeypatch):
     bf16, gpu = Dtype("bf16", Policy.mixed_bfloat16), Cluster("gpu1", Device.gpu)
     flagged(monkeypatch, "avx512_bf16", "amx_bf16")
-    assert device.by_product(Cluster("local"), bf16)
-    assert not device.by_product(Cluster("local"), FP32) and not device.by_product(gpu, bf16)
+    assert device.amx(Cluster("local"), bf16)
+    assert not device.amx(Cluster("local"), FP32) and not device.amx(gpu, bf16)
     flagged(monkeypatch, "avx512_bf16")
-    assert not device.by_product(Cluster("local"), bf16)
+    assert not device.amx(Cluster("local"), bf16)
+
+
+def test_batch_norm_goes_by_rows_on_a_cpu_unless_it_is_over_all_ranks():
+    assert device.norm(Cluster("local"), 1) is device.norm(Cluster("cpu2"), 2) is RowNorm
+    assert device.norm(Cluster("gpu1", Device.gpu), 1) is tf.keras.layers.BatchNormalization
+    assert device.norm(Cluster("hpu1", Device.hpu), 8) is tf.keras.layers.BatchNormalization
+    over_all = device.norm(Cluster("local", sync_batch_norm=True), 1)(name="bn")
+    assert type(over_all) is tf.keras.layers.BatchNormalization and not over_all.fused
 
 
 def test_without_cpuinfo_the_platform_names_the_processor(monkeypatch, tmp_path):

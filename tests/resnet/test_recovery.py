@@ -55,7 +55,7 @@ def poison(steps, times=10**6):
     return mixed
 
 
-def small(_model, classes, policy, norm, _by_product):
+def small(_model, classes, policy, norm, _amx):
     """In place of `model.build`: as little as has batch norm; building the graph is most of what a test here takes."""
     layers = tf.keras.layers
     images = layers.Input([None, None, 3])

@@ -93,7 +93,7 @@ def test_our_step_is_compared_with_itself_by_onednn_alone(monkeypatch):
     assert [(name, side.words[1:]) for name, side in built] == [
         ("ours", ["sgd", "", ""]), ("onednn", ["sgd", "", "onednn"])
     ]  # fmt: skip
-    assert row.ratio == 1 and row.against == "oneDNN's own gradients (resnet.convolution)"
+    assert row.ratio == 1 and row.against == "plain layers (no resnet.convolution, no RowNorm)"
 
 
 @pytest.mark.usefixtures("sides")
