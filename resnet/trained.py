@@ -39,7 +39,8 @@ def opened(path: str, words: Sequence[str], policy: str | None = None) -> Traine
     """The network of a run's folder, of a checkpoint, a SavedModel or a weights file, with `words` over its settings.
 
     A file tells neither its data nor how its images were prepared: data=imagenet, unless `words` say otherwise; its model is
-    found by its shapes. `policy` overrides the arithmetic of dtype=. Raises UserError for what does not fit together.
+    found by its shapes. `policy` overrides the arithmetic of dtype=, with layers that any machine has. Raises UserError for
+    what does not fit together.
     """
     tensors = weights.read(path)
     outputs = len(tensors[f"{model.HEAD}.bias"])
@@ -63,7 +64,11 @@ def opened(path: str, words: Sequence[str], policy: str | None = None) -> Traine
         )
     device.up(run.cluster, run.dtype)
     with device.place(run.cluster):
-        network = model.build(run.model, outputs, policy or run.dtype.policy.value)
+        if policy:
+            network = model.build(run.model, outputs, policy)
+        else:  # to compute here with
+            norm = device.norm(replace(run.cluster, sync_batch_norm=False), ranks=1)
+            network = model.build(run.model, outputs, run.dtype.policy.value, norm, device.amx(run.cluster, run.dtype))
     notes = weights.put(network, tensors, path)
     return Trained(run, network, names or kept_names(folder, outputs), notes)
 
