@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from resnet import UserError
 from resnet.convolution import Conv
+from resnet.elementwise import AddRelu
 from resnet.normalization import RowNorm
 from resnet.settings.model import Block, Model
 
@@ -47,10 +48,9 @@ def build(
     def relu(x: Any, name: str) -> Any:
         return layers.Activation("relu", dtype=policy, name=name)(x)
 
-    def block(x: Any, inner: int, outer: int, stride: int, name: str, first: bool) -> Any:
-        shortcut = x
+    def block(x: Any, shortcut: Any, inner: int, outer: int, stride: int, name: str, first: bool) -> Any:
         if first:
-            shortcut = norm(conv(x, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
+            shortcut = norm(conv(shortcut, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
         if model.block is Block.bottleneck:
             x = norm(conv(x, inner, 1, 1, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
             x = norm(conv(x, inner, 3, stride, f"{name}.conv2", model.groups), f"{name}.bn2", f"{name}.act2")
@@ -58,13 +58,16 @@ def build(
         else:
             x = norm(conv(x, inner, 3, stride, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
             x = norm(conv(x, outer, 3, 1, f"{name}.conv2"), f"{name}.bn2", last=True)
-        return relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act")
+        if batch_norm is RowNorm and policy == "mixed_bfloat16":
+            return AddRelu(dtype=policy, name=f"{name}.act")([x, shortcut])
+        return (relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act"),) * 2
 
     images = layers.Input([None, None, 3], name="images")
     x = norm(conv(images, model.filters, 7, 2, "conv1"), "bn1", "act1")
     # After a ReLU nothing is below 0, so padding with 0 is padding with -inf.
     x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)
     x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
+    shortcut = x
     for stage, depth in enumerate(model.depths):
         inner = model.width * model.groups * 2**stage
         outer = model.filters * model.block.value * 2**stage
@@ -72,7 +75,7 @@ def build(
             stride = 2 if stage > 0 and number == 0 else 1
             # Basic blocks of the first stage keep shape, and have no projection in the published parameter counts.
             first = number == 0 and (stage > 0 or model.block is Block.bottleneck)
-            x = block(x, inner, outer, stride, f"layer{stage + 1}.{number}", first)
+            x, shortcut = block(x, shortcut, inner, outer, stride, f"layer{stage + 1}.{number}", first)
     x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
     logits = layers.Dense(
         classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), dtype="float32", name=HEAD

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from resnet.convolution import extent
+from resnet.elementwise import relu
 
 
 class RowNorm(tf.keras.layers.BatchNormalization):
@@ -31,7 +32,9 @@ class RowNorm(tf.keras.layers.BatchNormalization):
 
     def ended(self, normalized: Any) -> Any:
         """Behind the ReLU, if there is one; within the rows, or TensorFlow would not compute both in one pass."""
-        return tf.nn.relu(normalized) if self.relu else normalized
+        if not self.relu:
+            return normalized
+        return relu(normalized) if self.compute_dtype == "bfloat16" else tf.nn.relu(normalized)
 
     def get_config(self) -> dict[str, Any]:
         """What __init__ needs to make this layer again."""

@@ -22,6 +22,10 @@ CALLS = {
     "StatelessIf",
 }  # of others' time
 OPERATION = re.compile(r"[^:\s]+:(\w+)")  # how an event on the host names an operation: its name and its kind
+LAUNCH = (
+    "ExecutorState::ProcessAsync::Start"  # an event on the host of a function that XLA compiled, whose scope names it:
+)
+COMPILED = re.compile(r"(?:.*/)?(xla_[a-z_]*[a-z])(?:_\d+)?/\w+")  # as elementwise.in_one_pass does
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,24 @@ def durations(profile: bytes) -> Iterator[tuple[str, str, float]]:
     for plane in space.planes:
         if not plane.name.startswith(("/host:CPU", "/device:")):
             continue
-        names = {number: told.name for number, told in plane.event_metadata.items()}
         for line in plane.lines:
             for event in line.events:
-                name: str | None = names[event.metadata_id]
-                if plane.name.startswith("/host"):
-                    found = OPERATION.fullmatch(names[event.metadata_id])
-                    name = found[1] if found and found[1] not in CALLS else None
-                if name:
+                if name := operation(plane, event):
                     yield plane.name, name, event.duration_ps / 1e12
+
+
+def operation(plane: Any, event: Any) -> str | None:
+    """The kind of operation that an event of a profile is; None if it is something else."""
+    name = str(plane.event_metadata[event.metadata_id].name)
+    if not plane.name.startswith("/host"):
+        return name
+    if name == LAUNCH:
+        names = plane.stat_metadata
+        told = (names[stat.ref_value].name for stat in event.stats if names[stat.metadata_id].name == "name")
+        found = COMPILED.fullmatch(next(told, ""))
+    else:
+        found = OPERATION.fullmatch(name)
+    return found[1] if found and found[1] not in CALLS else None
 
 
 def table(took: Iterable[tuple[str, str, float]], steps: int) -> list[Row]:

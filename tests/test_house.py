@@ -53,6 +53,7 @@ FLOORS = [
         "streams",
         "comparison",
         "convolution",
+        "elementwise",
         "benchmarks.outcome",
         "benchmarks.turns",
     },

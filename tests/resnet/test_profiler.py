@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from resnet import profiler
+from resnet import elementwise, profiler
 
 WORDS = ("model=tiny", "data=digits", "batch=32", "eval=false", "steps=6", "log_every_steps=2")
 
@@ -46,6 +46,22 @@ def test_a_profile_of_known_work_counts_its_operations(tmp_path):
     assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1
     with (tmp_path / "profile" / "operations.csv").open() as file:
         assert {row["operation"] for row in csv.DictReader(file)} == set(counted)
+
+
+def test_what_xla_compiled_is_counted_by_its_function(tmp_path):
+    @tf.function
+    def work(x):
+        for _ in range(2):
+            x, _ = elementwise.add_relu(x, x)
+        return x
+
+    x = tf.ones([4, 4])
+    work(x)
+    watched = profiler.Profiler([1, 2], tmp_path)
+    for step in range(2):
+        watched.before(step, step + 1)
+        rows = watched.after(step + 1, work(x))
+    assert {row.operation: row.calls for row in rows}["xla_relu_of_sum"] == 2
 
 
 @pytest.mark.parametrize(
