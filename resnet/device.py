@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +203,23 @@ def amx(cluster: Cluster, dtype: Dtype) -> bool:
     Measured (docs/performance.md): half the time for filters with AMX in bfloat16; slower with AVX512_BF16 alone, and in float32.
     """
     return cluster.device is Device.cpu and dtype.policy is Policy.mixed_bfloat16 and "amx_bf16" in cpu_flags()
+
+
+class Whole(random.Random):
+    """tf-keras 2.18 draws its seeds from 1 to 1e9, which is no whole number to Python 3.12."""
+
+    def randint(self, a: float, b: float) -> int:
+        """A number from a to b, both among them."""
+        return super().randint(int(a), int(b))
+
+
+def seed(number: int) -> None:
+    """Start every stream of random numbers that weights are drawn from."""
+    tf.keras.utils.set_random_seed(number)
+    if importlib.util.find_spec("tf_keras"):
+        from tf_keras.src import backend
+
+        backend._SEED_GENERATOR.generator = Whole(number)
 
 
 def place(cluster: Cluster) -> Any:

@@ -61,7 +61,7 @@ def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict
     world = machine.up(run.cluster, run.dtype)
     first = world.rank == 0
     mllog = mlperf.opened(run, out, world)
-    tf.keras.utils.set_random_seed(run.seed)
+    machine.seed(run.seed)
     images = source.opened(run.data)
     plan = schedule.plan(run, images.train_images)
     world.check_alike({"fingerprint": comparison.fingerprint(run), "training images": images.train_images,

@@ -36,7 +36,7 @@ def sides_of(run: Any) -> tuple[Any, Callable[[int], float]]:
     from resnet import augment, data, device, learner, source, step
 
     world = device.up(run.cluster, run.dtype)
-    tf.keras.utils.set_random_seed(run.seed)
+    device.seed(run.seed)
     trained = learner.build(run, world)
     batches = iter(data.train(source.opened(run.data), run.batch, run.seed, 0))
     train_steps = step.compiled(trained.network, trained.optimizer, run, world, batches.element_spec)

@@ -89,10 +89,11 @@ def test_what_xla_says_of_itself_is_not_heard_and_what_comes_after_is():
 import sys
 from resnet import elementwise
 import tensorflow as tf
+print("from here", file=sys.stderr)  # TensorFlow 2.18 has its say when it is imported
 layer = elementwise.AddRelu()
 layer([tf.zeros([2, 2])] * 2, training=True)
 tf.function(lambda pair: layer(pair, training=True))([tf.zeros([3, 3])] * 2)
 print("heard", file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "heard\n")
+    assert (done.stdout, done.stderr.partition("from here\n")[2]) == ("", "heard\n")
