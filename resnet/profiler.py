@@ -22,10 +22,8 @@ CALLS = {
     "StatelessIf",
 }  # of others' time
 OPERATION = re.compile(r"[^:\s]+:(\w+)")  # how an event on the host names an operation: its name and its kind
-LAUNCH = (
-    "ExecutorState::ProcessAsync::Start"  # an event on the host of a function that XLA compiled, whose scope names it:
-)
-COMPILED = re.compile(r"(?:.*/)?(xla_[a-z_]*[a-z])(?:_\d+)?/\w+")  # as elementwise.in_one_pass does
+# On the host an event of this name is a function that XLA compiled, too; its scope says which (elementwise.in_one_pass).
+LAUNCH, COMPILED = "ExecutorState::ProcessAsync::Start", re.compile(r"(?:.*/)?(xla_[a-z_]*[a-z])(?:_\d+)?/\w+")
 
 
 @dataclass(frozen=True)
