@@ -2,7 +2,7 @@
 
 import sys
 
-from resnet.report import main
+from resnet.report.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

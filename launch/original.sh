@@ -8,7 +8,7 @@ for python in ${PYTHON:+"$PYTHON"} python python3 "$checkout/.venv/bin/python"; 
   if "$python" -c 'from importlib.util import find_spec
 raise SystemExit(not (find_spec("hydra") and find_spec("tensorflow")))' 2>/dev/null; then
     export PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}"
-    exec "$python" -m resnet.original "$@"
+    exec "$python" -m resnet.compat "$@"
   fi
 done
 printf '%s: no Python with the packages of this project here; make one with: bash %q/launch/setup.sh\n' "$1" "$checkout" >&2

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet import UserError
+from resnet import UserError, cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,27 +32,28 @@ def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
     """Evaluate, write the files into `out` and return what scores.json holds."""
     import tensorflow as tf
 
-    from resnet import data, pictures, scores, source, trained
+    from resnet.data import pipeline, source
+    from resnet.training import evaluation, plots, trained
 
-    made = trained.opened(path, words)
+    made = trained.load(path, words)
     for line in made.notes:
         print(line)
-    images = source.opened(made.run.data)
+    images = source.open_source(made.run.data)
     check_out(out)
     expected = min(images.eval_images, (made.run.eval_steps or images.eval_images) * made.run.batch)
-    step = scores.step(made.network, None, made.run.data)
-    answers: list[scores.Answers] = []
-    batches = data.evaluation(images, made.run.batch, made.run.eval_steps)
+    step = evaluation.step(made.network, None, made.run.data)
+    answers: list[evaluation.Predictions] = []
+    batches = pipeline.evaluation(images, made.run.batch, made.run.eval_steps)
     try:
-        found, _ = scores.over(batches, step, lambda: expected - images.lost(expected), told=answers.append)
+        found, _ = evaluation.evaluate(batches, step, lambda: expected - images.lost(expected), told=answers.append)
     except tf.errors.OpError:  # as in training: a reading thread's error, or an image that its decoder refused
-        if fault := images.fault or data.undecodable(images, made.run.seed, 0, made.run.batch, steps=0):
+        if fault := images.fault or pipeline.undecodable(images, made.run.seed, 0, made.run.batch, steps=0):
             raise fault from None
         raise
     names = made.names or [str(number) for number in range(made.run.data.classes)]
     told = {"weights": str(Path(path).resolve()), "data": made.run.data.name, **asdict(found)}
     write(out, told, answers[0].confusion(len(names)), names)
-    pictures.of_answers(out, images, answers[0], names)
+    plots.of_answers(out, images, answers[0], names)
     return told
 
 
@@ -86,19 +86,9 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def separated(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
-    """(weights, words for the composition, out) of a command line. Raises UserError unless there is one path of weights."""
-    knobs = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
-    paths = [str(Path(word).expanduser()) for word in words if word not in knobs]
-    if len(paths) != 1:
-        raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
-    outs = [word.removeprefix("out=") for word in knobs if word.startswith("out=")]
-    return paths[0], [word for word in knobs if not word.startswith("out=")], outs[-1] if outs else None
-
-
 def go(words: Sequence[str]) -> None:
     """The command without the reporting of errors."""
-    path, rest, out = separated(words, "resnet.evaluate")
+    path, rest, out = cli.separated(words, "resnet.evaluate")
     place = Path(out).expanduser() if out else Path(f"{Path(path).resolve()}-evaluation")
     told = evaluate(path, rest, place)
     print(
@@ -107,20 +97,10 @@ def go(words: Sequence[str]) -> None:
     print(f"{place}: {', '.join(name for name in FILES if (place / name).exists())}")
 
 
-def command(help_text: str, work: Callable[[Sequence[str]], None]) -> int:
-    """Do `work` with the words of the command line, or tell what can be asked; exit status."""
-    from resnet import train
-
-    if not sys.argv[1:] or {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text)
-        return 0
-    return train.reported(lambda: work(sys.argv[1:]))
-
-
-def main() -> int:
-    """Exit status."""
-    return command(HELP, go)
+def main() -> None:
+    """The command."""
+    cli.command(HELP, go)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet import UserError
-from resnet.evaluate import command, separated
+from resnet import UserError, cli, files
+from resnet.cli import separated
 
 WORD = "mlflow="
 
@@ -31,22 +30,23 @@ def export(path: str, words: Sequence[str], out: Path, mlflow: bool = False) -> 
     """Write the folder `out`, which must not exist yet, aside and rename it. Returns lines to show."""
     import tensorflow as tf
 
-    from resnet import serve, trained, weights
-    from resnet.preparation import manifest
+    from resnet.model import weights
+    from resnet.serving import mlflow_model
+    from resnet.training import trained
 
     if out.exists():
         raise UserError(f"out={out}: exists already; give another folder")
     if not trained.folder_of(Path(path)) and not any(word.startswith(("data=", "data.dir=")) for word in words):
         words = [*words, "data.dir=none"]  # no image is read
-    made = trained.opened(path, words, policy="float32")  # whatever it was trained in: the weights are float32
+    made = trained.load(path, words, policy="float32")  # whatever it was trained in: the weights are float32
     aside = out.with_name(f".{out.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         data = made.run.data
-        serve.save_model(made.network, data, made.names, aside / "saved_model")
+        mlflow_model.save_model(made.network, data, made.names, aside / "saved_model")
         if mlflow:
-            serve.wrap(aside / "saved_model", made.run, aside / "mlflow_model")
+            mlflow_model.package(aside / "saved_model", made.run, aside / "mlflow_model")
         metadata = {
             "model": made.run.model.name,
             "classes": str(data.classes),
@@ -54,17 +54,17 @@ def export(path: str, words: Sequence[str], out: Path, mlflow: bool = False) -> 
             "mean": json.dumps([value / 255 for value in data.mean]),  # of pixels in 0..1, as PyTorch has them
             "std": json.dumps([value / 255 for value in data.std]),
         }
-        weights.write(aside / "model.safetensors", weights.take(made.network), metadata)
+        weights.write(aside / "model.safetensors", weights.export_from(made.network), metadata)
         if made.names:
-            manifest.write_classes(aside, made.names)
+            files.write_classes(aside, made.names)
         aside.rename(out)
     except (OSError, tf.errors.OpError) as error:
         told = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(f"out={out}: cannot be written ({told}); give another place") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    files = ", ".join(sorted(part.name for part in out.iterdir()))
-    return [*made.notes, f"{out}: {files} ({made.run.model.name}, {data.classes} classes, {data.image_size} px)"]
+    written = ", ".join(sorted(part.name for part in out.iterdir()))
+    return [*made.notes, f"{out}: {written} ({made.run.model.name}, {data.classes} classes, {data.image_size} px)"]
 
 
 def go(words: Sequence[str]) -> None:
@@ -80,10 +80,10 @@ def go(words: Sequence[str]) -> None:
         print(line)
 
 
-def main() -> int:
-    """Exit status."""
-    return command(HELP, go)
+def main() -> None:
+    """The command."""
+    cli.command(HELP, go)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

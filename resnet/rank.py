@@ -12,7 +12,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from resnet import UserError, roster, run_folder, starter, train
+from resnet import UserError, cli, rundir, train
+from resnet.launch import launchers, rank_status
+from resnet.training import loop
 
 HOLD_S = 60.0  # for rank 0 to tell its end, before another one ends with a status that has it killed
 
@@ -22,7 +24,9 @@ def main() -> int:
     match sys.argv[1:]:
         case [folder]:
             out = Path(folder)
-            return train.reported(lambda: train.go(run_folder.load(out), out))
+            with cli.reported():
+                train.main([rundir.load(out)])
+            return cli.DONE
         case [folder, "--rank"]:
             return one(Path(folder))
     print("usage: python -m resnet.rank <folder with config.yaml>", file=sys.stderr)
@@ -31,27 +35,27 @@ def main() -> int:
 
 def one(out: Path) -> int:
     """Be one rank; exit status of the training."""
-    starter.join()
-    rank = roster.number()
-    roster.redirect(out, rank)
-    roster.enter(out, rank)
+    launchers.export_horovod_env()
+    rank = rank_status.rank_from_env()
+    rank_status.redirect(out, rank)
+    rank_status.register(out, rank)
     faulthandler.enable()  # a crash leaves a stack in the log
     try:
-        run = run_folder.load(out)
-        train.train(run, out, stalled=lambda said: roster.mark(out, rank, "stalled", said))
-        state, error, kind, code = "done", None, None, roster.DONE
+        run = rundir.load(out)
+        loop.train(run, out, stalled=lambda said: rank_status.finish(out, rank, "stalled", said))
+        state, error, kind, code = "done", None, None, cli.DONE
     except UserError as fault:
-        state, error, kind, code = "failed", str(fault), "user", roster.FAILED
-    except roster.Stopped as stopped:
-        state, error, kind, code = "stopped", str(stopped), None, roster.STOPPED
+        state, error, kind, code = "failed", str(fault), "user", cli.FAILED
+    except cli.Stopped as stopped:
+        state, error, kind, code = "stopped", str(stopped), None, cli.STOPPED
     except BaseException as fault:
-        state, error, kind, code = "failed", traceback.format_exc(), roster.kind(fault), roster.FAILED
+        state, error, kind, code = "failed", traceback.format_exc(), rank_status.error_kind(fault), cli.FAILED
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a starter's, because another rank was faster: this one ends anyway
-    roster.mark(out, rank, state, error, kind)
+    rank_status.finish(out, rank, state, error, kind)
     if error:
         print(f"{state}: {error}", file=sys.stderr, flush=True)
     if state == "stopped":
-        roster.wait_for_first(out, HOLD_S)
+        rank_status.wait_for_first(out, HOLD_S)
     return code
 
 

@@ -12,9 +12,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 # Files of a minute or more, about the longest first.
-LONG = ["test_ranks", "test_recovery", "test_compose", "test_survival", "test_kills", "test_train", "test_many_ranks",
-        "test_cli", "test_conf", "test_launch", "test_export", "test_evaluate", "test_serve", "test_average", "test_finetune",
-        "test_accuracy"]  # fmt: skip
+LONG = [
+    "test_ranks",
+    "test_recovery",
+    "test_compose",
+    "test_survival",
+    "test_kills",
+    "test_train",
+    "test_many_ranks",
+    "test_cli",
+    "test_conf",
+    "test_launch",
+    "test_export",
+    "test_evaluate",
+    "test_serve",
+    "test_average",
+    "test_finetune",
+    "test_accuracy",
+]
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -33,7 +48,7 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def registered_once():
     """Hydra is told once what exists here, not before each of the many runs that are composed: a sixth of the time they take."""
-    from resnet import compose
+    from resnet.config import compose
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose, "register", functools.cache(compose.register))
@@ -47,11 +62,12 @@ def run_at():
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
-    from resnet import compose, paths
+    from resnet import files
+    from resnet.config import compose
 
     def make(folder, *overrides: str):
         compose.register()
-        with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"):
+        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
             config = hydra_compose("config", [f"out={folder / 'run'}", *overrides], return_hydra_config=True)
             config.hydra.runtime.cwd = str(folder)
             HydraConfig.instance().set_config(config)
@@ -68,3 +84,16 @@ def run_of(run_at, tmp_path, monkeypatch):
     """`run_of("model=tiny", "steps=3", ...)`: the checked run of these overrides, its folder below tmp_path."""
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: run_at(tmp_path, *overrides)
+
+
+@pytest.fixture(scope="session")
+def exit_status():
+    """`exit_status(train.main)`: the status that a command's main() would end the process with."""
+
+    def call(main, *args):
+        try:
+            return main(*args) or 0
+        except SystemExit as ended:
+            return ended.code or 0
+
+    return call

@@ -19,11 +19,23 @@ SOURCES = sorted([*(ROOT / "resnet").rglob("*.py"), ROOT / "launch" / "habana_mo
 # Calls that run what they read, by their whole name or all but the first part of it, and by their last; packages whose files
 # are programs; and packages that listen.
 CALLS = {
-    "eval", "exec", "compile", "__import__",
-    "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
-    "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load",
-    "torch.load", "saved_model.load", "pyfunc.load_model", "shutil.unpack_archive",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "torch.load",
+    "saved_model.load",
+    "pyfunc.load_model",
+    "shutil.unpack_archive",
+}
 LAST = {"extractall", "load_model", "load_op_library", "bind", "listen", "serve_forever", "RendezvousServer"}
 PACKAGES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "code", "runpy", "telnetlib"}
 LISTENERS = {
@@ -77,12 +89,26 @@ def test_nothing_is_unpickled_evaluated_unpacked_or_given_to_a_shell(path):
 
 @pytest.mark.parametrize(
     "text",
-    ["import pickle", "from joblib import load", "eval(x)", "import os; os.system(x)", "yaml.load(x)", "torch.load(x)",
-     "np.load(x, allow_pickle=True)", "np.load(x, allow_pickle=y)", "tar.extract(m)", "archive.extractall()",
-     "shutil.unpack_archive(x)",
-     "subprocess.run(x, shell=True)", "tf.keras.models.load_model(x)", "tf.saved_model.load(x)", "socket.bind(x)",
-     "from http.server import HTTPServer", "mlflow.pyfunc.load_model(x)"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "from joblib import load",
+        "eval(x)",
+        "import os; os.system(x)",
+        "yaml.load(x)",
+        "torch.load(x)",
+        "np.load(x, allow_pickle=True)",
+        "np.load(x, allow_pickle=y)",
+        "tar.extract(m)",
+        "archive.extractall()",
+        "shutil.unpack_archive(x)",
+        "subprocess.run(x, shell=True)",
+        "tf.keras.models.load_model(x)",
+        "tf.saved_model.load(x)",
+        "socket.bind(x)",
+        "from http.server import HTTPServer",
+        "mlflow.pyfunc.load_model(x)",
+    ],
+)
 def test_each_of_these_would_be_seen(text):
     assert offences(text)
 
@@ -101,8 +127,16 @@ def test_a_run_listens_nowhere_and_tells_no_secret(tmp_path):
         "MLFLOW_TRACKING_PASSWORD": "s3cr3t-pass",
         "AWS_SECRET_ACCESS_KEY": "s3cr3t-aws",
     }
-    words = ["model=tiny", "data=digits", "batch=32", "steps=3", "eval=false", f"out={tmp_path / 'run'}",
-             "track=server", "track.uri='http://me:s3cr3t-uri@127.0.0.1:9'"]  # fmt: skip
+    words = [
+        "model=tiny",
+        "data=digits",
+        "batch=32",
+        "steps=3",
+        "eval=false",
+        f"out={tmp_path / 'run'}",
+        "track=server",
+        "track.uri='http://me:s3cr3t-uri@127.0.0.1:9'",
+    ]
     with (tmp_path / "said").open("w") as said:
         run = subprocess.Popen(
             [sys.executable, "-m", "resnet.train", *words],
@@ -136,10 +170,10 @@ with open(os.environ["RECORD"], "a") as file:
 SCRIPTS = {
     "quickstart.sh": ["-m", "resnet.train", "recipe=quickstart"],
     "test.sh": ["-m", "pytest"],
-    "demo_resnet": ["-m", "resnet.original", "demo_resnet"],
-    "demo_keras_resnet": ["-m", "resnet.original", "demo_keras_resnet"],
-    "demo_resnet_hvd.sh": ["-m", "resnet.original", "demo_resnet_hvd.sh"],
-    "habana_model_runner.py": ["-m", "resnet.original", "habana_model_runner.py"],
+    "demo_resnet": ["-m", "resnet.compat", "demo_resnet"],
+    "demo_keras_resnet": ["-m", "resnet.compat", "demo_keras_resnet"],
+    "demo_resnet_hvd.sh": ["-m", "resnet.compat", "demo_resnet_hvd.sh"],
+    "habana_model_runner.py": ["-m", "resnet.compat", "habana_model_runner.py"],
     "slurm/one_node.sbatch": ["-m", "resnet.train", "cluster=slurm"],
     "slurm/several_nodes.sbatch": ["-m", "resnet.train", "cluster=slurm"],
 }
@@ -165,10 +199,17 @@ def test_a_launch_script_passes_on_what_it_is_given_in_a_folder_of_any_name(chec
     done = subprocess.run(
         [*start, str(checkout / "launch" / script), *given],
         cwd=checkout,
-        env={"PATH": os.environ["PATH"], "PYTHON": str(checkout / ".venv" / "bin" / "python"), "RECORD": str(tmp_path / "record"),
-             "SLURM_JOB_ID": "7"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHON": str(checkout / ".venv" / "bin" / "python"),
+            "RECORD": str(tmp_path / "record"),
+            "SLURM_JOB_ID": "7",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     *_, (folder, *words) = map(json.loads, (tmp_path / "record").read_text().splitlines())
     assert words == [*SCRIPTS[script], *given] and folder == str(checkout)

@@ -12,14 +12,15 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from resnet import catalogue, comparison, compose, paths, run_folder
-from resnet.checks import MISSING
-from resnet.config import VARIANTS
-from resnet.settings.data import Digits, Synthetic
-from resnet.settings.dtype import Policy
-from resnet.settings.model import Block
-from resnet.settings.optim import Lars, Sgd
-from resnet.settings.schedule import Constant, Cosine, Piecewise, Polynomial
+from resnet import files, rundir
+from resnet.config import compose, fingerprint, help
+from resnet.config.checks import MISSING
+from resnet.config.data import Digits, Synthetic
+from resnet.config.dtype import Policy
+from resnet.config.model import Block
+from resnet.config.optim import Lars, Sgd
+from resnet.config.run import VARIANTS
+from resnet.config.schedule import Constant, Cosine, Piecewise, Polynomial
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = sorted((path.parent.name, path.stem) for path in (ROOT / "conf").glob("*/*.yaml"))
@@ -36,7 +37,7 @@ def frozen():
 
     @functools.cache
     def make(*overrides):
-        with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"):
+        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
             config = hydra_compose("config", list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         return compose.freeze(compose.task_config(config))
@@ -75,8 +76,8 @@ def test_every_part_composes_and_freezes_by_its_name(frozen, monkeypatch, group,
 def test_every_recipe_composes_freezes_and_comes_back_from_its_folder(frozen, tmp_path, name):
     run = frozen(f"recipe={name}", "data.dir=/shards", *USERS.get(name, ()))
     assert run.recipe == name
-    run_folder.save(run, tmp_path)
-    assert run_folder.load(tmp_path) == run
+    rundir.save(run, tmp_path)
+    assert rundir.load(tmp_path) == run
 
 
 SOME = ("quickstart", "resnet152_lars_8x", "finetune_folder", "resnet50_fast")
@@ -93,7 +94,7 @@ def test_every_recipe_can_be_tried_small(frozen, name):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_to_its_grid_and_every_point_freezes(frozen, name):
-    with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"):
+    with initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
         config = hydra_compose("config", [f"sweep={name}"], return_hydra_config=True)
     assert config.hydra.mode.name == "MULTIRUN"
     points = [[]]
@@ -103,7 +104,7 @@ def test_every_sweep_composes_to_its_grid_and_every_point_freezes(frozen, name):
         points = [[*point, f"{knob}={value}"] for point in points for value in values]
     assert len(points) > 1
     for point in points:
-        flat = comparison.flat(frozen(f"sweep={name}", *point))
+        flat = fingerprint.flat(frozen(f"sweep={name}", *point))
         for knob, value in (word.split("=") for word in point):
             assert str(flat[f"{knob}.name" if knob in VARIANTS else knob]) == value
 
@@ -130,7 +131,7 @@ def test_every_file_says_in_its_first_comment_what_it_is(group, name):
     assert len(said[0]) <= 110  # one line of --help
     packaged = lines[0] == "# @package _global_"
     assert packaged == (group in ("recipe", "sweep") or name == "lars")
-    assert (group, name, said[0].removeprefix("# ")) in list(catalogue.options())
+    assert (group, name, said[0].removeprefix("# ")) in list(help.options())
 
 
 @pytest.mark.parametrize(("group", "name"), PARTS, ids=map("=".join, PARTS))

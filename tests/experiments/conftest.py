@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet import comparison, run_folder
+from resnet import rundir
+from resnet.config import fingerprint
 
 WHEN = 1_700_000_000_000  # ms since 1970
 
@@ -52,7 +53,7 @@ def made_up(run, out, steps_per_epoch, top1, images_per_s, minutes, reached=1.0)
 
 def kept(made):
     """Write the run's folder, as training does."""
-    run_folder.save(made.run, made.out)
+    rundir.save(made.run, made.out)
     lines = [json.dumps({"step": step, "time_ms": WHEN + step, **metrics}) for step, metrics in made.records]
     (made.out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     if made.final:
@@ -65,7 +66,7 @@ def shipped(client, experiment, made, name, status="FINISHED", **tags):
     """The same run in MLflow, by its own client; the id."""
     from mlflow.entities import Metric, Param, RunTag
 
-    params = {knob: str(value)[:6000] for knob, value in comparison.flat(made.run).items()}
+    params = {knob: str(value)[:6000] for knob, value in fingerprint.flat(made.run).items()}
     info = client.create_run(experiment, start_time=WHEN, run_name=name, tags=tags).info
     listed = [Param(knob, value) for knob, value in params.items()]
     points = [(step, key, value) for step, metrics in made.records for key, value in metrics.items()]

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet import report, result
+from resnet.report import __main__ as report
+from resnet.rundir import result
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,8 +41,15 @@ class Browser:
 
     def __init__(self, driver, folder):
         self.driver = driver
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                   "--window-size=1400,1000", f"--user-data-dir={folder}"]  # fmt: skip
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            "--window-size=1400,1000",
+            f"--user-data-dir={folder}",
+        ]
         wanted = {"goog:chromeOptions": {"args": options}}
         self.session = "/session"
         self.session += "/" + self.ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
@@ -100,8 +108,17 @@ def browser(tmp_path_factory):
 def sweep(tmp_path_factory):
     """The folder in which a 2 x 2 sweep was trained on the digits; its jobs lie in runs/digits, its store in mlflow.db."""
     folder = tmp_path_factory.mktemp("swept")
-    words = ["model=tiny", "data=digits", f"batch={','.join(map(str, BATCHES))}", f"optim.lr={','.join(map(str, RATES))}",
-             "epochs=4", "schedule=cosine", "schedule.warmup_epochs=1", "log_every_steps=5", "out=runs/digits"]  # fmt: skip
+    words = [
+        "model=tiny",
+        "data=digits",
+        f"batch={','.join(map(str, BATCHES))}",
+        f"optim.lr={','.join(map(str, RATES))}",
+        "epochs=4",
+        "schedule=cosine",
+        "schedule.warmup_epochs=1",
+        "log_every_steps=5",
+        "out=runs/digits",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "resnet.train", "-m", *words], cwd=folder, capture_output=True, text=True
     )
@@ -167,10 +184,14 @@ def test_curves_are_painted_in_light_and_in_dark(browser, made):
         browser.prefer(scheme)
         browser.go((made / "report.html").as_uri())
         browser.run("document.querySelector('svg').scrollIntoView()")
-        box = browser.run("const b = document.querySelector('svg').getBoundingClientRect(); "
-                          "return [b.left, b.top, b.right, b.top + b.height / 2]")  # fmt: skip
-        strokes = browser.run("return [...document.querySelectorAll('svg')[0].querySelectorAll('path.line')].slice(0, 4)"
-                              ".map(path => getComputedStyle(path).stroke)")  # fmt: skip
+        box = browser.run(
+            "const b = document.querySelector('svg').getBoundingClientRect(); "
+            "return [b.left, b.top, b.right, b.top + b.height / 2]"
+        )
+        strokes = browser.run(
+            "return [...document.querySelectorAll('svg')[0].querySelectorAll('path.line')].slice(0, 4)"
+            ".map(path => getComputedStyle(path).stroke)"
+        )
         paper = browser.run("return getComputedStyle(document.body).backgroundColor")
         image = browser.picture()
         counted[scheme] = [int(part) for part in re.findall(r"\d+", paper)]
@@ -197,9 +218,12 @@ def server(sweep):
         str(port),
     ]
     quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (sweep / "server.log").open("w") as log, subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *words, "--workers", "1"], stdout=log, stderr=log, env=quiet
-    ) as process:  # fmt: skip
+    with (
+        (sweep / "server.log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, "--workers", "1"], stdout=log, stderr=log, env=quiet
+        ) as process,
+    ):
         try:
             url = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + 120
@@ -223,7 +247,7 @@ def answers(url):
 @pytest.fixture(scope="module")
 def recorded(sweep):
     """(experiment id, MLflow's runs of the jobs by (batch, lr))."""
-    from resnet import store
+    from resnet.track import store
 
     client = store.connect(f"sqlite:///{sweep / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("resnet").experiment_id
@@ -276,8 +300,10 @@ def test_mlflow_draws_the_curves_of_the_sweep_one_over_the_other(browser, listed
     wait(lambda: "eval/top1" in browser.text() and "best/top1" not in browser.text(), 120)
     wait(lambda: browser.run(drawn) >= 3 * 4, 120)  # loss, top-1 and top-5 of four runs
     if place := os.environ.get("SCREENSHOT"):
-        browser.run("document.head.append(Object.assign(document.createElement('style'), {textContent: "
-                    "'.modebar, [aria-label^=Assistant] { display: none !important }'}))")  # fmt: skip
+        browser.run(
+            "document.head.append(Object.assign(document.createElement('style'), {textContent: "
+            "'.modebar, [aria-label^=Assistant] { display: none !important }'}))"
+        )
         browser.picture().crop((198, 0, 1400, 640)).quantize(64).save(place, optimize=True)
         assert Path(place).stat().st_size < 150_000
 

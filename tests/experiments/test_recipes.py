@@ -13,10 +13,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from resnet import UserError, comparison, complaints, compose, model, optim, paths, run_folder, schedule
-from resnet.settings.dtype import Policy
-from resnet.settings.model import Block, Model
-from resnet.settings.optim import Lars, Sgd
+from resnet import UserError, files, rundir
+from resnet.config import compose, errors, fingerprint
+from resnet.config.dtype import Policy
+from resnet.config.model import Block, Model
+from resnet.config.optim import Lars, Sgd
+from resnet.model import resnet
+from resnet.optim import optimizers, schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "experiments" / "recipe").glob("*.yaml"))}
@@ -25,11 +28,11 @@ FILES = {path.stem: path.read_text() for path in sorted((ROOT / "experiments" / 
 class Row(NamedTuple):
     """What a recipe must be. Nothing here is computed by the program; LARS has 0.001 as its trust coefficient."""
 
-    model: str
+    resnet: str
     batch: int
     epochs: float
     steps: tuple[int, int]  # of an epoch, floor(images / batch); of the run
-    optim: str
+    optimizers: str
     peak: float
     decay: float
     rates: str  # a row of RATES
@@ -123,7 +126,7 @@ def frozen(tmp_path_factory):
 
     @functools.cache
     def make(*overrides):
-        with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"), complaints.explained():
+        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"), errors.explain():
             config = hydra_compose("config", [f"out={folder}/run", *overrides], return_hydra_config=True)
         config.hydra.runtime.cwd = str(folder)
         HydraConfig.instance().set_config(config)
@@ -204,14 +207,14 @@ def test_a_recipe_decays_all_but_what_its_optimizer_spares(of, name):
     spared = {"lars": {"gamma", "beta", "bias"}, "sgd": {"gamma", "beta"}}[run.optim.name]
     names = ["conv1/kernel", "fc/kernel", "fc/bias", "bn1/gamma", "bn1/beta"]
     variables = [tf.Variable([3.0, 3.0], name=one) for one in names]
-    optim.build(run.optim, variables).apply([tf.zeros(2)] * len(names), tf.constant(0.5))
+    optimizers.build(run.optim, variables).apply([tf.zeros(2)] * len(names), tf.constant(0.5))
     for one, variable in zip(names, variables, strict=True):
         decay = 0.0 if one.partition("/")[2] in spared else ROWS[name].decay
         np.testing.assert_allclose(variable.numpy(), 3 - np.float32(1.5 * decay), rtol=1e-7, err_msg=one)
 
 
 def test_the_keras_row_is_the_same_training_as_the_other_one(of):
-    keras, plain = (comparison.flat(of(name)) for name in ("resnet50_keras_sgd_1x", "resnet50_sgd_1x"))
+    keras, plain = (fingerprint.flat(of(name)) for name in ("resnet50_keras_sgd_1x", "resnet50_sgd_1x"))
     assert {knob for knob in plain if keras[knob] != plain[knob]} == {"recipe"}
 
 
@@ -245,8 +248,9 @@ def test_the_example_of_trying_small_takes_the_settings_of_the_small_batch(froze
 def test_sizes_of_a_recipe_stay_over_other_data_unless_the_command_line_names_them(frozen):
     run = frozen("recipe=resnet50_fast", *TRIED_SMALL)
     assert (run.data.image_size, run.train_size, run.progressive.start_size) == (256, 192, 160)
-    run = frozen("recipe=resnet50_fast", *TRIED_SMALL, "data.image_size=64", "data.train_size=64",
-                 "progressive.start_size=32")  # fmt: skip
+    run = frozen(
+        "recipe=resnet50_fast", *TRIED_SMALL, "data.image_size=64", "data.train_size=64", "progressive.start_size=32"
+    )
     assert (run.data.image_size, run.train_size, run.progressive.start_size) == (64, 64, 32)
 
 
@@ -256,8 +260,8 @@ def test_finetuning_counts_the_classes_and_trains_the_head_faster(frozen, tmp_pa
     run = frozen("recipe=finetune_folder", f"data.dir={tmp_path}", "init=/weights.safetensors")
     assert (run.data.name, run.data.classes, run.init) == ("folder", 3, "/weights.safetensors")
     assert (run.finetune.freeze, run.finetune.lr_multipliers) == ("none", {"fc": 10})
-    run_folder.save(run, tmp_path)
-    assert run_folder.load(tmp_path) == run
+    rundir.save(run, tmp_path)
+    assert rundir.load(tmp_path) == run
     head = frozen("recipe=finetune_folder", f"data.dir={tmp_path}", "init=/w.npz", "finetune.freeze=head", "batch=256")
     assert (head.finetune.freeze, head.optim.lr) == ("head", pytest.approx(0.01))
 
@@ -321,7 +325,7 @@ def paper_weights(name, w, gradients, rates, kind):
 @pytest.fixture(scope="module")
 def network():
     """All kinds of variables, each with its kind by its layer and shape: kernels (plain, grouped, the head's), ..."""
-    built = model.build(SMALL, 10, "float32")
+    built = resnet.build(SMALL, 10, "float32")
     kinds = []
     for layer in built.layers:
         norm = isinstance(layer, tf.keras.layers.BatchNormalization)
@@ -350,7 +354,7 @@ def test_50_steps_of_a_recipe_are_the_formulas_of_the_papers(of, network, name, 
     grads = [[random.normal(0, size, v.shape).astype(np.float32) for v in variables] for _ in range(STEPS)]
     for variable, value in zip(variables, starts, strict=True):
         variable.assign(value)
-    optimizer = optim.build(run.optim, variables)
+    optimizer = optimizers.build(run.optim, variables)
     apply = tf.function(optimizer.apply)
     for step in range(STEPS):
         apply([tf.constant(g) for g in grads[step]], tf.constant(lr(step), tf.float32))

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet import UserError, report
-from resnet.reporting import folders, groups, plot, published, table, tracked
+from resnet import UserError
+from resnet.report import __main__ as report
+from resnet.report import groups, load, plots, published, tables, tracked
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -35,8 +36,14 @@ def runs(invent, tmp_path_factory):
     for seed in TOP1:
         invent(top / f"lars{seed}", (625, TOP1[seed], SPEED[seed], MINUTES[seed]), *LARS, f"seed={seed}")
     invent(top / "sgd", (625, 0.7641, 9800.0, 221.0), "recipe=resnet50_sgd_8x", "data.dir=/shards", "cluster=gpu1")
-    killed = invent(top / "killed", (625, 0.766, 7312.2, 130.0), "recipe=resnet101_lars_8x", "data.dir=/shards", "cluster=hls1",
-                    reached=0.5)  # fmt: skip
+    killed = invent(
+        top / "killed",
+        (625, 0.766, 7312.2, 130.0),
+        "recipe=resnet101_lars_8x",
+        "data.dir=/shards",
+        "cluster=hls1",
+        reached=0.5,
+    )
     with (killed.out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99999, "time_ms": 17, "train/lo')
     for number, lr in enumerate((0.015, 0.03)):
@@ -99,8 +106,18 @@ def test_mean_and_spread_over_seeds_are_numpys(made):
 
 def test_the_markdown_has_the_published_columns_and_the_published_row_beside_ours(made):
     lines = lines_of(made)
-    assert lines[0] == ["run", "status", "model", "API", "epochs", "cards", "batch per card", "top-1, %", "images/s",
-                        "minutes to train"]  # fmt: skip
+    assert lines[0] == [
+        "run",
+        "status",
+        "model",
+        "API",
+        "epochs",
+        "cards",
+        "batch per card",
+        "top-1, %",
+        "images/s",
+        "minutes to train",
+    ]
     start = lines.index(["**recipe=resnet50_lars_8x**", *[""] * 9])
     theirs, first, _, _, mean = lines[start + 1 : start + 6]
     assert theirs == [
@@ -167,7 +184,7 @@ def test_speed_is_not_held_beside_other_cards_nor_top1_beside_another_training(m
 )
 def test_what_makes_another_training_than_the_recipe_is_named(invent, tmp_path, words, told):
     words = [word for word in LARS if not {word} & {"data.dir=/shards"} or "data=digits" not in words] + words
-    (run,) = folders.trainings(invent(tmp_path / "run", (5, 0.75, 1.0, 1.0), *words).out)
+    (run,) = load.trainings(invent(tmp_path / "run", (5, 0.75, 1.0, 1.0), *words).out)
     row = published.rows()["resnet50_lars_8x"]
     assert row.another_training(run) == told
     machine = ["cards 1, not 8", "dtype fp32, not bf16"] if "dtype=fp32" in words else []
@@ -176,7 +193,7 @@ def test_what_makes_another_training_than_the_recipe_is_named(invent, tmp_path, 
 
 def test_a_run_that_stopped_early_is_another_training(invent, tmp_path):
     made = invent(tmp_path / "run", (5, 0.75, 1.0, 1.0), *LARS, reached=0.5)
-    (run,) = folders.trainings(made.out)
+    (run,) = load.trainings(made.out)
     assert published.rows()["resnet50_lars_8x"].another_training(run) == ["stopped after 19 of 38 epochs"]
 
 
@@ -184,7 +201,7 @@ def test_a_run_that_went_on_after_its_end_has_not_ended(invent, tmp_path):
     out = invent(tmp_path / "run", (5, 0.5, 100.0, 10.0), "epochs=2").out
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "train/loss": 1.0, "train/epoch": 2.2}\n')
-    (run,) = folders.trainings(out)
+    (run,) = load.trainings(out)
     assert (run.status, run.top1, run.epochs) == ("unfinished", None, 2.2)
 
 
@@ -192,13 +209,13 @@ def test_a_run_that_did_not_end_well_is_told_by_the_note_in_its_folder(invent, t
     out = invent(tmp_path / "run", (5, 0.5, 100.0, 10.0), "epochs=2", reached=0.5).out
     for noted, told in (("KILLED", "killed"), ("FAILED", "failed"), (None, "unfinished"), ("FINISHED", "unfinished")):
         (out / "mlflow.json").write_text(json.dumps({"uri": "http://x", "run_id": "5" * 32, "status": noted}))
-        (run,) = folders.trainings(out)
+        (run,) = load.trainings(out)
         assert (run.status, run.key) == (told, "5" * 32)
 
 
 def test_figures_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(runs):
     """In MLflow they stay with the run while it is RUNNING again."""
-    (run,) = folders.trainings(runs / "sgd")
+    (run,) = load.trainings(runs / "sgd")
     again = dataclasses.replace(run, status="running")
     assert (run.top1, run.images_per_s, run.minutes) == (0.7641, 9800.0, 221.0)
     assert (again.top1, again.images_per_s, again.minutes) == (None, None, None)
@@ -207,7 +224,7 @@ def test_figures_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(runs):
 def test_a_copy_of_a_configuration_is_no_run(runs, tmp_path):
     (tmp_path / "artifacts").mkdir()
     shutil.copy(runs / "sgd" / "config.yaml", tmp_path / "artifacts")
-    assert folders.trainings(tmp_path) == []
+    assert load.trainings(tmp_path) == []
 
 
 def test_what_is_not_known_is_empty_and_never_0(made):
@@ -230,9 +247,9 @@ def test_a_run_in_several_starts_has_no_minutes(invent, tmp_path):
     out = invent(tmp_path / "resumed", (5, 0.5, 100.0, 10.0), "epochs=2").out
     told = json.loads((out / "result.json").read_text())
     (out / "result.json").write_text(json.dumps({**told, "final/training_minutes": 25.0}))
-    (run,) = folders.trainings(out)
+    (run,) = load.trainings(out)
     assert run.minutes is None and run.top1 == 0.5
-    assert "several starts" in " ".join(table.remarks(run))
+    assert "several starts" in " ".join(tables.remarks(run))
 
 
 # ----------------------------------------------------------------------------------------------------------------- curves
@@ -253,7 +270,7 @@ def test_of_a_step_taken_twice_the_later_counts(tmp_path):
     path.write_text(
         "".join(json.dumps({"step": step, "train/loss": loss}) + "\n" for step, loss in ((1, 9), (2, 8), (1, 7)))
     )
-    assert folders.curves(path) == {"train/loss": [(1, 7.0), (2, 8.0)]}
+    assert load.curves(path) == {"train/loss": [(1, 7.0), (2, 8.0)]}
 
 
 def ticks(svg, anchor):
@@ -302,7 +319,7 @@ def test_the_overlay_has_a_line_for_each_configuration_and_the_mean_of_its_seeds
     ("low", "high"), [(0, 1), (0.7, 76.3), (1e-4, 2e-4), (-3, 1e6), (5, 5), (0, 0), (0.1, 0.1 + 1e-17)]
 )
 def test_an_axis_holds_its_values_between_round_ticks(low, high):
-    axis = plot.axis(low, high, 10, 110, 5)
+    axis = plots.axis(low, high, 10, 110, 5)
     assert axis.ticks[0] <= low <= high <= axis.ticks[-1] and 2 <= len(axis.ticks) <= 9
     steps = np.diff(axis.ticks)
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
@@ -314,10 +331,10 @@ def test_a_long_line_keeps_its_ends_and_extremes():
     values = np.random.default_rng(3).normal(0, 1, 50_000)
     values[12_345], values[34_567] = 99, -99
     points = list(enumerate(values.tolist()))
-    kept = plot.thinned(points)
+    kept = plots.thinned(points)
     assert len(kept) <= 1600 and set(kept) <= set(points) and kept == sorted(kept)
     assert {points[0], points[-1], points[12_345], points[34_567]} <= set(kept)
-    assert plot.thinned(points[:1600]) == points[:1600]
+    assert plots.thinned(points[:1600]) == points[:1600]
 
 
 # ------------------------------------------------------------------------------------------------------------------- page
@@ -396,7 +413,7 @@ def test_names_are_no_markup_in_markdown_and_pictures_either(made):
 @pytest.fixture(scope="module")
 def stored(invent, ship, tmp_path_factory):
     """(uri, ids by name): the LARS runs, a sweep with its parent, a killed run, and something that is no training."""
-    from resnet import store
+    from resnet.track import store
 
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -580,7 +597,7 @@ def test_every_published_row_has_its_recipe_and_stands_in_the_ledger():
 def test_a_recipe_as_it_is_counts_as_the_published_training(invent, tmp_path, recipe):
     words = () if recipe.startswith("quickstart") else ("data.dir=/shards",)
     made = invent(tmp_path / "run", (2, 0.75, 1000.0, 10.0), f"recipe={recipe}", *words)
-    (run,) = folders.trainings(made.out)
+    (run,) = load.trainings(made.out)
     assert published.rows()[recipe].another_training(run) == []
 
 
@@ -614,4 +631,4 @@ def test_help_and_errors_of_the_command(tmp_path):
 
 
 def test_csv_of_nothing_is_empty():
-    assert list(csv.DictReader(io.StringIO(table.runs_csv(groups.groups([], {}))))) == []
+    assert list(csv.DictReader(io.StringIO(tables.runs_csv(groups.groups([], {}))))) == []

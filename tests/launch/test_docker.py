@@ -71,8 +71,11 @@ def test_no_environment_no_run_and_no_history_is_sent():
     for path in (".git", ".venv", "runs", "mlruns", "mlflow.db", ".pytest_cache", "resnet/__pycache__"):
         assert any(fnmatch.fnmatch(path, pattern) for pattern in patterns), path
     known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    held = {path.split("/")[0] for path in known if any(fnmatch.fnmatch(path, pattern) or
-            fnmatch.fnmatch(path.split("/")[0], pattern) for pattern in patterns)}  # fmt: skip
+    held = {
+        path.split("/")[0]
+        for path in known
+        if any(fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path.split("/")[0], pattern) for pattern in patterns)
+    }
     assert held <= {".ci"}
 
 
@@ -153,6 +156,7 @@ def test_the_gaudi_images_pins_are_the_lock_without_what_tensorflow_wants_otherw
         ["sh", "-c", command.replace(str(ROOT), f"'{ROOT}'").replace(str(tmp_path), f"'{tmp_path}'")], check=True
     )
     locked = pins(ROOT / "launch" / "locks" / "py310.txt")
-    assert pins(tmp_path / "pins") == {name: version for name, version in locked.items()
-                                       if name not in ("tensorflow-cpu", "ml-dtypes")}  # fmt: skip
+    assert pins(tmp_path / "pins") == {
+        name: version for name, version in locked.items() if name not in ("tensorflow-cpu", "ml-dtypes")
+    }
     assert "hash" not in (tmp_path / "pins").read_text()  # or pip would want one of everything

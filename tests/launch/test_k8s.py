@@ -240,8 +240,11 @@ def test_a_pod_mounts_what_is_there_and_where_the_words_look(pod):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert {mount["name"] for mount in mounts.values()} <= set(volumes)
-    assert {part["persistentVolumeClaim"]["claimName"] for part in volumes.values() if len(part) > 1 and
-            "persistentVolumeClaim" in part} <= claims  # fmt: skip
+    assert {
+        part["persistentVolumeClaim"]["claimName"]
+        for part in volumes.values()
+        if len(part) > 1 and "persistentVolumeClaim" in part
+    } <= claims
     assert mounts["/data"]["readOnly"] is True and "readOnly" not in mounts["/runs"]
     for word in container.get("args", []):
         if word.startswith(("data.dir=", "out=")):
@@ -255,8 +258,11 @@ def test_one_card(run_of):
     run = run_of(*container["args"][3:])
     assert run.cluster.ranks == container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert run.cluster.device.name == "gpu" and run.out == "/runs/resnet"
-    actions = {tuple(rule["onExitCodes"]["values"]): rule["action"]
-               for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule}  # fmt: skip
+    actions = {
+        tuple(rule["onExitCodes"]["values"]): rule["action"]
+        for rule in job["spec"]["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    }
     assert actions == {(1, 2): "FailJob", (143,): "Ignore"}
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # or Kubernetes refuses podFailurePolicy
 

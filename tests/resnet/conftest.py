@@ -66,13 +66,13 @@ def tree(tmp_path):
 @pytest.fixture(scope="session")
 def prepared():
     """`prepared({"cat": 3, "dog": 2}, folder)`: such images of several sizes as shards, half of them held out."""
-    from resnet import prepare
+    from resnet.prepare import __main__ as prepare
 
     def make(classes, folder):
         sizes = [{"width": w, "height": h} for w, h in ((64, 48), (40, 90), (57, 57), (33, 35), (120, 70))]
         root = plant(classes, folder.with_name(f"{folder.name}-images"), sizes)
         words = ["source=folder", f"dir={root}", f"out={folder}", "val_fraction=0.5", "processes=1"]
-        prepare.do(prepare.chosen(words))
+        prepare.do(prepare.parse(words))
         return folder
 
     return make
@@ -98,9 +98,9 @@ def small_build():
 @pytest.fixture
 def small_network(small_build, monkeypatch):
     """Trainings of this test have that one."""
-    from resnet import model
+    from resnet.model import resnet
 
-    monkeypatch.setattr(model, "build", small_build)
+    monkeypatch.setattr(resnet, "build", small_build)
 
 
 @pytest.fixture(scope="session")
@@ -239,14 +239,15 @@ def raw(tmp_path, monkeypatch):
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
-    from resnet import compose, paths
-    from resnet.complaints import explained
+    from resnet import files
+    from resnet.config import compose
+    from resnet.config.errors import explain
 
     monkeypatch.chdir(tmp_path)
     compose.register()
 
     def make(*overrides, config="config"):
-        with initialize_config_dir(str(paths.tree("conf")), version_base="1.3"), explained():
+        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"), explain():
             made = hydra_compose(config, list(overrides), return_hydra_config=True)
         made.hydra.runtime.cwd = str(tmp_path)
         HydraConfig.instance().set_config(made)
@@ -259,7 +260,7 @@ def raw(tmp_path, monkeypatch):
 @pytest.fixture
 def frozen(raw):
     """`frozen("model=tiny", ...)`: the checked run."""
-    from resnet import compose
+    from resnet.config import compose
 
     return lambda *overrides: compose.freeze(compose.task_config(raw(*overrides)))
 
@@ -267,7 +268,7 @@ def frozen(raw):
 @pytest.fixture
 def recipe(tmp_path, raw):
     """`recipe(text, *overrides)`: the run of a recipe file of the user's own."""
-    from resnet import compose
+    from resnet.config import compose
 
     def make(text, *overrides):
         folder = tmp_path / "own" / "recipe"

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet import UserError, checkpoint, compose, data, evaluate, model, run_folder, shards, source, train, weights
-from resnet.preparation import manifest, tfexample
+from resnet import UserError, cli, evaluate, files, rundir
+from resnet.config import compose
+from resnet.data import pipeline, shards, source, tfexample
+from resnet.model import resnet, weights
+from resnet.training import checkpoint, loop
 
 CLASSES = {"cat": 12, "dog": 10, "ümlaut, of $x$": 14}
 SEEN = ("data.image_size=48", "data.eval_resize=56", "data.mean=[100,110,120]", "data.std=[50,60,70]")
@@ -32,7 +35,7 @@ def trained(run_at, photos, tmp_path_factory):
     """A run on them; only read it."""
     words = ("model=tiny", "track=off", "data=folder", f"data.dir={photos}", *SEEN, "batch=6")
     run = run_at(tmp_path_factory.mktemp("trained"), *words, "epochs=2", "schedule=constant", "optim.lr=0.05")
-    train.train(run, Path(run.out))
+    loop.train(run, Path(run.out))
     return run
 
 
@@ -47,9 +50,9 @@ def truth(trained, photos):
 
 def logits_of(run, settings, count):
     """Logits float64 [count, classes] of the evaluation images of `settings`, by the weights in the folder of `run`."""
-    network = model.build(run.model, run.data.classes, "float32")
-    weights.put(network, weights.read(run.out), run.out)
-    pixels = np.concatenate([batch[0] for batch in data.evaluation(source.opened(settings), 7)])[:count]
+    network = resnet.build(run.model, run.data.classes, "float32")
+    weights.load_into(network, weights.read(run.out), run.out)
+    pixels = np.concatenate([batch[0] for batch in pipeline.evaluation(source.open_source(settings), 7)])[:count]
     normal = (pixels.astype(np.float64) - settings.mean) / settings.std
     return network(normal.astype(np.float32), training=False).numpy().astype(np.float64)
 
@@ -97,15 +100,15 @@ def logged(run, kind):
 def test_averaged_weights_of_the_best_checkpoint_have_the_scores_that_training_logged(run_at, tmp_path):
     words = ("model=tiny", "track=off", "batch=179", "epochs=1", "schedule=constant", "optim.lr=0.2", "ema.decay=0.8")
     run = run_at(tmp_path, *words, "eval_every_epochs=0.5", "ema.every_steps=2", "eval_steps=1", "dtype=bf16")
-    train.train(run, Path(run.out))
+    loop.train(run, Path(run.out))
     wanted, raw = logged(run, "ema"), logged(run, "eval")
     assert len(set(wanted.values())) == 2 and all(wanted[step][2] != raw[step][2] for step in wanted)
-    first, second = (saved.path for saved in checkpoint.found(Path(run.out)))
+    first, second = (saved.path for saved in checkpoint.list_checkpoints(Path(run.out)))
     told = evaluate.evaluate(str(second), [], tmp_path / "second")
     assert (told["top1"], told["top5"], told["loss"]) == pytest.approx(list(wanted.values())[1], rel=1e-6)
     assert told["seen"] == 179
     commit = json.loads((first / "commit.json").read_text())
-    (first / "commit.json").write_text(checkpoint.sealed({**commit, "top1": 1.0}))
+    (first / "commit.json").write_text(checkpoint.commit_text({**commit, "top1": 1.0}))
     told = evaluate.evaluate(run.out, [], tmp_path / "best")
     assert (told["top1"], told["top5"], told["loss"]) == pytest.approx(next(iter(wanted.values())), rel=1e-6)
     assert json.loads((tmp_path / "best" / "scores.json").read_text()) == told
@@ -187,7 +190,7 @@ def test_how_the_network_was_taught_to_see_is_kept_unless_it_is_typed(trained, p
     again = ["data=folder", f"data.dir={photos}"]  # whose own defaults are 224 px and other moments
     close(evaluate.evaluate(trained.out, again, tmp_path), *truth)
     typed = ["data.image_size=40", "data.eval_resize=40", "data.mean=[0,0,0]", "eval_steps=2", "batch=5"]
-    run = compose.lent([*again, *typed], trained)
+    run = compose.for_inference([*again, *typed], trained)
     assert (run.data.image_size, run.data.eval_resize, run.data.mean, run.data.std) == (40, 40, [0] * 3, [50, 60, 70])
     told = evaluate.evaluate(trained.out, [*again, *typed], tmp_path)
     assert told["seen"] == 10
@@ -196,7 +199,7 @@ def test_how_the_network_was_taught_to_see_is_kept_unless_it_is_typed(trained, p
 
 def test_a_run_of_several_ranks_is_evaluated_by_one(trained, truth, tmp_path):
     several = dataclasses.replace(trained.cluster, name="cpu2", ranks=2, hosts=["a:1", "b:1"])
-    run_folder.save(dataclasses.replace(trained, cluster=several, eval_steps=2, batch=4), tmp_path / "run")
+    rundir.save(dataclasses.replace(trained, cluster=several, eval_steps=2, batch=4), tmp_path / "run")
     shutil.copytree(Path(trained.out) / "checkpoints", tmp_path / "run" / "checkpoints")
     told = evaluate.evaluate(str(tmp_path / "run"), [], tmp_path / "scores")  # 2 steps of 2 images on 2 ranks
     close(told, *(part[:8] for part in truth))
@@ -208,8 +211,8 @@ def test_names_are_those_that_training_kept_if_the_data_is_elsewhere_now(trained
     monkeypatch.setattr(trained.data, "dir", "/gone")
     out = tmp_path / "run"
     shutil.copytree(trained.out, out)
-    run_folder.save(trained, out)
-    assert manifest.read_classes((out / "classes.txt").read_text()) == list(CLASSES)
+    rundir.save(trained, out)
+    assert files.read_classes((out / "classes.txt").read_text()) == list(CLASSES)
     with pytest.raises(UserError, match="/gone"):
         evaluate.evaluate(str(out), [], tmp_path / "scores")
     moved = shutil.copytree(photos, tmp_path / "moved")
@@ -334,8 +337,8 @@ def test_help_is_shown_if_asked_or_nothing_is_given(monkeypatch, capsys):
 
 def test_a_path_may_have_an_equals_sign_and_begin_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert evaluate.separated(["runs/lr=0.1", "data=digits", "out=x"], "c") == ("runs/lr=0.1", ["data=digits"], "x")
-    assert evaluate.separated(["data.dir=a/b", "~/run", "out=x", "out=y"], "c") == (
+    assert cli.separated(["runs/lr=0.1", "data=digits", "out=x"], "c") == ("runs/lr=0.1", ["data=digits"], "x")
+    assert cli.separated(["data.dir=a/b", "~/run", "out=x", "out=y"], "c") == (
         "/home/me/run",
         ["data.dir=a/b"],
         "y",

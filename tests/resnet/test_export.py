@@ -18,8 +18,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from resnet import UserError, compose, data, evaluate, export, shards, source, train, weights
-from resnet.preparation import tfexample
+from resnet import UserError, evaluate, export
+from resnet.config import compose
+from resnet.data import pipeline, shards, source, tfexample
+from resnet.model import weights
+from resnet.training import loop
 
 CLASSES = {"cat": 12, "dog": 10, "ümlaut\nüber": 14}
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
@@ -89,7 +92,7 @@ def trained(run_at, prepared, tmp_path_factory):
     photos = prepared(CLASSES, folder / "shards")
     words = ("model=tiny", "track=off", "data=folder", f"data.dir={photos}", *SEEN, "batch=6", "dtype=bf16", "steps=6")
     run = run_at(folder, *words, "schedule=constant", "optim.lr=0.3", "ema.decay=0.6", "ema.every_steps=2")
-    train.train(run, Path(run.out))
+    loop.train(run, Path(run.out))
     return run, photos.rename(folder / "moved")
 
 
@@ -150,10 +153,10 @@ def test_the_file_in_timms_naming_gives_the_same_logits_in_numpy_though_the_run_
 def test_jpegs_of_any_size_are_seen_as_in_evaluation(alone, exported, trained, jpegs):
     run, images = trained
     _, found = alone
-    settings = compose.lent([f"data.dir={images}"], run).data
-    pixels = np.concatenate([batch[0] for batch in data.evaluation(source.opened(settings), 6)])
+    settings = compose.for_inference([f"data.dir={images}"], run).data
+    pixels = np.concatenate([batch[0] for batch in pipeline.evaluation(source.open_source(settings), 6)])
     assert len(pixels) == len(jpegs) - 3
-    others = [data.centre_crop(tf.constant(one), settings).numpy() for one in jpegs[-3:]]
+    others = [pipeline.centre_crop(tf.constant(one), settings).numpy() for one in jpegs[-3:]]
     wanted = forward(exported / "model.safetensors", np.concatenate([pixels, others]))
     np.testing.assert_allclose(found["jpeg logits"], wanted, rtol=1e-4, atol=1e-5)
 
@@ -199,9 +202,18 @@ def test_evaluated_or_trained_from_it_has_the_scores_of_the_run(exported, traine
     shutil.copytree(exported / name, path) if (exported / name).is_dir() else shutil.copy(exported / name, path)
     words = ["data=folder", f"data.dir={images}", *SEEN]
     told = evaluate.evaluate(str(path), words, tmp_path / "found")
-    going = run_at(tmp_path, "model=tiny", "track=off", *words, f"init={path}", "optim.lr=0", "finetune.freeze=head",
-                   "batch=6", "steps=1")  # fmt: skip
-    made = train.train(going, Path(going.out))
+    going = run_at(
+        tmp_path,
+        "model=tiny",
+        "track=off",
+        *words,
+        f"init={path}",
+        "optim.lr=0",
+        "finetune.freeze=head",
+        "batch=6",
+        "steps=1",
+    )
+    made = loop.train(going, Path(going.out))
     for score in ("top1", "top5", "loss"):
         assert told[score] == pytest.approx(scored[score], rel=1e-6)
         assert made[f"eval/{score}"] == pytest.approx(scored[score], rel=1e-6)
@@ -300,7 +312,7 @@ def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, mod
 def test_a_run_on_synthetic_images_has_no_jpegs_and_no_names(run_at, tmp_path):
     words = ("model=tiny", "track=off", "data=synthetic", "data.image_size=32", "data.classes=7", "batch=4", "steps=1")
     run = run_at(tmp_path, *words, "eval=false")
-    train.train(run, Path(run.out))
+    loop.train(run, Path(run.out))
     with pytest.raises(UserError, match="data=synthetic: images that are no pictures"):
         export.export(run.out, [], tmp_path / "out", mlflow=True)
     export.export(run.out, [], tmp_path / "out")

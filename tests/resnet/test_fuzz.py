@@ -24,24 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet import (
-    UserError,
-    catalogue,
-    checkpoint,
-    comparison,
-    complaints,
-    compose,
-    lines,
-    prepare,
-    run_folder,
-    schedule,
-    shards,
-    source,
-    weights,
-)
-from resnet.config import VARIANTS
-from resnet.preparation import archive, audit, images, manifest
-from resnet.settings.data import OnCorrupt, Records
+from resnet import UserError, files, rundir
+from resnet.config import compose, errors, fingerprint, help
+from resnet.config.data import OnCorrupt, Records
+from resnet.config.run import VARIANTS
+from resnet.data import manifest, shards, source
+from resnet.model import weights
+from resnet.optim import schedule
+from resnet.prepare import __main__ as prepare
+from resnet.prepare import archive, check, images
+from resnet.rundir import metrics
+from resnet.training import checkpoint
 
 CASES = {
     "shard": 500,
@@ -60,10 +53,48 @@ CASES = {
 SAMPLE = 8  # every so many of them in the default tests
 SECONDS, MEGABYTES = 10, {"jpeg": 700, "jpeg_in_tensorflow": 2000}  # of one input; else LITTLE
 LITTLE = 200
-VALUES = ["", "0", "-1", "1", "3", "0.5", "1e400", "nan", "inf", "-inf", "null", "true", "[]", "{}", "[1,2,3,4]", "'x'", "x y",
-          "9" * 30, "9" * 400, "1" + "0" * 5000, "..", "../../x", "/", "~", "~nobody", "${batch}", "${oc.env:HOME}", "???",
-          "!!python/object/apply:os.system [true]", "[" * 500, "{a: " * 200, "\\", '"', "${", "a,b", "=", "gs://x/y", "a:b",
-          "\u2028", "é"]  # fmt: skip
+VALUES = [
+    "",
+    "0",
+    "-1",
+    "1",
+    "3",
+    "0.5",
+    "1e400",
+    "nan",
+    "inf",
+    "-inf",
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "[1,2,3,4]",
+    "'x'",
+    "x y",
+    "9" * 30,
+    "9" * 400,
+    "1" + "0" * 5000,
+    "..",
+    "../../x",
+    "/",
+    "~",
+    "~nobody",
+    "${batch}",
+    "${oc.env:HOME}",
+    "???",
+    "!!python/object/apply:os.system [true]",
+    "[" * 500,
+    "{a: " * 200,
+    "\\",
+    '"',
+    "${",
+    "a,b",
+    "=",
+    "gs://x/y",
+    "a:b",
+    "\u2028",
+    "é",
+]
 
 
 def test_there_are_2000():
@@ -76,16 +107,18 @@ def damaged(data, draw):
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         at, length = draw.randrange(len(data) + 1), draw.choice((1, 2, 4, 8, 30, 500))
         hit, noise = data[at : at + length], draw.randbytes(length)
-        data = draw.choice((
-            data[:at] + bytes([hit[0] ^ 1 << draw.randrange(8)]) + data[at + 1 :] if hit else b"",  # a bit
-            data[:at] + noise + data[at + length :],
-            data[:at] + bytes(length) + data[at + length :],
-            data[:at] + b"\xff" * length + data[at + length :],
-            data[:at] + noise + data[at:],  # put between
-            data[:at] + data[at + length :],  # lost
-            data[:at] + hit + data[at:],  # twice
-            data[:at],  # cut short
-        ))  # fmt: skip
+        data = draw.choice(
+            (
+                data[:at] + bytes([hit[0] ^ 1 << draw.randrange(8)]) + data[at + 1 :] if hit else b"",  # a bit
+                data[:at] + noise + data[at + length :],
+                data[:at] + bytes(length) + data[at + length :],
+                data[:at] + b"\xff" * length + data[at + length :],
+                data[:at] + noise + data[at:],  # put between
+                data[:at] + data[at + length :],  # lost
+                data[:at] + hit + data[at:],  # twice
+                data[:at],  # cut short
+            )
+        )
     return data
 
 
@@ -122,7 +155,7 @@ def sound(prepared, tmp_path_factory):
     """A folder of 3 + 2 shards without a fault; tests copy it."""
     one = prepared({"cat": 12, "dog": 12, "emu": 12}, tmp_path_factory.mktemp("sound") / "one")
     words = ["source=folder", f"dir={one}-images", f"out={one.parent / 'shards'}", "val_fraction=0.5", "processes=1"]
-    prepare.do(prepare.chosen([*words, "train_shards=3", "val_shards=2"]))
+    prepare.do(prepare.parse([*words, "train_shards=3", "val_shards=2"]))
     made = manifest.read(one.parent / "shards")
     made["options"]["dir"], made["listing"] = "/images", "0" * 64  # the same bytes wherever this runs
     (one.parent / "shards" / manifest.NAME).write_text(json.dumps(made, indent=1))
@@ -137,7 +170,7 @@ def target(request, tmp_path, sound, run_at, encoded, photo, tarred):
 
 def opened(folder, **knobs):
     """The shards in a folder."""
-    return source.opened(Records(name="folder", dir=str(folder), classes=3, **knobs))
+    return source.open_source(Records(name="folder", dir=str(folder), classes=3, **knobs))
 
 
 def copied(sound, tmp_path):
@@ -161,7 +194,7 @@ def shard(tmp_path, sound, **_):
     wanted = all_of(before.train), all_of(before.val)
 
     def spoilt(data, draw):
-        offsets, lengths = shards.walk(str(path_of[0]))
+        offsets, lengths = shards.scan(str(path_of[0]))
         frames = [data[at - 12 : at + length + 4] for at, length in zip(offsets, lengths, strict=True)]
         if draw.random() < 0.85:
             return damaged(data, draw)
@@ -175,8 +208,8 @@ def shard(tmp_path, sound, **_):
         path_of[0] = path = draw.choice(files)
         path.write_bytes(spoilt(good[path], draw))
         same = path.read_bytes() == good[path]
-        seen = audit.look(audit.Job(str(path), 3, deep=False))
-        faults = [*seen.faults, *audit.differences(rows[str(path)], seen)]
+        seen = check.look(check.Job(str(path), 3, deep=False))
+        faults = [*seen.faults, *check.differences(rows[str(path)], seen)]
         assert same == (not faults), "prepare check= must find it"
         read, error = refused(lambda: (now := opened(folder)) and (all_of(now.train), all_of(now.val)))
         if read:  # a silent change of what training reads
@@ -212,16 +245,17 @@ def jpeg_in_tensorflow(_tmp_path, jpeg, **_):
     """What training and evaluation make of a record whose CRC is right and whose image is not."""
     import tensorflow as tf
 
-    from resnet import data
+    from resnet.data import pipeline
 
     knobs = Records(name="folder", dir="x", classes=3, image_size=32, eval_resize=40)
-    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([4 * data.TRIES], tf.float32)]
+    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([4 * pipeline.TRIES], tf.float32)]
     seen = tf.function(
-        lambda image, draws: (data.random_crop(image, draws, knobs, 32), data.centre_crop(image, knobs)), signature
+        lambda image, draws: (pipeline.random_crop(image, draws, knobs, 32), pipeline.centre_crop(image, knobs)),
+        signature,
     )
 
     def case(draw):
-        draws = np.array([draw.random() for _ in range(4 * data.TRIES)], np.float32)
+        draws = np.array([draw.random() for _ in range(4 * pipeline.TRIES)], np.float32)
         try:
             made = seen(damaged(jpeg, draw), draws)
         except tf.errors.InvalidArgumentError:
@@ -250,7 +284,7 @@ def of_manifest(tmp_path, sound, **_):
         if found:
             assert (found.train_images, found.eval_images) == (18, 18)
         if made and counts(made) != counts(before):  # a checksum, or a name: nothing that sums could tell
-            told, wrong = refused(lambda: audit.audit(folder, deep=False, processes=1))
+            told, wrong = refused(lambda: check.audit(folder, deep=False, processes=1))
             assert told is None and wrong
             return "refused by check="
         return "refused" if error or other else "as before"
@@ -261,7 +295,7 @@ def of_manifest(tmp_path, sound, **_):
 def classes(tmp_path, sound, **_):
     """classes.txt, from which data=folder counts the classes."""
     folder = copied(sound, tmp_path)
-    path, good = folder / manifest.CLASSES, (sound / manifest.CLASSES).read_bytes()
+    path, good = folder / files.CLASSES, (sound / files.CLASSES).read_bytes()
 
     def case(draw):
         path.write_bytes(damaged(good, draw))
@@ -283,18 +317,18 @@ def config(tmp_path, run_at, **_):
     )
     out = Path(run.out)
     run.out, run.data.dir, run.track.uri, run.track.run_name = "/runs/1", "/digits", "sqlite:////runs/mlflow.db", "1"
-    run_folder.save(run, out)
-    path, before = out / "config.yaml", comparison.flat(run)
+    rundir.save(run, out)
+    path, before = out / "config.yaml", fingerprint.flat(run)
     good = path.read_bytes()
 
     def case(draw):
         path.write_bytes(rewritten(good, draw))
-        found, _ = refused(lambda: run_folder.load(out))
+        found, _ = refused(lambda: rundir.load(out))
         if found is None:
             return "refused"
-        now = comparison.flat(found)
-        _, told = refused(lambda: run_folder.check_folder(run, out))
-        held = [name for name in before if not comparison.free(name)]
+        now = fingerprint.flat(found)
+        _, told = refused(lambda: rundir.check_folder(run, out))
+        held = [name for name in before if not fingerprint.may_change_on_resume(name)]
         assert bool(told) == any(now.get(name) != before[name] for name in held), told
         return "another run, told apart" if told else "as before"
 
@@ -303,7 +337,7 @@ def config(tmp_path, run_at, **_):
 
 def of_checkpoint(tmp_path, **_):
     """commit.json and the files it vouches for."""
-    place = checkpoint.place(tmp_path, 7)
+    place = checkpoint.path_of(tmp_path, 7)
     place.mkdir(parents=True)
     noise = random.Random(1).randbytes
     files = {"weights.index": noise(300), "weights.data-00000-of-00001": noise(3000)}
@@ -311,7 +345,7 @@ def of_checkpoint(tmp_path, **_):
         (place / name).write_bytes(data)
     state = {"best_top1": 0.5, "seconds": 12.25, "speeds": [1.0, 2.5], "scores": {"top1": 0.5, "seen": 360}}
     digests = {name: checkpoint.digest(place / name) for name in files}
-    text = checkpoint.sealed(
+    text = checkpoint.commit_text(
         {"schema": 1, "resnet": "0.1.0", "step": 7, "top1": 0.5, "state": state, "sha256": digests}
     )
     files[checkpoint.COMMIT] = text.encode()
@@ -320,8 +354,8 @@ def of_checkpoint(tmp_path, **_):
         name = draw.choice((*files, checkpoint.COMMIT))
         (place / name).write_bytes((rewritten if name == checkpoint.COMMIT else damaged)(files[name], draw))
         same = (place / name).read_bytes() == files[name]
-        (found,) = checkpoint.found(tmp_path)
-        wrong, newer = refused(lambda: checkpoint.fault(found))
+        (found,) = checkpoint.list_checkpoints(tmp_path)
+        wrong, newer = refused(lambda: checkpoint.verify(found))
         (place / name).write_bytes(files[name])
         if wrong or newer:
             return "refused"
@@ -385,7 +419,7 @@ def training_words(tmp_path, run_at, **_):
     """Words on the command line of resnet.train, up to the point where TensorFlow would be imported."""
     compose.register()
     names = [
-        *comparison.flat(run_at(tmp_path)),
+        *fingerprint.flat(run_at(tmp_path)),
         *VARIANTS,
         "recipe",
         "sweep",
@@ -393,7 +427,7 @@ def training_words(tmp_path, run_at, **_):
         "hydra.run.dir",
         "data.dir",
     ]
-    options = [f"{group}={name}" for group, name, _ in catalogue.options() if group != "sweep"]
+    options = [f"{group}={name}" for group, name, _ in help.options() if group != "sweep"]
 
     def case(draw):
         words = draw.sample(options, draw.choice((0, 0, 1)))
@@ -402,7 +436,7 @@ def training_words(tmp_path, run_at, **_):
             words.append(draw.choice(("", "", "", "", "+", "++", "~")) + name + "=" + draw.choice(VALUES))
 
         def start():
-            with complaints.explained():
+            with errors.explain():
                 return schedule.plan(run_at(tmp_path, *words), 1437)
 
         argv, sys.argv = sys.argv, ["resnet.train", *words]
@@ -428,7 +462,7 @@ def prepare_words(_tmp_path, **_):
             words.append(f"{draw.choice(names)}={draw.choice(VALUES)}")
         if draw.random() < 0.2:
             words = [damaged(word.encode(), draw).decode(errors="replace") for word in words]
-        made, error = refused(lambda: prepare.chosen([word for word in words if draw.random() < 0.9]))
+        made, error = refused(lambda: prepare.parse([word for word in words if draw.random() < 0.9]))
         assert error or dataclasses.is_dataclass(made)
         return "refused" if error else "accepted"
 
@@ -473,8 +507,11 @@ def injected(name, case, numbers):
         longest = max(longest, time.process_time() - used)
     grown = peak() - before
     told = ", ".join(f"{count} {what}" for what, count in came.most_common())
-    print(f"\n{name}: {len(numbers)} inputs: {told}; {time.perf_counter() - began:.1f} s, {longest:.2f} s the longest, "
-          f"{grown:.0f} MB at most", flush=True)  # fmt: skip
+    print(
+        f"\n{name}: {len(numbers)} inputs: {told}; {time.perf_counter() - began:.1f} s, {longest:.2f} s the longest, "
+        f"{grown:.0f} MB at most",
+        flush=True,
+    )
     assert came.total() == len(numbers) and came.total() > came["as before"] and longest < SECONDS
     assert grown < MEGABYTES.get(name, LITTLE)
 
@@ -504,7 +541,7 @@ RECORDS = st.lists(st.binary(max_size=40), min_size=1, max_size=6)
 @given(records=RECORDS, bit=st.integers(0, 10**6))
 def test_any_records_come_back_and_no_flipped_bit_stays_unseen(tmp_path_factory, records, bit):
     path = tmp_path_factory.mktemp("bits") / "shard"
-    path.write_bytes(whole := b"".join(map(shards.frame, records)))
+    path.write_bytes(whole := b"".join(map(shards.encode_record, records)))
     assert all_of(index_of(path)) == records
     spoilt = bytearray(whole)
     spoilt[bit // 8 % len(whole)] ^= 1 << bit % 8
@@ -515,7 +552,7 @@ def test_any_records_come_back_and_no_flipped_bit_stays_unseen(tmp_path_factory,
 
 def index_of(path):
     """As shards.index(), past its cache."""
-    offsets, lengths = (np.array(part, np.int64) for part in shards.walk(str(path)))
+    offsets, lengths = (np.array(part, np.int64) for part in shards.scan(str(path)))
     return shards.Index((str(path),), np.zeros(len(offsets), np.int32), offsets, lengths)
 
 
@@ -536,7 +573,7 @@ def test_a_log_on_a_disk_of_any_size_is_a_beginning_of_what_was_written_and_whol
         return write(file, part)
 
     with pytest.MonkeyPatch.context() as patch:
-        log = lines.Lines(path)
+        log = metrics.Lines(path)
         patch.setattr(os, "write", crammed)
         for text in texts:
             log.add(text)
@@ -551,7 +588,7 @@ def test_a_log_on_a_disk_of_any_size_is_a_beginning_of_what_was_written_and_whol
 @PROPERTY
 @given(names=st.lists(st.text(st.characters(exclude_categories=()), min_size=1, max_size=12), min_size=1, max_size=4))
 def test_any_names_of_classes_come_back(names):
-    assert manifest.read_classes("".join(f"{manifest.escaped(name)}\n" for name in names)) == names
+    assert files.read_classes("".join(f"{files.escape(name)}\n" for name in names)) == names
 
 
 @pytest.fixture(scope="module")
@@ -565,9 +602,9 @@ def run(run_at, tmp_path_factory):
 def test_a_run_of_any_name_is_loaded_as_it_was_saved_or_refused(tmp_path_factory, run, name):
     folder = tmp_path_factory.mktemp("named")
     run.track.run_name, run.recipe = name, name
-    _, error = refused(lambda: run_folder.save(run, folder / "run"))
+    _, error = refused(lambda: rundir.save(run, folder / "run"))
     assert error is None or "\x85" in name
-    assert error or run_folder.load(folder / "run") == run
+    assert error or rundir.load(folder / "run") == run
 
 
 # ------------------------------------------------------------------------------------------------- what no accident would hit
@@ -575,7 +612,7 @@ def test_records_that_are_gone_or_too_many_are_told_by_the_manifest(tmp_path, so
     folder = copied(sound, tmp_path)
     path = sorted(folder.rglob("img_train-*"))[1]
     good = path.read_bytes()
-    offsets, lengths = shards.walk(str(path))
+    offsets, lengths = shards.scan(str(path))
     last = good[offsets[-1] - 12 : offsets[-1] + lengths[-1] + 4]
     for data, count in ((good[: -len(last)], len(offsets) - 1), (good + last, len(offsets) + 1)):
         path.write_bytes(data)
@@ -591,7 +628,7 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
     """A header of 1 x 60,000 pixels: evaluation would scale it to 256 x 15,360,000."""
     import tensorflow as tf
 
-    from resnet import data
+    from resnet.data import pipeline
 
     ribbon = bytearray(encoded(photo(1)))
     at = ribbon.index(b"\xff\xc0") + 5
@@ -599,12 +636,12 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
     for half, image in (("train", encoded(photo(1))), ("validation", bytes(ribbon))):
         (tmp_path / half).mkdir()
         record = prepare.tfexample.encode({"image/encoded": image, "image/class/label": 1})
-        (tmp_path / half / f"{half}-00000-of-00001").write_bytes(shards.frame(record))
+        (tmp_path / half / f"{half}-00000-of-00001").write_bytes(shards.encode_record(record))
     found, before = opened(tmp_path), peak(anew=True)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        list(data.evaluation(found, 1))
+        list(pipeline.evaluation(found, 1))
     assert peak() - before < LITTLE
-    told = str(data.undecodable(found, 1, 0, 1))
+    told = str(pipeline.undecodable(found, 1, 0, 1))
     assert "validation-00000-of-00001, byte 0: no JPEG that can be decoded" in told and "100 times the other" in told
 
 
@@ -636,7 +673,7 @@ def test_a_config_yaml_is_read_and_never_worked_out(tmp_path, monkeypatch, text,
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(text)
     used = time.process_time()
-    _, error = refused(lambda: run_folder.load(tmp_path))
+    _, error = refused(lambda: rundir.load(tmp_path))
     assert any(part in error for part in said.split("|")) and time.process_time() - used < SECONDS
     assert list(tmp_path.iterdir()) == [tmp_path / "config.yaml"]
 
@@ -655,7 +692,7 @@ def test_a_tar_of_negative_sizes_ends(tmp_path, tarred, size):
 def test_an_error_is_one_line_whatever_it_quotes():
     assert str(UserError("out=a\nb\x1b[2J\u2028c\x85: no")) == r"out=a\nb\x1b[2J\u2028c\x85: no"
     with pytest.raises(UserError) as caught:
-        prepare.chosen(["source=a\x1b]0;x\x07\n"])
+        prepare.parse(["source=a\x1b]0;x\x07\n"])
     assert str(caught.value).isprintable()
 
 
@@ -679,7 +716,7 @@ def saved_twice(folder, value):
 )
 def test_a_checkpoint_with_another_step_in_it_is_set_aside_and_without_another_refused(tmp_path, change):
     stored = saved_twice(tmp_path, 0.0)
-    commit = checkpoint.place(tmp_path, 6) / checkpoint.COMMIT
+    commit = checkpoint.path_of(tmp_path, 6) / checkpoint.COMMIT
     text = commit.read_text()
     assert text.count(change[0]) == 1
     commit.write_text(text.replace(*change))
@@ -688,7 +725,7 @@ def test_a_checkpoint_with_another_step_in_it_is_set_aside_and_without_another_r
     assert note.startswith(
         "step-00000006 is damaged (ValueError: commit.json is not what was written); it was renamed bad-"
     )
-    (checkpoint.place(tmp_path, 3) / "weights.index").write_bytes(b"")
+    (checkpoint.path_of(tmp_path, 3) / "weights.index").write_bytes(b"")
     with pytest.raises(
         UserError, match=r"no checkpoint is whole \(step-00000003 is damaged \(weights.index is not what was"
     ):
@@ -712,9 +749,9 @@ def test_a_file_elsewhere_is_not_read_because_a_folder_names_it(tmp_path, sound)
         made["splits"]["train"]["shards"][0]["file"] = elsewhere
         (folder / manifest.NAME).write_text(json.dumps(made))
         with pytest.raises(UserError, match="is no file of this folder"):
-            audit.audit(folder, deep=False, processes=1)
-    place = checkpoint.place(tmp_path, 1)
+            check.audit(folder, deep=False, processes=1)
+    place = checkpoint.path_of(tmp_path, 1)
     place.mkdir(parents=True)
     commit = {"step": 1, "top1": None, "state": {}, "sha256": {"/dev/zero": "0"}}
-    (place / checkpoint.COMMIT).write_text(checkpoint.sealed(commit))
-    assert "not that of a checkpoint" in checkpoint.fault(checkpoint.found(tmp_path)[0])
+    (place / checkpoint.COMMIT).write_text(checkpoint.commit_text(commit))
+    assert "not that of a checkpoint" in checkpoint.verify(checkpoint.list_checkpoints(tmp_path)[0])

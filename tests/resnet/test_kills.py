@@ -21,15 +21,26 @@ import numpy as np
 import psutil
 import pytest
 
-from resnet import checkpoint, keepsakes, lock, result, track
-from resnet.train import train
+from resnet.rundir import lock, result
+from resnet.track import tracker
+from resnet.training import artifacts, checkpoint
+from resnet.training.loop import train
 
 pytestmark = pytest.mark.timeout(7200)
 
 SEED = int(os.environ.get("RESNET_KILLS_SEED", random.randrange(10**6)))
 SAVE, EPOCH, STEPS = 10, 44, 88
-WORDS = ["model=tiny", "data=digits", "batch=32", f"steps={STEPS}", f"save_every_steps={SAVE}",
-         "log_every_steps=1", "track=off", "mixup=0.2", "ema.decay=0.9"]  # fmt: skip
+WORDS = [
+    "model=tiny",
+    "data=digits",
+    "batch=32",
+    f"steps={STEPS}",
+    f"save_every_steps={SAVE}",
+    "log_every_steps=1",
+    "track=off",
+    "mixup=0.2",
+    "ema.decay=0.9",
+]
 MOMENTS = ("training", "checkpoint", "evaluation")
 LATER_S = {"any": 8.0, "training": 1.0, "checkpoint": 0.04, "evaluation": 0.3, "end": 0.3}
 
@@ -92,7 +103,7 @@ def logged(out):
 
 def newest(out):
     """The step a start will go on from."""
-    whole = [saved.step for saved in checkpoint.found(out) if checkpoint.fault(saved) is None]
+    whole = [saved.step for saved in checkpoint.list_checkpoints(out) if checkpoint.verify(saved) is None]
     return max(whole, default=0)
 
 
@@ -100,7 +111,7 @@ def weights(out):
     """Every number of the last checkpoint."""
     import tensorflow as tf
 
-    saved = checkpoint.found(out)[-1]
+    saved = checkpoint.list_checkpoints(out)[-1]
     assert saved.step == STEPS
     reader = tf.train.load_checkpoint(str(saved.path / "weights"))
     return {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in n}
@@ -132,9 +143,13 @@ class Start:
         if moment == "checkpoint":
             return self.wait_for(lambda: list(self.out.glob("checkpoints/.writing-*")))
         if moment == "end":  # all is saved, and the result not written
-            return self.wait_for(lambda: checkpoint.place(self.out, STEPS).exists())
-        return self.wait_for(lambda: (steps := logged(self.out))[0][-1:] == [max(steps[0], default=0) // EPOCH * EPOCH or -1]
-                             and steps[0][-1] not in steps[1])  # fmt: skip
+            return self.wait_for(lambda: checkpoint.path_of(self.out, STEPS).exists())
+        return self.wait_for(
+            lambda: (
+                (steps := logged(self.out))[0][-1:] == [max(steps[0], default=0) // EPOCH * EPOCH or -1]
+                and steps[0][-1] not in steps[1]
+            )
+        )
 
     def kill_at(self, draw, moment):
         """SIGKILL there, a little later; whether it still ran."""
@@ -169,7 +184,7 @@ def finish(out, *words):
     assert start.process.wait() == 0, (SEED, start.log.read_text())
     start.check("the last start")
     assert not list(out.glob("checkpoints/.writing-*")) and not list(out.glob(".*.part"))
-    with lock.held(out):
+    with lock.hold(out):
         pass
     return json.loads((out / "result.json").read_text())
 
@@ -252,8 +267,8 @@ def test_what_the_last_evaluation_said_is_asked_again_by_a_start_that_finds_only
         raise Killed
 
     kept = []
-    monkeypatch.setattr(track, "Tracker", lambda *_: track.Nobody())
-    monkeypatch.setattr(keepsakes, "make", lambda _run, _out, _images, answers, *_: kept.append(answers) or [])
+    monkeypatch.setattr(tracker, "Tracker", lambda *_: tracker.NullTracker())
+    monkeypatch.setattr(artifacts, "make", lambda _run, _out, _images, answers, *_: kept.append(answers) or [])
     run = run_of("model=tiny", "data=digits", "batch=32", "steps=2")
     with monkeypatch.context() as patch:
         patch.setattr(result, "write", killed)
@@ -302,8 +317,13 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_result_ends_with_all_t
 # ------------------------------------------------------------------------------------------------------------ preparation
 def preparation(folder, out):
     words = ["source=folder", f"dir={folder}", f"out={out}", "val_fraction=0.25", "processes=2", "train_shards=8"]
-    return subprocess.Popen([sys.executable, "-m", "resnet.prepare", *words], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "resnet.prepare", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def shards_of(out):

@@ -3,6 +3,6 @@
 import os
 from pathlib import Path
 
-from resnet import gaudi
+from resnet.distributed import gaudi
 
 gaudi.ROOT = Path(os.environ["FAKE_GAUDI"])

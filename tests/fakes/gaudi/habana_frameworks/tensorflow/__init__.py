@@ -19,7 +19,7 @@ def load_habana_module():
         fail("horovod.init() came before load_habana_module()")
     if any(device.device_type == "HPU" for device in tf.config.list_physical_devices()):
         fail("load_habana_module() was called twice")
-    from resnet import device
+    from resnet.distributed import device
 
     known, landed = tf.config.list_physical_devices, device.landed
     card = context.PhysicalDevice("/physical_device:HPU:0", "HPU")

@@ -1,1 +1,0 @@
-"""What `python -m resnet.bench` measures, a module each."""

@@ -1,0 +1,134 @@
+"""`knob=value` words to a checked dataclass, for commands that are too small for Hydra. Typed and strict as training's are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar
+
+from resnet import UserError
+
+# Exit statuses, beside the watchdog's. STOPPED: a signal ended the run after it had saved; the same command resumes it.
+DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
+
+Knobs = TypeVar("Knobs")
+REQUIRED = dataclasses.MISSING
+KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def knob(default: Any, said: str) -> Any:
+    """A field of such a dataclass, with its line of --help."""
+    return dataclasses.field(default=default, metadata={"said": said})
+
+
+def split(words: Sequence[str]) -> dict[str, str]:
+    """`knob=value` words by knob."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"{word}: write knob=value; --help lists the knobs")
+        if name in found:
+            raise UserError(f"{name}: given twice, as {found[name]!r} and {text!r}")
+        found[name] = text
+    return found
+
+
+def parse(kind: type[Knobs], given: dict[str, str], command: str) -> Knobs:
+    """A `kind` made of these; its own checks run. `command` is what it is called, for errors. Raises UserError."""
+    types = hints(kind)
+    for name in given:
+        if name not in types:
+            raise UserError(f"{name}: {command} has no such knob; {nearest(name, list(types))}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.default is REQUIRED and field.name not in given:
+            raise UserError(f"{field.name}: {command} needs it ({field.metadata['said']})")
+    return kind(**{name: value(name, text, types[name]) for name, text in given.items()})
+
+
+def hints(kind: type) -> dict[str, Any]:
+    """The knobs of a dataclass by name, with their types."""
+    return typing.get_type_hints(kind)
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """`did you mean ...?` and what exists, as one clause."""
+    close = difflib.get_close_matches(word, words, 1, 0.6)
+    return f"{f'did you mean {close[0]}? There' if close else 'there'} are: {', '.join(words)}"
+
+
+def value(name: str, text: str, kind: Any) -> Any:
+    """`text` as a value of type `kind`."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if text not in options:
+            raise UserError(f"{name}={text}: {nearest(text, options)}")
+        return text
+    if NoneType in options:
+        return None if text == "null" else value(name, text, options[0])
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise UserError(f"{name}={text}: must be {KINDS[kind]}") from None
+
+
+def lines(kind: type, names: Sequence[str]) -> list[str]:
+    """A line of --help for each of these knobs, with its default."""
+    told = []
+    for field in dataclasses.fields(kind):
+        default = "" if field.default is REQUIRED or field.default is None else field.default
+        shown = str(default).lower() if isinstance(default, bool) else default
+        if field.name in names:
+            told.append(f"  {f'{field.name}={shown}':<20} {field.metadata['said']}")
+    return told
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; the message tells what it has saved and how to go on."""
+
+
+class Failed(Exception):
+    """Ranks have failed; the message tells which one did first, and ends with its own traceback."""
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Print what the user can fix, or how a run was stopped, as one line, and exit with the status that belongs to it."""
+    try:
+        yield
+    except (UserError, Failed) as error:
+        line, status = f"error: {error}", FAILED
+    except Stopped as stopped:
+        line, status = f"stopped by a signal; {stopped}", STOPPED
+    except KeyboardInterrupt:
+        line, status = "interrupted; the checkpoints written so far are whole", INTERRUPTED
+    else:
+        return
+    print(line, file=sys.stderr)
+    sys.exit(status)
+
+
+def separated(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
+    """(weights, words for the composition, out) of a command line. Raises UserError unless there is one path of weights."""
+    knobs = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
+    paths = [str(Path(word).expanduser()) for word in words if word not in knobs]
+    if len(paths) != 1:
+        raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
+    outs = [word.removeprefix("out=") for word in knobs if word.startswith("out=")]
+    return paths[0], [word for word in knobs if not word.startswith("out=")], outs[-1] if outs else None
+
+
+def command(help_text: str, work: Callable[[Sequence[str]], object]) -> None:
+    """Call `work` with the words of the command line, errors reported; or print the help."""
+    words = sys.argv[1:]
+    if not words or {"--help", "-h"} & set(words):
+        print(help_text)
+        return
+    with reported():
+        work(words)

@@ -1,0 +1,1 @@
+"""The original suite's commands, translated into this one's."""

@@ -1,0 +1,7 @@
+"""`python -m resnet.compat`: the original suite's commands."""
+
+import sys
+
+from resnet.compat.habana import main
+
+sys.exit(main())

@@ -1,0 +1,184 @@
+"""From a command line to a checked `Run`: Hydra composes, freeze() makes plain dataclasses of it.
+
+register()            schemas, resolvers, the search path, the launcher of sweeps: before Hydra starts
+freeze(config)        DictConfig -> Run, or UserError in one line
+part(), lent()        for commands beside training: one part of a run, or a run with other parts
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from resnet import UserError, files
+from resnet.config import help, resolvers, track
+from resnet.config.data import Records
+from resnet.config.errors import explain, unknown
+from resnet.config.run import VARIANTS, Run
+from resnet.config.track import Mlflow
+from resnet.config.training import Progressive
+
+LENT = ("model", "data", "dtype", "cluster")  # parts that a command beside training may choose
+SEEN = ("image_size", "eval_resize", "mean", "std")  # how the network was taught to see: kept over another data=
+
+
+LAUNCHER = "hydra_plugins.resnet.Processes"  # launch.sweep puts it there
+
+
+class Experiments(SearchPathPlugin):
+    """experiments/ (recipe, sweep) beside conf/; a plugin, because `hydra.searchpath` is unknown to --help."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("resnet-experiments", f"file://{files.tree('experiments')}")
+
+
+def register() -> None:
+    """Tell Hydra what exists here. Doing it twice is harmless."""
+    known = ConfigStore.instance()
+    # Hydra copies it whole whenever it looks at a group, 128 times for --help, and never changes the copy.
+    known.__deepcopy__ = lambda _memo: known  # type: ignore[attr-defined]
+    known.store(group="schema", name="run", node=Run)
+    for group, variants in VARIANTS.items():
+        for name, variant in variants.items():
+            known.store(group=f"schema/{group}" if name else "schema", name=name or group, node=variant)
+    known.store(group="hydra/launcher", name="processes", node={"_target_": LAUNCHER})
+    known.store(
+        group="hydra/help",
+        name="resnet",
+        node=help.HELP,
+    )
+    Plugins.instance().register(Experiments)
+    for resolver in (*resolvers.ALL, help.help_text):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def freeze(config: DictConfig) -> Run:
+    """The composed configuration as plain dataclasses, complete, checked, paths absolute."""
+    for key, kind in stray_keys(config):
+        raise unknown(key, kind)
+    check_names(config)
+    with explain():
+        run = OmegaConf.to_object(config)
+    assert isinstance(run, Run)
+    base = Path.cwd()
+    run.out = files.absolute(run.out, base)
+    run.init = run.init and files.absolute(run.init, base)
+    if isinstance(run.data, Records):
+        run.data.dir = files.absolute(run.data.dir, base)
+    if isinstance(run.track, Mlflow):
+        run.track.uri = track.strip_credentials(run.track.uri)
+        if run.track.uri.startswith("sqlite:///"):
+            run.track.uri = "sqlite:///" + files.absolute(run.track.uri.removeprefix("sqlite:///"), base)
+    return run
+
+
+def stray_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, dataclass it was put into) that Hydra let through with `+` though the dataclass has no such field."""
+    kind: Any = OmegaConf.get_type(node)
+    known = help.knobs(kind) if dataclasses.is_dataclass(kind) else None
+    for key in range(len(node)) if isinstance(node, ListConfig) else map(str, node):
+        if known is not None and key not in known:
+            yield f"{prefix}{key}", kind.__name__
+        else:
+            child = node._get_node(key)
+            if OmegaConf.is_config(child) and not child._is_none() | child._is_missing() | child._is_interpolation():
+                yield from stray_keys(child, f"{prefix}{key}.")
+
+
+def check_names(config: DictConfig) -> None:
+    """A variant's `name` tells load() which dataclass it was: it must not be overridden to another one's."""
+    for group, variants in VARIANTS.items():
+        name, kind = config[group].get("name"), OmegaConf.get_type(config[group])
+        if "" not in variants and variants.get(name) is not kind:
+            raise UserError(
+                f"{group}.name={name}: a name goes with its settings; use {group}={name} instead"
+                if name in variants
+                else f"{group}.name={name}: there are {', '.join(variants)}"
+            )
+
+
+def task_config(config: DictConfig) -> DictConfig:
+    """The composed configuration without Hydra's own part."""
+    task = copy.deepcopy(config)
+    OmegaConf.set_struct(task, False)
+    del task["hydra"]
+    OmegaConf.set_struct(task, True)
+    return task
+
+
+def one_group(group: str, *overrides: str, **knobs: Any) -> Any:
+    """One part of a run, as a run with these overrides would have it; `knobs` of it are set without Hydra's grammar."""
+    import hydra
+
+    register()
+    with explain(), hydra.initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
+        config = hydra.compose("config", list(overrides))
+        for knob, value in knobs.items():
+            config[group][knob] = value
+        return OmegaConf.to_object(config[group])
+
+
+def for_inference(words: list[str], saved: Run | None = None) -> Run:
+    """A run for a command beside training: `saved` with the parts and knobs that `words` name, or composed of these alone."""
+    import hydra
+
+    for word in words:
+        name = word.partition("=")[0]
+        if name.partition(".")[0] not in LENT and name not in ("batch", "eval_steps"):
+            raise UserError(
+                f"{word}: not for this command; it takes {', '.join(LENT)}, their knobs, batch and eval_steps"
+            )
+    named = [word.partition("=")[0] for word in words]
+    # Names of models, dtypes and clusters are free; only the variants of data have knobs of their own.
+    own = [f"data={saved.data.name}"] if saved and "data" not in named else []
+    register()
+    with explain(), hydra.initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
+        config = hydra.compose("config", ["track=off", *own, *words])
+        config.recipe, config.out = None, str(Path.cwd())
+        node = config
+        if saved:
+            node = to_config(dataclasses.replace(saved, progressive=Progressive()))  # which is training's alone
+        for name in named if saved else ():
+            value = OmegaConf.select(config, name)
+            if name in LENT:
+                kept = [knob for knob in SEEN if name == "data" and f"data.{knob}" not in named]
+                value = OmegaConf.structured(escape(OmegaConf.to_object(value)))
+                for knob in kept:
+                    if knob in value and knob in node.data:
+                        value[knob] = node.data[knob]
+            OmegaConf.update(node, name, value, merge=False)
+    run = freeze(node)
+    run.cluster.ranks, run.cluster.hosts = 1, []  # only training starts ranks
+    return run
+
+
+def to_config(run: Run) -> DictConfig:
+    """A run as a configuration that freeze() takes, and makes the same run of."""
+    node: DictConfig = OmegaConf.structured(escape(run))
+    return node
+
+
+def escape(value: Any) -> Any:
+    """A dataclass, list, mapping or leaf in which OmegaConf takes every string as it is: `${` is escaped."""
+    match value:
+        case str():
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        case list():
+            return [escape(item) for item in value]
+        case dict():
+            return {key: escape(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        value = copy.copy(value)  # not replace(), whose checks are for what the user wrote
+        for knob in dataclasses.fields(value):
+            setattr(value, knob.name, escape(getattr(value, knob.name)))
+    return value

@@ -1,0 +1,135 @@
+"""What Hydra, OmegaConf and YAML complain about, told in one line: the knob, its value, the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet import UserError
+from resnet.config import help
+from resnet.config.run import VARIANTS
+
+PLUGINS = {
+    "hydra/sweeper/optuna": "which sweep=lr_search needs, is not installed; pip install hydra-optuna-sweeper==1.3.0"
+}
+OPEN = "finetune.lr_multipliers"  # a mapping whose keys are the user's; to those of a recipe Hydra adds with ++ only
+# What OmegaConf and Hydra say -> what follows the knob here: its value, and the way out.
+SAID = (
+    (r"Value '(.*)' of type '\w+' could not be converted to Integer", "={0}: must be a whole number"),
+    (r"Value '(.*)' of type '\w+' could not be converted to Float", "={0}: must be a number"),
+    (r"Value '(.*)' is not a valid bool", "={0}: must be true or false"),
+    (r"Invalid value '(.*)', expected one of \[(.*)\]", "={0}: must be one of {1}"),
+    (r"Invalid value assigned: .* not a ListConfig", ": must be a list, as in [1,2,3]"),
+    (r"field '.*' is not Optional|Incompatible value 'None'", "=null: must have a value"),
+    (r"(?i).*missing mandatory value", ": must be given, as in {key}=..."),
+    (r".* does not support deletion", ": cannot be left out; give it another value"),
+    (r"Interpolation key '(.*)' not found", "=${{{0}}}: there is no such knob to take the value from"),
+    (r".*Environment variable '(.*)' not found", ": takes its value from the environment, where {0} is not set"),
+    (r"Cannot convert '\w+' to string", ": takes no settings; the file may lack its first line, # @package _global_"),
+    (r"Merge error: .* value: (.*)", "{0}: settings of a group are needed here; choose an option in the defaults list"),
+    (r"Ambiguous value for argument '(.*?)=(.*)'", "{0}={1}: several values; -m tries each, [{1}] is one list"),
+    (r"Could not override '(.*)'\.", "{0}: no such group; --help lists what there is"),
+    (r"force-add of config groups is not supported: '\+*(.*)'", "{0}: write it without ++"),
+    (r"Multiple values for (\S+)\. To override", "{0}: chosen twice; write {0}=..., without +"),
+)
+
+
+@contextlib.contextmanager
+def explain() -> Iterator[None]:
+    """Hydra's, OmegaConf's and YAML's exceptions come out as UserError, one line, with the way out."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, OverflowError) as error:
+        raise UserError(one_line(error)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{place}not YAML ({said})") from None
+    except TypeError as error:
+        if str(error).startswith("argument of type"):  # Hydra's, of model=[1]
+            raise UserError(no_option()) from None
+        raise
+    except ValueError as error:
+        if type(error) is ValueError and str(error).startswith("Config group override"):
+            raise UserError(no_option()) from None
+        if type(error) is ValueError and str(error).startswith("Only one of --run"):
+            raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from None
+        if type(error) is ValueError and str(error).startswith("Exceeds the limit"):  # Python's own, of int()
+            word = next((word for word in sys.argv[1:] if len(word) > 4300), "")
+            raise UserError(f"{word[:40]}...: too long for a number; write a smaller one, or quote it twice") from None
+        raise
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, without Hydra's advice to use `+`."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    if isinstance(error, OverrideParseException):
+        knob, _, value = error.override.partition("=")
+        doubled = shlex.quote(f'{knob}="{value}"')
+        hint = f", and quote special characters twice: {doubled}" if value else ""
+        return f"{error.override}: not an override; write knob=value{hint}"
+    text = f"{error}\n{cause}"
+    file = re.match(r"In '(.+?)': ", text)
+    place = f"{file[1].replace('/', '=')}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        if error.missing_cfg_file in PLUGINS:
+            return f"{group}={option}: {PLUGINS[error.missing_cfg_file]}"
+        if error.options:
+            return f"{place}{group}={option}: no such option; {help.nearest(option, list(error.options))}"
+        return f"{place}{error.missing_cfg_file}: no such configuration; --help lists what there is"
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    if file:
+        lines[0] = lines[0].removeprefix(file[0])
+    first = lines[1] if lines[0].endswith("raised while composing config:") and len(lines) > 1 else lines[0]
+    told = "UserError raised while resolving interpolation: "
+    if first.startswith(told):
+        return f"{place}{first.removeprefix(told)}"
+    named = re.search(r"full_key: (\S+)", text)
+    key = named[1] if named else ""
+    if lost := re.search(r"Key '(\S+)' (?:is )?not in", first):
+        kind = re.search(r"object_type=(\w+)", text)
+        return f"{place}{unknown(key or lost[1], kind[1] if kind else '')}"
+    for said, ours in SAID:
+        if found := re.match(said, first):
+            return f"{place}{key}{ours.format(*found.groups(), key=key)}"
+    return f"{place}{key}: {first}" if key and key not in first else f"{place}{first}"
+
+
+def unknown(key: str, kind: str = "") -> UserError:
+    """The error for a knob that does not exist, or not in the variant that was chosen (a dataclass of the name `kind`)."""
+    if key.startswith(f"{OPEN}."):
+        return UserError(f"{key}: not there yet; add it by '++{OPEN}={{{key.removeprefix(f'{OPEN}.')}: ...}}'")
+    group, _, leaf = key.partition(".")
+    variants = VARIANTS.get(group, {})
+    owners = [name for name, variant in variants.items() if name and leaf in help.knobs(variant)]
+    if owners:
+        return UserError(
+            f"{key}: only {' and '.join(f'{group}={name}' for name in owners)} "
+            f"{'has' if len(owners) == 1 else 'have'} this knob; choose that, or leave the knob out"
+        )
+    chosen = [variant for variant in variants.values() if variant.__name__ == kind] or list(variants.values())
+    inside = sorted({f"{group}.{knob}" for variant in chosen for knob in help.knobs(variant)})
+    return UserError(f"{key}: no such knob; {help.nearest(key, inside or help.known_names())}")
+
+
+def no_option() -> str:
+    """The line for a group that was given null or a number on the command line, which Hydra reports without its name."""
+    names = {group: [name for of, name, _ in help.options() if of == group] for group, _, _ in help.options()}
+    for word in sys.argv[1:]:
+        group, _, option = word.lstrip("+~").partition("=")
+        if group in names and option not in names[group]:
+            return f"{word}: no such option; leave it out, or choose from: {', '.join(names[group])}"
+    return f"{' '.join(sys.argv[1:])}: write knob=value, or group=option; --help lists them"

@@ -1,0 +1,72 @@
+"""What runs are compared by: every knob by its dotted name, which of them may change, and one mark of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from resnet.config.run import Run
+
+# Knobs that do not move the weights' path: they may change when a run goes on in its folder.
+FREE = (
+    "steps",
+    "eval",
+    "eval_steps",
+    "eval_every_epochs",
+    "stop_at_top1",
+    "log_every_steps",
+    "save_every_steps",
+    "keep_checkpoints",
+    "steps_per_loop",
+    "profile_steps",
+    "mlperf",
+    "out",
+    "resume",
+    "recipe",
+    "data.dir",
+    "data.on_corrupt",
+    "data.max_corrupt",
+    "data.cache",
+)
+FREE_GROUPS = ("cluster", "track", "on_nan")
+
+
+def may_change_on_resume(knob: str) -> bool:
+    """Whether a knob may change when a run goes on."""
+    return knob in FREE or knob.partition(".")[0] in FREE_GROUPS
+
+
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value, default) of every knob below a dataclass."""
+    for knob in dataclasses.fields(node):
+        value = getattr(node, knob.name)
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{prefix}{knob.name}.")
+        else:
+            make = knob.default_factory
+            yield prefix + knob.name, value, knob.default if make is dataclasses.MISSING else make()
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """Every knob of the run by its dotted name: `optim.lr`, `data.image_size`, `batch`."""
+    return {name: plain(value) for name, value, _ in walk(run)}
+
+
+def plain(value: Any) -> Any:
+    """A value as people search for it: an Enum by its name."""
+    return value.name if isinstance(value, Enum) else value
+
+
+def fingerprint(run: Run) -> str:
+    """Changes when a run must do something else or more than before; not where a newer version has one more knob.
+
+    So it is of the knobs that differ from their defaults, and of the names of the parts, which decide what the defaults are.
+    """
+    ends = ("steps", "eval", "eval_steps", "stop_at_top1")
+    told = [(name, value) for name, value, default in walk(run) if value != default or name.endswith(".name")]
+    knobs = {name: str(plain(value)) for name, value in told if name in ends or not may_change_on_resume(name)}
+    return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]

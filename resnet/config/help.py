@@ -1,0 +1,70 @@
+"""What there is to choose from: groups, options and knobs; how --help lists them, and which comes nearest to a word."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from resnet import files
+from resnet.config.run import VARIANTS, Run
+
+HELP_HEADER = """Train a ResNet: python -m resnet.train [group=option ...] [knob=value ...]"""
+HELP_TEMPLATE = """${hydra.help.header}
+${help_text:}
+
+This run (override any knob with knob=value):
+
+$CONFIG
+${hydra.help.footer}
+"""
+HELP_FOOTER = """-m knob=a,b            a sweep: a job in a fresh process for every combination
+sweep.resume=<folder>  go on with a sweep; jobs that finished are skipped
+--cfg job --resolve    print the run and stop
+--hydra-help           what else Hydra can do
+"""
+HELP = {"app_name": "resnet.train", "header": HELP_HEADER, "footer": HELP_FOOTER, "template": HELP_TEMPLATE}
+
+
+def options() -> Iterator[tuple[str, str, str]]:
+    """(group, option, its first comment line) of every option below conf/ and experiments/."""
+    for top in (files.tree("conf"), files.tree("experiments")):
+        for path in sorted(top.glob("*/*.yaml")):
+            comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+            said = [line for line in comments if not line.startswith("@package")]
+            yield path.parent.name, path.stem, said[0] if said else ""
+
+
+def help_text() -> str:
+    """Every group and option, one line each, in the order of the defaults list."""
+    lines, group = [], ""
+    for name, option, said in options():
+        if name != group:
+            lines += ["", name]
+            group = name
+        lines.append(f"  {name + chr(61) + option:<29} {said}".rstrip())
+    return "\n".join(lines)
+
+
+def knobs(kind: Any) -> list[str]:
+    """Names of a dataclass's fields."""
+    return [knob.name for knob in dataclasses.fields(kind)]
+
+
+def known_names() -> list[str]:
+    """Groups, and knobs of every variant, for an error that came before a configuration was composed."""
+    names = knobs(Run)
+    for group, variants in VARIANTS.items():
+        names += sorted({f"{group}.{knob}" for kind in variants.values() for knob in knobs(kind)})
+    return names
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """`did you mean ...?` and what exists, as one clause."""
+    leaf = {name: name.rsplit(".", 1)[-1] for name in words}
+    close = difflib.get_close_matches(word, words, 1, 0.75)
+    close = close or [n for n in words if difflib.get_close_matches(word.rsplit(".", 1)[-1], [leaf[n]], 1, 0.75)][:1]
+    beside = [n for n in words if n.rpartition(".")[0] == word.rpartition(".")[0]]
+    beside = beside or [n for n in words if "." not in n] or words
+    return f"did you mean {close[0]}? There are: {', '.join(beside)}" if close else f"there are: {', '.join(beside)}"

@@ -1,0 +1,75 @@
+"""What option files may ask for: `lr: ${linear_lr:0.1}`. The parameters that OmegaConf fills are _root_ and _parent_."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from resnet import UserError, files
+from resnet.config import track
+
+
+def linear_lr(one_server: float, several: float | None = None, *, _root_: DictConfig) -> float:
+    """Peak lr of the linear scaling rule, from a rate per 256 images (arXiv:1706.02677 sec. 2.1).
+
+    The published SGD recipe has another rate on several servers; there is one server until `cluster` says otherwise.
+    """
+    servers = len(_root_.cluster.get("hosts") or [None])
+    rate = one_server if several is None or servers == 1 else several
+    return float(rate) * int(_root_.batch) / 256
+
+
+def lars_row(column: str, *, _root_: DictConfig) -> Any:
+    """A column of the row of optim.rows that the global batch falls in; None for an optimizer without rows."""
+    if "rows" not in _root_.optim:
+        return None
+    for row in _root_.optim.rows:
+        if row.up_to is None or _root_.batch <= row.up_to:
+            return row[column]
+    raise UserError(f"batch={_root_.batch}: no row of optim.rows holds it; end them with one of up_to: null")
+
+
+def must_be_given(knob: str) -> None:
+    """What a recipe leaves to its user. ??? would not do: merging keeps the default of a knob that has one."""
+    raise UserError(f"{knob}: must be given, as in {knob}=...")
+
+
+def tracking_server() -> str:
+    """The server that MLflow's own variable names."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return track.strip_credentials(uri)
+    raise UserError("track.uri: must be given, as in track.uri=http://host:5000; or set MLFLOW_TRACKING_URI")
+
+
+def counted_classes(*, _parent_: DictConfig) -> int:
+    """How many classes the shards in data.dir are of: a line each in its classes.txt."""
+    if OmegaConf.is_missing(_parent_, "dir"):
+        raise UserError("data.dir: must be given, as in data.dir=<folder of shards>")
+    folder = files.absolute(_parent_.dir, Path.cwd())
+    path = f"{folder}/{files.CLASSES}"
+    try:
+        return len(files.read_classes(files.read_text(path)))
+    except files.io_errors(path) as error:
+        raise UserError(
+            f"data.dir={folder}: no {files.CLASSES} here to tell the classes; prepare images with: python -m "
+            f"resnet.prepare source=folder dir=<your images> out={shlex.quote(folder)}; or give data.classes=<how many>"
+        ) from error
+
+
+@functools.cache
+def scratch() -> str:
+    """A folder for what Hydra writes before jobs are checked; gone with this process."""
+    folder = tempfile.mkdtemp(prefix="resnet-sweep-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+ALL = (linear_lr, lars_row, must_be_given, tracking_server, counted_classes, scratch)

@@ -1,0 +1,1 @@
+"""Images: shards on disk, exact order, augmentation, batches."""

@@ -1,0 +1,234 @@
+"""TFRecord shards as what they are: files of framed records that can be read in any order.
+
+A record is: length (uint64), masked CRC-32C of it, the data, masked CRC-32C of that, all little-endian
+(tensorflow/core/lib/io/record_writer.h). Walking the lengths once gives every record's place; after that an epoch is a
+permutation of numbers, resuming is a slice, and ranks share images out by counting. No TensorFlow is needed for local
+folders; others (gs://, s3://) are read through tf.io.gfile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from resnet import UserError, files
+
+if TYPE_CHECKING:  # imported where it is needed: an answer to --help or to a typo need not wait for it
+    import numpy as np
+    from numpy.typing import NDArray
+
+# The established layouts, (training, validation), tried in this order.
+LAYOUTS = (
+    ("img_train/img_train-*-of-*", "img_val/img_val-*-of-*"),
+    ("train/train-*-of-*", "validation/validation-*-of-*"),
+    ("train-*-of-*", "validation-*-of-*"),
+)
+FRAME = 8 + 4 + 4  # bytes around a record's data
+
+
+def listing(folder: str, pattern: str) -> list[str]:
+    """Paths below `folder` that match `pattern`, sorted."""
+    sub, _, name = pattern.rpartition("/")
+    inside = f"{folder.rstrip('/')}/{sub}".rstrip("/")
+    try:
+        if files.is_remote(folder):
+            files.gfile().stat(inside)  # tells why not; to listdir, whatever it cannot reach is not found
+        names = files.gfile().listdir(inside) if files.is_remote(folder) else os.listdir(inside)
+    except files.io_errors(folder) as error:
+        if type(error).__name__ in ("FileNotFoundError", "NotADirectoryError", "NotFoundError"):
+            return []
+        raise UserError(f"data.dir={folder}: cannot be listed ({error}); check the address and the access") from error
+    return [f"{inside}/{entry}" for entry in sorted(fnmatch.filter(names, name))]
+
+
+def find(folder: str, prepare: str) -> tuple[list[str], list[str]]:
+    """(training, validation) shard paths below `folder`, in the first layout that has both.
+
+    `prepare` is the command that would make them, for the error's sake.
+    """
+    found = [(listing(folder, train), listing(folder, val)) for train, val in LAYOUTS]
+    for train, val in found:
+        if train and val:
+            for files in (train, val):
+                whole_set(files)
+            return train, val
+    for (train, val), patterns in zip(found, LAYOUTS, strict=True):
+        if train or val:
+            there, missing = (patterns[0], patterns[1]) if train else (patterns[1], patterns[0])
+            raise UserError(f"data.dir={folder}: has {there} but no {missing}; prepare both with: {prepare}")
+    tried = ", ".join(pattern for pair in LAYOUTS for pattern in pair)
+    raise UserError(f"data.dir={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
+
+
+def whole_set(files: Sequence[str]) -> None:
+    """`x-00003-of-00016` tells how many there must be: none may be missing."""
+    counts = {path.rsplit("-of-", 1)[-1] for path in files}
+    if len(counts) != 1 or not next(iter(counts)).isdigit():
+        raise UserError(
+            f"{os.path.dirname(files[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"
+            "); keep one set to a folder"
+        )
+    total = int(next(iter(counts)))
+    numbers = {path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]: path for path in files}
+    for number, path in numbers.items():
+        if not number.isdigit() or int(number) >= total:
+            raise UserError(f"{path}: is none of the shards 0 to {total - 1}; move it elsewhere")
+    missing = sorted(set(range(total)) - {int(number) for number in numbers})
+    if missing:
+        raise UserError(
+            f"{os.path.dirname(files[0])}: {len(missing)} of {total} shards are missing, first "
+            f"{missing[0]:05d}-of-{total:05d}; copy or prepare them again"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------- index
+@dataclass(frozen=True)
+class Index:
+    """Where every record lies: `files`, and for record i its file's number, its data's offset and length in bytes."""
+
+    files: tuple[str, ...]
+    file: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def place(self, number: int) -> str:
+        """Where record `number` begins, in words."""
+        return f"{self.files[self.file[number]]}, byte {self.offset[number] - FRAME + 4}"
+
+
+def scan(path: str) -> tuple[list[int], list[int]]:
+    """(offsets, lengths) of the records' data in one shard. Raises UserError where the frames do not add up."""
+    offsets, lengths = [], []
+    with (
+        files.explain_io_errors(path),
+        files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", buffering=0) as shard,
+    ):
+        size = files.gfile().stat(path).length if files.is_remote(path) else os.fstat(shard.fileno()).st_size
+        at = 0
+        while at < size:
+            shard.seek(at)
+            head = shard.read(12)
+            length = int.from_bytes(head[:8], "little")
+            if len(head) < 12 or masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
+                raise UserError(f"{path}: corrupt record header at byte {at}; copy or prepare this shard again")
+            if at + length + FRAME > size:
+                raise UserError(
+                    f"{path}: truncated in the record at byte {at}: it needs {at + length + FRAME - size} "
+                    "more bytes; copy or prepare this shard again"
+                )
+            offsets.append(at + 12)
+            lengths.append(length)
+            at += length + FRAME
+    if not offsets:
+        raise UserError(f"{path}: empty shard; copy or prepare it again")
+    return offsets, lengths
+
+
+def index(files: Sequence[str]) -> Index:
+    """The places of all records of `files`, in order. Kept in a cache, told apart by the shards' sizes and times."""
+    import numpy as np
+
+    stamps = [stamp(path) for path in files]
+    key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet" / "index" / f"{key}.npz"
+    # Exception, because what np.load raises for a damaged file is of half a dozen kinds; it is made again below.
+    with contextlib.suppress(Exception), np.load(kept) as saved:
+        return Index(tuple(files), saved["shard"], saved["offset"], saved["length"])
+    with ThreadPoolExecutor(16) as pool:  # waits for the disk, not for a core
+        walked = list(pool.map(scan, files))
+    made = Index(
+        tuple(files),
+        np.repeat(np.arange(len(files), dtype=np.int32), [len(offsets) for offsets, _ in walked]),
+        np.concatenate([np.asarray(offsets, np.int64) for offsets, _ in walked]),
+        np.concatenate([np.asarray(lengths, np.int64) for _, lengths in walked]),
+    )
+    aside = kept.with_suffix(f".{os.getpid()}.npz")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        packed = io.BytesIO()  # a full disk has zipfile say things of its own
+        np.savez(packed, shard=made.file, offset=made.offset, length=made.length)
+        aside.write_bytes(packed.getvalue())
+        aside.replace(kept)
+    except OSError:  # a cache that cannot be written costs a walk next time, nothing else
+        with contextlib.suppress(OSError):
+            aside.unlink()
+    return made
+
+
+def stamp(path: str) -> tuple[str, int, int]:
+    """(path, size in bytes, modification time in ns): changes when the file does."""
+    with files.explain_io_errors(path):
+        if files.is_remote(path):
+            remote = files.gfile().stat(path)
+            return path, remote.length, remote.mtime_nsec
+        local = os.stat(path)
+        return path, local.st_size, local.st_mtime_ns
+
+
+# --------------------------------------------------------------------------------------------------------------- records
+def masked_crc(data: bytes) -> int:
+    """CRC-32C rotated and offset, as TFRecord stores it."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def encode_record(data: bytes) -> bytes:
+    """`data` as one TFRecord."""
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
+
+
+def read(records: Index, number: int) -> bytes:
+    """The data of one record, checked against its CRC. Raises UserError naming file and byte."""
+    path = records.files[records.file[number]]
+    offset, length = int(records.offset[number]), int(records.length[number])
+    with files.explain_io_errors(path, offset):
+        if files.is_remote(path):
+            with files.gfile().GFile(path, "rb") as shard:
+                shard.seek(offset)
+                data, crc = shard.read(length), shard.read(4)
+        else:
+            shard = os.open(path, os.O_RDONLY)
+            try:  # two reads, because taking four bytes off the end would copy the image
+                data, crc = os.pread(shard, length, offset), os.pread(shard, 4, offset + length)
+            finally:
+                os.close(shard)
+    if len(data) != length or len(crc) != 4 or masked_crc(data) != int.from_bytes(crc, "little"):
+        raise UserError(f"{path}: corrupt record at byte {offset - 12}; copy or prepare this shard again")
+    return data
+
+
+# ------------------------------------------------------------------------------------------------------------------ order
+def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The permutation of 0..count-1 that (seed, epoch) stands for, on every machine and NumPy version."""
+    import numpy as np
+
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    return np.argsort(bits, kind="stable")
+
+
+def positions_of_rank(count: int, batch: int, rank: int, ranks: int, skip: int = 0) -> NDArray[np.int64]:
+    """Places in an epoch's order that `rank` of `ranks` sees, from step `skip` on, step after step.
+
+    Step s of the epoch is places s*batch .. (s+1)*batch-1 whatever the number of ranks; the incomplete last one is left out.
+    """
+    import numpy as np
+
+    places = np.arange(count // batch * batch, dtype=np.int64).reshape(-1, batch)[skip:]
+    local = batch // ranks
+    return places[:, rank * local : (rank + 1) * local].reshape(-1)

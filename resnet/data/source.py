@@ -1,0 +1,122 @@
+"""Where the images come from: how many there are, and the places of their records. Told without TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from resnet import UserError, files
+from resnet.config.data import Cache, Data, Digits, Records, Synthetic
+from resnet.data import manifest, shards
+from resnet.data.reader import Reader
+from resnet.prepare import __main__ as prepare
+
+
+@dataclass
+class Source:
+    """Opened data. `train` and `val` are None for synthetic images."""
+
+    settings: Data
+    train_images: int
+    eval_images: int
+    train: shards.Index | None = None
+    val: shards.Index | None = None
+    train_reader: Reader | None = None
+    val_reader: Reader | None = None
+    told: int = 0  # of the corrupt records
+    fault: UserError | None = None  # what a reading thread ran into; TensorFlow reports only its text
+
+    def lost(self, first: int) -> int:
+        """How many of the `first` evaluation images were passed over."""
+        return sum(number < first for number in self.val_reader.corrupt) if self.val_reader else 0
+
+    def corrupt(self) -> list[str]:
+        """What was wrong with each record that data.on_corrupt=skip passed over."""
+        readers = (self.train_reader, self.val_reader)
+        return [told for reader in readers if reader for told in list(reader.corrupt.values())]
+
+
+def open_source(settings: Data) -> Source:
+    """Find and index the images of `settings`; the embedded digits are written first. Raises UserError where there are none."""
+    match settings:
+        case Synthetic():
+            return Source(settings, settings.train_images, settings.eval_images)
+        case Records():
+            if isinstance(settings, Digits):
+                prepare.digits(settings.dir)
+            command = f"python -m resnet.prepare source={settings.name} dir=<your images> out={settings.dir}"
+            train, val = (shards.index(files) for files in shards.find(settings.dir, command))
+            check_counts(settings.dir, train, val)
+            if settings.cache is Cache.encoded:
+                check_memory(settings, int(train.length.sum() + val.length.sum()))
+            readers = Reader(train, settings), Reader(val, settings)
+            return Source(settings, len(train), len(val), train, val, *readers)
+    raise AssertionError(settings)
+
+
+def check_counts(folder: str, *halves: shards.Index) -> None:
+    """Hold the numbers of records, and the classes, against manifest.json, where there is one. Raises UserError.
+
+    A shard that was cut between two records has no other fault.
+    """
+    known, names = beside(folder, manifest.NAME), beside(folder, files.CLASSES)
+    if known is None:
+        return
+    made = manifest.understood(known, f"{folder}/{manifest.NAME}")
+    told = {f"{folder.rstrip('/')}/{shard['file']}": shard["images"] for shard in manifest.shards_of(made)}
+    for half in halves:
+        for file, count in zip(half.files, np.bincount(half.file, minlength=len(half.files)), strict=True):
+            if told.get(file) != count:
+                said = f"says {told[file]}" if file in told else "does not name it"
+                raise UserError(
+                    f"{file}: {count} records, and {manifest.NAME} {said}; copy or prepare this shard again"
+                )
+    if names is not None and sorted(files.read_classes(names)) != sorted(made["splits"]["train"]["classes"]):
+        raise UserError(f"{folder}/{files.CLASSES}: not the classes of {manifest.NAME}; copy it again")
+
+
+def beside(folder: str, name: str) -> str | None:
+    """The text of a small file in the folder of the shards, if there is one. Raises UserError where it is no text."""
+    path = f"{folder}/{name}"
+    try:
+        return files.read_text(path)
+    except files.io_errors(path):
+        return None
+
+
+def described(images: Source) -> dict[str, Any]:
+    """The data as MLflow's dataset input wants it. The digest is that of the manifest, where the shards have one."""
+    settings = images.settings
+    folder = settings.dir if isinstance(settings, Records) else ""
+    counts = {
+        "training images": images.train_images,
+        "evaluation images": images.eval_images,
+        "classes": settings.classes,
+    }
+    known = folder and beside(folder, manifest.NAME)
+    digest = hashlib.sha256((known or f"{settings.name} {counts}").encode()).hexdigest()[:32]
+    return {"name": settings.name, "digest": digest, "source": folder or settings.name, "profile": counts}
+
+
+def class_names(settings: Data) -> list[str] | None:
+    """What the network's outputs are called: the lines of classes.txt beside the shards; None where there is none."""
+    if not isinstance(settings, Records):
+        return None
+    names = beside(settings.dir, files.CLASSES)
+    return None if names is None else files.read_classes(names)
+
+
+def check_memory(settings: Records, needed: int) -> None:
+    """Refuse a cache of `needed` bytes that would not fit into nine tenths of the memory that is free."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        smaller = "data.cache=encoded or data.cache=off" if settings.cache is Cache.decoded else "data.cache=off"
+        raise UserError(
+            f"data.cache={settings.cache.name}: needs {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
+            f"use {smaller}, or prepare smaller images (resize=)"
+        )

@@ -1,0 +1,142 @@
+"""The device of a run: threads, memory, placement, and what this machine's CPU is good at."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import random
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from resnet import UserError
+from resnet.config.cluster import Cluster, Device
+from resnet.config.dtype import Dtype, Policy
+from resnet.distributed import gaudi
+from resnet.distributed.ranks import Ranks, bind_cores, join
+
+
+def init(cluster: Cluster, dtype: Dtype) -> Ranks:
+    """Set threads and memory, check that the device is there, find the other ranks. Call before the first TensorFlow operation.
+
+    Raises UserError for a device this machine does not have, or ranks that nobody started.
+    """
+    if cluster.device is Device.hpu:
+        gaudi.check(cluster, dtype)
+        card = gaudi.load()
+    hvd, rank, local, locals_ = join(cluster)
+    threads = cluster.threads or bind_cores(local, locals_)
+    if cluster.threads is not None or locals_ > 1:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    if cluster.device is not Device.gpu:
+        tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take the memory of all that are there
+    match cluster.device:
+        case Device.cpu:
+            name = f"{cpu_name()}, {threads} threads"
+        case Device.gpu:
+            gpus = tf.config.list_physical_devices("GPU")
+            if len(gpus) == 1 and "SLURM_PROCID" in os.environ:
+                local, locals_ = 0, 1  # srun --gpus-per-task=1 shows each rank its own
+            if len(gpus) < locals_:
+                raise UserError(
+                    f"cluster={cluster.name}: TensorFlow {tf.__version__} sees {len(gpus) or 'no'} GPU here, and "
+                    f"{locals_} must be there; use cluster=local, or install the GPU build (pip install -e '.[gpu]') and "
+                    "check nvidia-smi"
+                )
+            tf.config.set_visible_devices(gpus[local], "GPU")
+            tf.config.experimental.set_memory_growth(gpus[local], True)
+            name = str(tf.config.experimental.get_device_details(gpus[local]).get("device_name", "GPU"))
+        case Device.hpu:
+            assert_placement(cluster)
+            name = card
+    return Ranks(rank, cluster.ranks, name, slowness(cluster, dtype), hvd)
+
+
+def slowness(cluster: Cluster, dtype: Dtype) -> tuple[str, ...]:
+    """What makes this machine slow at this arithmetic, in words."""
+    if cluster.device is Device.cpu and dtype.policy is Policy.mixed_float16:
+        return (f"dtype={dtype.name}: a CPU's float16 is slow; dtype=fp32 and dtype=bf16 are faster",)
+    native = {"avx512_bf16", "amx_bf16"} & cpu_flags()
+    if cluster.device is Device.cpu and dtype.policy is Policy.mixed_bfloat16 and not native:
+        return (
+            f"dtype={dtype.name}: this CPU has no AVX512_BF16, so bfloat16 is emulated and slow; dtype=fp32 is faster",
+        )
+    return ()
+
+
+def placed_on(kind: str) -> str:
+    """The device that an operation placed on the first of that kind computes on; elsewhere, if that one is not to be had."""
+    with tf.device(f"/device:{kind}:0"):
+        return str((tf.ones([2, 2]) @ tf.ones([2, 2])).device)
+
+
+def assert_placement(cluster: Cluster) -> None:
+    """Raise UserError unless operations are computed where the cluster says: TensorFlow falls back to the CPU in silence."""
+    kind = cluster.device.value
+    if not tf.config.list_physical_devices(kind):
+        raise UserError(
+            f"cluster={cluster.name}: TensorFlow has loaded Habana's plug-in and sees no card; is another process "
+            "on it (hl-smi)?"
+        )
+    if not (place := placed_on(kind)).endswith(f"{kind}:0"):
+        raise UserError(
+            f"cluster={cluster.name}: operations end up on {place}, not on the {kind}; see what hl-smi says"
+        )
+
+
+def uses_amx(cluster: Cluster, dtype: Dtype) -> bool:
+    """Whether convolutions are computed as `convolution.convolve` and `convolution.packed` do.
+
+    Measured (docs/performance.md): half the time for filters with AMX in bfloat16; slower with AVX512_BF16 alone, and in float32.
+    """
+    return cluster.device is Device.cpu and dtype.policy is Policy.mixed_bfloat16 and "amx_bf16" in cpu_flags()
+
+
+class IntRandom(random.Random):
+    """tf-keras 2.18 draws its seeds from 1 to 1e9, which is no whole number to Python 3.12."""
+
+    def randint(self, a: float, b: float) -> int:
+        """A number from a to b, both among them."""
+        return super().randint(int(a), int(b))
+
+
+def seed(number: int) -> None:
+    """Start every stream of random numbers that weights are drawn from."""
+    tf.keras.utils.set_random_seed(number)
+    if importlib.util.find_spec("tf_keras"):
+        from tf_keras.src import backend
+
+        backend._SEED_GENERATOR.generator = IntRandom(number)
+
+
+def device_scope(cluster: Cluster) -> AbstractContextManager[None]:
+    """Context for building and running the network on the device."""
+    scope: AbstractContextManager[None] = tf.device(f"/device:{cluster.device.value}:0")
+    return scope
+
+
+def prefetch_to_device(dataset: Any, cluster: Cluster) -> Any:
+    """`dataset` with its batches copied to the device before they are asked for, where there is one to copy to."""
+    if cluster.device is Device.cpu or not cluster.prefetch:
+        return dataset
+    return dataset.apply(tf.data.experimental.prefetch_to_device(f"/device:{cluster.device.value}:0"))
+
+
+def cpu_info(key: str) -> str:
+    """A line of /proc/cpuinfo, empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the first core, by Linux's names."""
+    return set(cpu_info("flags").split())
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    return cpu_info("model name") or platform.processor() or platform.machine()

@@ -1,0 +1,126 @@
+"""Where things lie: the folders of YAML files, and what a user means by a path."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from resnet import UserError
+
+CLASSES = "classes.txt"
+
+HERE = Path(__file__).resolve().parent
+
+
+def tree(name: str) -> Path:
+    """The folder of YAML files `name`: inside an installed package, beside it in a checkout."""
+    return HERE / name if (HERE / name).is_dir() else HERE.parent / name
+
+
+def absolute(path: str, base: Path) -> str:
+    """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is.
+
+    ~nobody stays a name, as in a shell; Path.expanduser() would raise.
+    """
+    if "\0" in path:
+        raise UserError(f"{path!r}: no path; it has a NUL in it")
+    return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))  # noqa: PTH111
+
+
+# What would end a line, or break a column, in a text file; and the sign that starts an escape. Also bytes that are no UTF-8.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\\\]")
+
+
+ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")
+
+
+def escape(name: str) -> str:
+    r"""A name on one line of UTF-8: a newline in it becomes \u000a, a backslash two."""
+    return UNSAFE.sub(lambda found: "\\\\" if found[0] == "\\" else f"\\u{ord(found[0]):04x}", name)
+
+
+def unescape(line: str) -> str:
+    """The name that escaped() made this of."""
+    return ESCAPE.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), line)
+
+
+def write_classes(folder: Path, classes: Iterable[str]) -> None:
+    """One name a line: line n is label n of the shards, and the network's output n - 1."""
+    text = "".join(f"{escape(name)}\n" for name in classes)
+    with atomic_write(folder / CLASSES) as file:
+        file.write(text.encode())
+
+
+def read_classes(text: str) -> list[str]:
+    """The names in the text of a classes.txt."""
+    return [unescape(line) for line in text.removesuffix("\n").split("\n")]
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, aside: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write, which gets its name when it is complete and on disk. Until then it is `aside`."""
+    aside = aside or path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Have what a file holds, or a folder's names, on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def gfile() -> Any:
+    """tf.io.gfile: imported for remote paths only."""
+    import tensorflow as tf
+
+    return tf.io.gfile
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL, which only TensorFlow can read."""
+    return "://" in path
+
+
+def io_errors(path: str) -> tuple[type[Exception], ...]:
+    """What the file system of `path` raises; TensorFlow's errors are no OSError."""
+    if not is_remote(path):
+        return (OSError,)
+    import tensorflow as tf
+
+    return OSError, tf.errors.OpError
+
+
+@contextlib.contextmanager
+def explain_io_errors(path: str, at: int = 0) -> Iterator[None]:
+    """Tell of a file that cannot be read (at byte `at`) by a UserError."""
+    try:
+        yield
+    except io_errors(path) as error:
+        raise UserError(
+            f"{path}: cannot be read at byte {at} ({getattr(error, 'strerror', None) or error}); is it still there?"
+        ) from error
+
+
+def read_text(path: str) -> str:
+    """A small UTF-8 file as it is. Raises what trouble() lists, UserError for one that is no text."""
+    try:
+        with gfile().GFile(path) if is_remote(path) else open(path, encoding="utf-8") as file:
+            return str(file.read())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); copy or write it again") from error

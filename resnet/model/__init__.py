@@ -1,0 +1,1 @@
+"""The networks, the layers they compute with on CPUs, and weights in other people's formats."""

@@ -1,0 +1,121 @@
+"""ResNet v1.5 and ResNeXt from one builder; a variant is a row of numbers (conf/model/).
+
+v1.5: a stage's first block has its stride on the 3x3 convolution and on the 1x1 projection. Padding is symmetric, as in
+PyTorch, so that public weights agree. Layers carry timm's names (conv1, bn1, layer1.0.conv1, ..., fc).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from resnet import UserError
+from resnet.config.model import Block, Model
+from resnet.model.conv import Conv
+from resnet.model.norm import RowNorm
+from resnet.model.relu import AddRelu
+
+HEAD = "fc"
+layers = tf.keras.layers
+
+
+def build(
+    model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization, amx: bool = False
+) -> Any:
+    """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. Any H and W from 8 pixels on.
+
+    `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
+    the class of layer to normalize with, which has the ReLUs behind it if it is a RowNorm; `amx` is that of `Conv`.
+    """
+
+    def norm(x: Any, name: str, act: str = "", last: bool = False) -> Any:
+        within = bool(act) and batch_norm is RowNorm
+        x = batch_norm(
+            momentum=model.batch_norm_momentum,
+            epsilon=model.batch_norm_epsilon,
+            gamma_initializer="zeros" if last and model.zero_init_residual else "ones",
+            dtype=policy,
+            name=name,
+            **({"relu": True} if within else {}),
+        )(x)
+        return relu(x, act) if act and not within else x
+
+    def conv(x: Any, filters: int, size: int, stride: int, name: str, groups: int = 1) -> Any:
+        return Conv(filters, size, stride, groups, amx, dtype=policy, name=name)(x)
+
+    def relu(x: Any, name: str) -> Any:
+        return layers.Activation("relu", dtype=policy, name=name)(x)
+
+    def block(x: Any, shortcut: Any, inner: int, outer: int, stride: int, name: str, first: bool) -> Any:
+        if first:
+            shortcut = norm(conv(shortcut, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
+        if model.block is Block.bottleneck:
+            x = norm(conv(x, inner, 1, 1, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
+            x = norm(conv(x, inner, 3, stride, f"{name}.conv2", model.groups), f"{name}.bn2", f"{name}.act2")
+            x = norm(conv(x, outer, 1, 1, f"{name}.conv3"), f"{name}.bn3", last=True)
+        else:
+            x = norm(conv(x, inner, 3, stride, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
+            x = norm(conv(x, outer, 3, 1, f"{name}.conv2"), f"{name}.bn2", last=True)
+        if batch_norm is RowNorm and policy == "mixed_bfloat16":
+            return AddRelu(dtype=policy, name=f"{name}.act")([x, shortcut])
+        return (relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act"),) * 2
+
+    images = layers.Input([None, None, 3], name="images")
+    x = norm(conv(images, model.filters, 7, 2, "conv1"), "bn1", "act1")
+    # After a ReLU nothing is below 0, so padding with 0 is padding with -inf.
+    x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)
+    x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
+    shortcut = x
+    for stage, depth in enumerate(model.depths):
+        inner = model.width * model.groups * 2**stage
+        outer = model.filters * model.block.value * 2**stage
+        for number in range(depth):
+            stride = 2 if stage > 0 and number == 0 else 1
+            # Basic blocks of the first stage keep shape, and have no projection in the published parameter counts.
+            first = number == 0 and (stage > 0 or model.block is Block.bottleneck)
+            x, shortcut = block(x, shortcut, inner, outer, stride, f"layer{stage + 1}.{number}", first)
+    x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    logits = layers.Dense(
+        classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), dtype="float32", name=HEAD
+    )(x)
+    return tf.keras.Model(images, logits, name=model.name)
+
+
+def under(name: str, part: str) -> bool:
+    """Whether the layer `name` is `part`, or in it: layer1.0.conv1 is under layer1.0, and under layer1."""
+    return name == part or name.startswith(f"{part}.")
+
+
+def check_parts(network: Any, knob: str, parts: Iterable[str]) -> None:
+    """Raise UserError for a part that no layer with weights is under."""
+    names = [layer.name for layer in network.layers if layer.weights]
+    for part in parts:
+        if not any(under(name, part) for name in names):
+            tops = dict.fromkeys(name.partition(".")[0] for name in names)
+            raise UserError(
+                f"{knob}={part}: no layer of {network.name} is under this name; there are {', '.join(tops)}, "
+                f"and in them such as {next(name for name in names if '.' in name)}"
+            )
+
+
+def freeze(network: Any, what: str | list[str]) -> None:
+    """Let parts of the network stand still: `what` of finetune.freeze. Their batch norm keeps its statistics, and uses them."""
+    parts = [] if isinstance(what, str) else what
+    check_parts(network, "finetune.freeze", parts)
+    for layer in network.layers:
+        if (what == "head" and layer.name != HEAD) or any(under(layer.name, part) for part in parts):
+            layer.trainable = False
+    if not network.trainable_variables:
+        raise UserError(f"finetune.freeze={what}: nothing would be trained; leave a part out")
+
+
+def lr_factors(network: Any, multipliers: dict[str, float]) -> list[float]:
+    """The factor of every trainable variable: that of the longest part its layer is under, 1 where there is none."""
+    check_parts(network, "finetune.lr_multipliers", multipliers)
+    found = []
+    for variable in network.trainable_variables:
+        parts = [part for part in multipliers if under(variable.name.partition("/")[0], part)]
+        found.append(float(multipliers[max(parts, key=len)]) if parts else 1.0)
+    return found

@@ -1,0 +1,285 @@
+"""Public weights into the network, and ours out of it, under the names and in the layout of timm and torchvision.
+
+read(path)                       tensors by name: from a file, a SavedModel, a run or a checkpoint of one
+put(network, tensors, path)      into the network, all or none
+take(network)                    out of it again
+write(path, tensors, metadata)   as safetensors
+guess(tensors)                   the option of model= they are of
+
+Numbers are read as numbers. PyTorch's own files are pickles, which run code when they are loaded: those are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import yaml
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+from resnet import UserError, files
+from resnet.config.model import Block, Model
+from resnet.model import resnet
+from resnet.training import checkpoint
+
+Tensors = dict[str, NDArray[Any]]
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+SOURCES = "a .safetensors or .npz file, a run's folder, one of its checkpoints or a SavedModel of resnet.export"
+MAX_BYTES = 4 << 30  # of an archive when unpacked; ResNet-200 in float32 has 260 MB
+SHOWN = 10  # what does not fit, in a line that is still read
+KINDS = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # by rank: ours in PyTorch's order; argsort gives the way back
+WRAPPER = re.compile(r"^((module|model|_orig_mod)\.)+")  # of DataParallel, Lightning, torch.compile
+HUGGING_FACE = re.compile(  # transformers' ResNetForImageClassification
+    r"(?:resnet\.)?(?:embedder\.embedder|encoder\.stages\.(\d+)\.layers\.(\d+)\.(?:shortcut|layer\.(\d+)))"
+    r"\.(convolution|normalization)\.(\w+)"
+)
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+def read(path: str) -> Tensors:
+    """Float32 tensors by timm's names (conv1.weight [O, I / groups, H, W], bn1.running_var [O], fc.weight [classes, features]).
+
+    Of a run its best checkpoint, else its newest, and of a checkpoint the averaged weights if it has them. Raises UserError
+    for what cannot be read, is damaged, is no floating-point number, or has no head (no fc.bias [classes]).
+    """
+    place = Path(path).expanduser()
+    found = of_folder(place) if place.is_dir() else of_file(place)
+    if found.get(f"{resnet.HEAD}.bias", np.zeros(())).ndim != 1:
+        holds = f"{len(found)} tensors, such as {min(found)}" if found else "nothing"
+        raise UserError(
+            f"{path}: no ResNet with its head, under the names of timm, torchvision or Hugging Face: there is {holds}, but "
+            f"no {resnet.HEAD}.bias of a number a class; give the weights of a whole classifier"
+        )
+    tensors = {}
+    for name, tensor in found.items():
+        if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
+            raise UserError(
+                f"{path}: {name} is of {tensor.dtype}, not floating-point; give weights that are not quantized"
+            )
+        with np.errstate(over="ignore"):
+            tensors[name] = tensor.astype(np.float32, copy=False)
+        if not np.isfinite(tensors[name]).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; write the weights again, as float32")
+    return tensors
+
+
+def of_file(path: Path) -> Tensors:
+    """The arrays of a file by timm's names, as they are."""
+    ending = path.suffix.lower()
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give {SOURCES}")
+    if ending in PICKLES:
+        code = (
+            f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, 'cpu', weights_only=True); "
+            f"s.save_file({{k: v.contiguous() for k, v in w.get('state_dict', w).items()}}, "
+            f"{str(path.with_suffix('.safetensors'))!r})"
+        )
+        raise UserError(
+            f"{path}: a pickle, which runs code when it is loaded, and is not read here; convert it where PyTorch is: "
+            f"python -c {shlex.quote(code)}"
+        )
+    if ending not in (".safetensors", ".npz"):
+        raise UserError(f"{path}: no kind of weights that is known here; give {SOURCES}")
+    try:
+        arrays = load_file(path) if ending == ".safetensors" else of_npz(path)
+    except Exception as error:  # each library has its own for each kind of damage
+        detail = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({detail}); fetch or write it again") from error
+    kept = {key: canonical_name(key) for key in arrays if not key.endswith("num_batches_tracked")}
+    named = {name: arrays[key] for key, name in kept.items()}
+    if len(named) < len(kept):
+        twice = sorted(name for name in named if list(kept.values()).count(name) > 1)
+        raise UserError(f"{path}: {twice[0]} is there twice, so this is more than one network; give a file of one")
+    return named
+
+
+def of_npz(path: Path) -> Tensors:
+    """The arrays of a NumPy archive; one that holds Python objects, or would fill the memory, raises ValueError."""
+    with zipfile.ZipFile(path) as packed:
+        if (size := sum(one.file_size for one in packed.infolist())) > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes when unpacked; at most {MAX_BYTES:,} are read")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: np.asarray(file[name]) for name in file.files}
+
+
+def canonical_name(name: str) -> str:
+    """What timm calls the tensor that Hugging Face's ResNet calls `name`; any other name without its wrapper."""
+    name = WRAPPER.sub("", name)
+    found = HUGGING_FACE.fullmatch(name)
+    if not found:
+        return re.sub(r"^classifier\.1\.", f"{resnet.HEAD}.", name)
+    stage, block, number, kind, leaf = found.groups()
+    short = {"convolution": "conv", "normalization": "bn"}[kind]
+    if stage is None:
+        return f"{short}1.{leaf}"
+    inside = f"{short}{int(number) + 1}" if number else f"downsample.{('conv', 'bn').index(short)}"
+    return f"layer{int(stage) + 1}.{block}.{inside}.{leaf}"
+
+
+def of_folder(folder: Path) -> Tensors:
+    """The tensors of a SavedModel of resnet.export, of a checkpoint, or of a run's best one, else its newest."""
+    if (folder / "saved_model.pb").is_file():
+        return of_variables(folder, "variables/variables", ["weights"])
+    if (folder / "commit.json").is_file():
+        chosen = checkpoint.Saved(folder, -1, None, {})
+    elif saved := checkpoint.list_checkpoints(folder):
+        chosen = checkpoint.best(saved) or saved[-1]
+    else:
+        run = (folder / "config.yaml").is_file()
+        what = "a run without a checkpoint yet; start it again" if run else "no weights lie in this folder"
+        raise UserError(f"{folder}: {what}, or give {SOURCES}")
+    if wrong := checkpoint.verify(chosen):
+        raise UserError(f"{chosen.path}: this checkpoint is damaged ({wrong}); give another one of the same run")
+    return of_variables(chosen.path, "weights", ["average", "network"])
+
+
+def of_variables(folder: Path, prefix: str, roots: list[str]) -> Tensors:
+    """The variables of TensorFlow's checkpoint <folder>/<prefix> under the first of `roots` that has any.
+
+    They are looked up by the names that TensorFlow keeps beside them, so that no graph is run and no device is started: a
+    caller sets up the device when it knows the model.
+    """
+    try:
+        with checkpoint.glob_safe(folder) as place:
+            reader = tf.train.load_checkpoint(str(place / prefix))
+            graph = TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+            kept = {one.checkpoint_key: one.full_name for node in graph.nodes for one in node.attributes}
+            for root in roots:
+                if keys := [key for key in kept if key.startswith(f"{root}/")]:
+                    return {timm_name(kept[key]): torch_layout(reader.get_tensor(key)) for key in keys}
+    except Exception as error:  # as above
+        detail = " ".join(str(error).split())
+        raise UserError(f"{folder}: damaged, or not of this suite ({detail}); write it again") from error
+    return {}
+
+
+# ------------------------------------------------------------------------------------------------- into a network and out
+def timm_name(name: str) -> str:
+    """timm's name of a variable: `layer1.0.bn1/gamma:0` is `layer1.0.bn1.weight`."""
+    layer, _, kind = name.removesuffix(":0").rpartition("/")
+    return f"{layer}.{KINDS.get(kind, kind)}"
+
+
+def torch_layout(value: NDArray[Any]) -> NDArray[Any]:
+    """A copy in PyTorch's layout."""
+    return np.array(value.transpose(AXES[value.ndim]), order="C")
+
+
+def export_from(network: Any) -> Tensors:
+    """Every weight of the network, as read() gives them; put() brings them back bit for bit."""
+    return {timm_name(v.name): torch_layout(v.numpy()) for v in network.weights}
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], tensors: Tensors) -> list[str]:
+    """What is missing, of another shape, or too much, in words: all of it."""
+    wrong = []
+    for name, shape in wanted.items():
+        if name not in tensors:
+            wrong.append(f"{name} is missing")
+        elif tensors[name].shape != shape:
+            wrong.append(f"{name} is {list(tensors[name].shape)} and must be {list(shape)}")
+    return wrong + [f"{name} has no place" for name in tensors if name not in wanted]
+
+
+def load_into(network: Any, tensors: Tensors, path: str) -> list[str]:
+    """Assign what read() gave from `path`, all or nothing; returns lines for the user.
+
+    A head of another number of classes stays as it was initialized, which is said. Raises UserError for anything else that
+    does not fit.
+    """
+    weight, bias = f"{resnet.HEAD}.weight", f"{resnet.HEAD}.bias"
+    wanted = {timm_name(v.name): tuple(v.shape[axis] for axis in AXES[len(v.shape)]) for v in network.weights}
+    classes, features = wanted[weight]
+    theirs = tensors[bias].size if bias in tensors else classes
+    if wrong := misfits({**wanted, weight: (theirs, features), bias: (theirs,)}, tensors):
+        told = "; ".join(wrong[:SHOWN]) + (f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+        way = "give weights of this network, or the model= that they are of"
+        if known := detect_model(tensors):
+            alone = ", with no other model.* knobs" if known == network.name else ""
+            way = f"these are the weights of {known}: use model={known}{alone}"
+        raise UserError(f"{path}: {len(wrong)} tensors do not fit {network.name} ({told}); {way}")
+    fitting = {timm_name(v.name): v for v in network.weights}
+    if theirs != classes:
+        del fitting[weight], fitting[bias]
+    for name, variable in fitting.items():
+        variable.assign(tensors[name].transpose(np.argsort(AXES[tensors[name].ndim])))
+    lines = [f"{path}: {len(fitting)} tensors of {network.name}"]
+    if theirs != classes:
+        lines.append(f"{path}: the head is for {theirs} classes and this run has {classes}: it starts anew")
+    return lines
+
+
+def write(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+    """A safetensors file, written aside and renamed. Raises UserError if it can't be."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # safetensors takes an array's memory as it lies, whatever its strides.
+    laid = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(save(laid, {**metadata, "format": "pt"}))
+        files.fsync(aside)
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another place") from error
+
+
+# ------------------------------------------------------------------------------------------------------ whose they are
+def detect_model(tensors: Tensors) -> str | None:
+    """The option of model= whose names and shapes these are, with any number of classes; None: there is none."""
+    classes = tensors[f"{resnet.HEAD}.bias"].size if f"{resnet.HEAD}.bias" in tensors else 0
+    for path in sorted((files.tree("conf") / "model").glob("*.yaml")):
+        row = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        knobs = {knob: row[knob] for knob in ("depths", "groups", "width", "filters") if knob in row}
+        if "block" in row and "depths" in row:
+            settings = Model(name=path.stem, block=Block[row["block"]], **knobs)
+            if not misfits(shapes(settings, classes), tensors):
+                return path.stem
+    return None
+
+
+def shapes(settings: Model, classes: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what take() gives for model.build(settings, classes), without the seconds that building takes."""
+    made: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, norm: str, outer: int, inner: int, size: int) -> None:
+        made[f"{name}.weight"] = (outer, inner, size, size)
+        made.update({f"{norm}.{kind}": (outer,) for kind in ("weight", "bias", "running_mean", "running_var")})
+
+    conv("conv1", "bn1", settings.filters, 3, 7)
+    before = settings.filters
+    for stage, depth in enumerate(settings.depths):
+        width, inner = settings.width * 2**stage, settings.width * settings.groups * 2**stage
+        outer = settings.filters * settings.block.value * 2**stage
+        for number in range(depth):
+            name = f"layer{stage + 1}.{number}"
+            if settings.block is Block.bottleneck:
+                convs = [(inner, before, 1), (inner, width, 3), (outer, inner, 1)]
+            else:
+                convs = [(inner, before, 3), (outer, inner, 3)]
+            for place, sizes in enumerate(convs, 1):
+                conv(f"{name}.conv{place}", f"{name}.bn{place}", *sizes)
+            if number == 0 and (stage > 0 or settings.block is Block.bottleneck):
+                conv(f"{name}.downsample.0", f"{name}.downsample.1", outer, before, 1)
+            before = outer
+    return {**made, f"{resnet.HEAD}.weight": (classes, before), f"{resnet.HEAD}.bias": (classes,)}

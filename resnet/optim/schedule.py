@@ -1,0 +1,189 @@
+"""Epochs to steps, once; and the learning rate of every step, as pure functions of NumPy.
+
+A step is counted by the updates made before it: the first is 0, the last of a run is `total_steps - 1`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from resnet import UserError
+from resnet.config.run import Run
+from resnet.config.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
+from resnet.config.training import Progressive
+
+Curve = Callable[[ArrayLike], NDArray[np.float64]]  # steps, any shape -> learning rates of that shape
+
+
+def warmed_up(step: ArrayLike, peak: float, warmup_steps: float, after: Curve) -> NDArray[np.float64]:
+    """peak * step / warmup_steps before `warmup_steps`, `after(step)` from there on (arXiv:1706.02677 sec. 2.2)."""
+    steps = np.asarray(step, np.float64)
+    return np.where(steps < warmup_steps, peak * steps / max(warmup_steps, 1e-9), after(steps))
+
+
+def constant(step: ArrayLike, peak: float, warmup_steps: float) -> NDArray[np.float64]:
+    """`peak` after the warm-up."""
+    return warmed_up(step, peak, warmup_steps, lambda steps: np.full_like(steps, peak))
+
+
+def piecewise(
+    step: ArrayLike, peak: float, warmup_steps: float, boundaries: Sequence[float], factor: float
+) -> NDArray[np.float64]:
+    """`peak` times `factor` for every boundary reached; at step == boundary it has been."""
+    return warmed_up(
+        step,
+        peak,
+        warmup_steps,
+        lambda steps: peak * factor ** np.searchsorted(np.asarray(boundaries), steps, side="right"),
+    )
+
+
+def progress(steps: ArrayLike, warmup_steps: float, end: float) -> NDArray[np.float64]:
+    """0 at the end of the warm-up, 1 at step `end` and after it."""
+    return np.clip((np.asarray(steps, np.float64) - warmup_steps) / (end - warmup_steps), 0.0, 1.0)
+
+
+def polynomial(
+    step: ArrayLike, peak: float, warmup_steps: float, end: float, end_lr: float, power: float
+) -> NDArray[np.float64]:
+    """end_lr + (peak - end_lr) * (1 - progress) ** power."""
+    return warmed_up(
+        step,
+        peak,
+        warmup_steps,
+        lambda steps: end_lr + (peak - end_lr) * (1 - progress(steps, warmup_steps, end)) ** power,
+    )
+
+
+def cosine(step: ArrayLike, peak: float, warmup_steps: float, end: float, end_lr: float) -> NDArray[np.float64]:
+    """end_lr + (peak - end_lr) * (1 + cos(pi * progress)) / 2 (arXiv:1608.03983 eq. 5, one cycle)."""
+    return warmed_up(
+        step,
+        peak,
+        warmup_steps,
+        lambda steps: end_lr + (peak - end_lr) * 0.5 * (1 + np.cos(math.pi * progress(steps, warmup_steps, end))),
+    )
+
+
+def curve(schedule: Schedule, peak: float, epochs: float, steps_per_epoch: int) -> Curve:
+    """The learning rate of a step under `schedule`, which counts in epochs."""
+    warmup = schedule.warmup_epochs * steps_per_epoch
+    horizon = (schedule.horizon_epochs or epochs) if isinstance(schedule, Horizon) else epochs
+    end = horizon * steps_per_epoch
+    match schedule:
+        case Constant():
+            return lambda step: constant(step, peak, warmup)
+        case Piecewise():
+            # Rounded, or 0.55 epochs of 100 steps would be 55.00000000000001, which step 55 does not reach.
+            boundaries = [round(epoch * steps_per_epoch, 6) for epoch in schedule.boundaries_epochs]
+            return lambda step: piecewise(step, peak, warmup, boundaries, schedule.factor)
+        case Polynomial():
+            return lambda step: polynomial(step, peak, warmup, end, schedule.end_lr, schedule.power)
+        case Cosine():
+            return lambda step: cosine(step, peak, warmup, end, schedule.end_lr)
+    raise AssertionError(schedule)
+
+
+def crop_size(epoch: int, full: int, growth: Progressive) -> int:
+    """Side of the training crops in `epoch`, counted from 0: linear from start_size to `full`, to the nearest multiple."""
+    if growth.start_size is None or epoch >= growth.end_epochs:
+        return full
+    if epoch < growth.start_epochs:
+        return growth.start_size
+    share = (epoch - growth.start_epochs) / (growth.end_epochs - growth.start_epochs)
+    return (
+        math.floor((growth.start_size + (full - growth.start_size) * share) / growth.multiple + 0.5) * growth.multiple
+    )
+
+
+def ema_decay(kept: float, every: int, done: int) -> float:
+    """What the average keeps of itself in its update after `done` steps, `every` steps after the one before.
+
+    Less than `kept` ** every at first, or the initial weights would stay in it for long (tf.train.ExponentialMovingAverage).
+    """
+    return float(min(kept, (1 + done) / (10 + done)) ** every)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in steps. Evaluation and saving happen after `n` updates, for `n` in their sets of multiples or at the end."""
+
+    steps_per_epoch: int
+    total_steps: int
+    eval_every: int | None  # None: never
+    save_every: int
+    log_every: int
+    loop: int
+    lr: Curve
+    average_every: int | None  # None: the weights are not averaged
+    size: Callable[[int], int]  # step -> side of its training crops, pixels
+
+    def calls(self, done: int) -> Iterator[tuple[int, int]]:
+        """(first step, one past the last) of every graph call from `done` on; none runs past an evaluation, a save, an
+        update of the average, or into another size of images."""
+        while done < self.total_steps:
+            stops = [self.total_steps, done + self.loop, next_multiple(done, self.save_every)]
+            stops += [next_multiple(done, every) for every in (self.eval_every, self.average_every) if every]
+            epoch_ends = range(next_multiple(done, self.steps_per_epoch), min(stops), self.steps_per_epoch)
+            stops += [end for end in epoch_ends if self.size(end) != self.size(done)][:1]
+            yield done, min(stops)
+            done = min(stops)
+
+    def evaluates(self, done: int) -> bool:
+        """Whether an evaluation is due after `done` updates."""
+        return self.eval_every is not None and (done % self.eval_every == 0 or done == self.total_steps)
+
+    def saves(self, done: int) -> bool:
+        """Whether a checkpoint is due after `done` updates; every evaluation's weights are kept too."""
+        return done % self.save_every == 0 or done == self.total_steps or self.evaluates(done)
+
+    def logs(self, before: int, done: int) -> bool:
+        """Whether a multiple of log_every was reached by the updates before+1 .. done."""
+        return before // self.log_every != done // self.log_every or done == self.total_steps
+
+    def averages(self, done: int) -> bool:
+        """Whether the average of the weights takes them in after `done` updates."""
+        return self.average_every is not None and done % self.average_every == 0
+
+    def resizes(self, done: int) -> bool:
+        """Whether step `done` has another size of images than the one before."""
+        return done > 0 and self.size(done) != self.size(done - 1)
+
+    def epoch(self, done: int) -> float:
+        """Epochs finished after `done` updates."""
+        return done / self.steps_per_epoch
+
+
+def next_multiple(done: int, every: int) -> int:
+    """The least multiple of `every` above `done`."""
+    return (done // every + 1) * every
+
+
+def plan(run: Run, train_images: int) -> Plan:
+    """The one place where epochs become steps: floor(train images / global batch) to the epoch."""
+    per_epoch = train_images // run.batch
+    if per_epoch == 0:
+        raise UserError(
+            f"batch={run.batch}: more than the {train_images} training images of data={run.data.name}; "
+            f"use at most batch={train_images}"
+        )
+    total = run.lr_find_steps if run.lr_find else round(run.epochs * per_epoch)
+    total = max(1, total if run.steps is None else min(total, run.steps))
+    if run.profile_steps and run.profile_steps[1] > total:
+        raise UserError(f"profile_steps={run.profile_steps}: the run ends after {total} steps; profile earlier ones")
+    return Plan(
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        eval_every=max(1, round(run.eval_every_epochs * per_epoch)) if run.eval else None,
+        save_every=run.save_every_steps or per_epoch,
+        log_every=run.log_every_steps,
+        loop=run.steps_per_loop,
+        lr=curve(run.schedule, run.optim.lr, run.epochs, per_epoch),
+        average_every=run.ema.every_steps if run.ema.on else None,
+        size=lambda step: crop_size(step // per_epoch, run.train_size, run.progressive),
+    )

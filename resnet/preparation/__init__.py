@@ -1,1 +1,0 @@
-"""The parts of `python -m resnet.prepare`: listing, converting, writing, checking, showing."""

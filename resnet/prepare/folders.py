@@ -1,0 +1,90 @@
+"""Anybody's images: a folder for each class, in one tree or in two."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+
+from resnet import UserError
+from resnet.prepare import archive
+from resnet.prepare.archive import Entry
+from resnet.prepare.listing import Listing, agreed, class_folders, classify, few, real
+from resnet.prepare.workers import Workers
+
+TRAIN, VAL = ("train",), ("val", "valid", "validation")
+SHARE = 0.1  # held out, unless told
+
+
+def fill(
+    listing: Listing,
+    workers: Workers,
+    dir: str | None,
+    train: str | None,
+    val: str | None,
+    val_fraction: float | None,
+    seed: int,
+) -> None:
+    """List a tree of one folder for each class, or two such trees: `train` and `val`, or of such names below `dir`.
+
+    Of one tree, the share `val_fraction` of each class is drawn for validation: one image at least, if there are two.
+    """
+    if dir:
+        dir = real(dir, "dir")
+        train, val = train or named(dir, TRAIN), val or named(dir, VAL)
+    if train and val:
+        if val_fraction is not None:
+            raise UserError(
+                f"val_fraction={val_fraction:g}: there are validation images already, in {val}; leave it out"
+            )
+        train, val = real(train, "train"), real(val, "val")
+        listing.train.prefix, listing.val.prefix = "train/", "val/"
+        classify(listing, workers, listing.val, val, class_folders(listing, val, listing.val))
+        known = listing.classes
+        classify(listing, workers, listing.train, train, class_folders(listing, train, listing.train))
+        agreed(listing.classes, known, f"{train} and {val}")
+        listing.notes.append(f"training images from {train}, validation images from {val}")
+    elif train or val:
+        there, missing, names = (train, "val", VAL) if train else (val, "train", TRAIN)
+        raise UserError(
+            f"{there}: no {'validation' if train else 'training'} images beside it; name them with {missing}=, call their "
+            f"folder {' or '.join(names)}, or give dir={there} to have val_fraction of it held out"
+        )
+    elif dir:
+        share = SHARE if val_fraction is None else val_fraction
+        held = functools.partial(drawn, share=share, seed=seed)
+        classify(listing, workers, listing.train, dir, class_folders(listing, dir, listing.train), held)
+        listing.notes.append(f"held out for validation: {share:.1%} of each class, drawn with seed {seed}")
+        if alone := [
+            listing.classes[number - 1] for number in listing.train.classes if not listing.val.classes[number]
+        ]:
+            listing.notes.append(f"one image only, so none for validation: {few(alone)}")
+        if not len(listing.val):
+            raise UserError(
+                f"dir={dir}: one image in each class, so none is left for validation; add some, or give val="
+            )
+    else:
+        raise UserError("dir: must be given, a folder with one folder for each class in it")
+    listing.texts = {name: name for name in listing.classes}
+
+
+def named(dir: str, names: Sequence[str]) -> str | None:
+    """The folder of folders below `dir` that has one of these names, in whatever case. A class may be called train, too."""
+    found = [
+        item.path
+        for item in archive.scanned(dir)
+        if item.name.lower() in names and item.is_dir() and any(sub.is_dir() for sub in archive.scanned(item.path))
+    ]
+    if len(found) > 1:
+        raise UserError(
+            f"dir={dir}: which of {', '.join(map(os.path.basename, found))} is meant? Say it with train= and val="
+        )
+    return found[0] if found else None
+
+
+def drawn(entries: Sequence[Entry], share: float, seed: int) -> set[str]:
+    """Names of the images held out. Each one's lot depends on its name and the seed, not on which others there are."""
+    count = min(max(round(len(entries) * share), 1), len(entries) - 1)
+    lots = {entry.name: hashlib.sha256(b"%d/%s" % (seed, archive.raw(entry.name))).digest() for entry in entries}
+    return set(sorted(lots, key=lots.__getitem__)[: max(count, 0)])

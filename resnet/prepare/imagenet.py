@@ -1,0 +1,127 @@
+"""ILSVRC 2012 as people have it: the two tars as downloaded, read in place, or the folders that come of unpacking them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet import UserError
+from resnet.prepare import archive
+from resnet.prepare.listing import Listing, Place, agreed, class_folders, classify, few, real
+from resnet.prepare.workers import Workers
+
+TRAIN = ("ILSVRC2012_img_train.tar", "img_train", "train")  # looked for in this order
+VAL = ("ILSVRC2012_img_val.tar", "img_val", "val")
+LABELS = ("synset_labels.txt", "imagenet_2012_validation_synset_labels.txt")
+TEXTS = ("imagenet_metadata.txt", "LOC_synset_mapping.txt")
+
+
+def fill(
+    listing: Listing,
+    workers: Workers,
+    dir: str | None,
+    train: str | None,
+    val: str | None,
+    labels: str | None,
+    texts: str | None,
+) -> None:
+    """List the images of `train` and `val`, or of what lies in `dir`; `labels` and `texts` are files, looked for there, too."""
+    train = real(train, "train") if train else present(dir, "train", TRAIN)
+    val = real(val, "val") if val else present(dir, "val", VAL)
+    listing.train.prefix, listing.val.prefix = "train/", "val/"
+    places = class_tars(train) if Path(train).is_file() else class_folders(listing, train, listing.train)
+    classify(listing, workers, listing.train, train, places)
+    validation(listing, val, labels, dir)
+    listing.notes.append(f"training images from {train}, validation images from {val}")
+    texts = texts or next((str(Path(dir, name)) for name in TEXTS if dir and Path(dir, name).exists()), None)
+    if texts:
+        known = read_texts(texts)
+        listing.texts = {name: known[name] for name in listing.classes if name in known}
+
+
+def present(dir: str | None, knob: str, names: Sequence[str]) -> str:
+    """The first of `names` that lies below `dir`."""
+    if dir is None:
+        raise UserError(f"{knob}: must be given, or dir= with {' or '.join(names)} in it")
+    real(dir, "dir")
+    for name in names:
+        if Path(dir, name).exists():
+            return str(Path(dir, name).resolve())
+    raise UserError(f"dir={dir}: has none of {', '.join(names)}; put one there, or name it with {knob}=")
+
+
+def class_tars(path: str) -> list[Place]:
+    """The tars of the classes inside the training tar."""
+    places, first = [], ""
+    for member in archive.members(path):
+        first = first or member.name
+        if member.refused:
+            raise UserError(
+                f"train={path}: its member {member.name!r} is {member.refused}; this is not the tar of ILSVRC 2012"
+            )
+        if member.name.endswith(".tar"):
+            name = member.name.rpartition("/")[2].removesuffix(".tar")
+            places.append(Place(name, path, offset=member.offset, size=member.size))
+    if not places:
+        told = "; it looks like the validation tar, which is val=" if first.lower().endswith(archive.ENDINGS) else ""
+        raise UserError(f"train={path}: no tars of classes inside{told}")
+    if double := [name for name, times in Counter(place.name for place in places).items() if times > 1]:
+        raise UserError(f"train={path}: holds {few(double)} more than once; this is not the tar of ILSVRC 2012")
+    return places
+
+
+def validation(listing: Listing, path: str, labels: str | None, dir: str | None) -> None:
+    """List the validation images at `path`, flat with a file of labels or in a folder for each class."""
+    found = archive.tar(path) if Path(path).is_file() else archive.folder(path, path)
+    entries = listing.take(found, listing.val)
+    if not entries:
+        tars = found.ignored[".tar"]
+        told = f" but {tars:,} tars; it looks like the training tar, which is train=" if tars else ""
+        raise UserError(f"val={path}: no image inside{told}")
+    flat = [entry for entry in entries if "/" not in entry.name]
+    if labels is None and flat and dir:
+        labels = next((str(Path(dir, name)) for name in LABELS if Path(dir, name).exists()), None)
+    if labels is not None:
+        entries.sort(key=lambda entry: archive.raw(entry.name.rpartition("/")[2]))
+        names = read_labels(labels, len(entries))
+    elif not flat:
+        names = [entry.name.partition("/")[0] for entry in entries]
+    else:
+        raise UserError(
+            f"val={path}: {len(flat):,} images lie in no class's folder and nothing tells their classes; give "
+            f"labels=FILE with one synset a line in the order of the file names ({LABELS[0]}), or sort them into folders"
+        )
+    agreed(listing.classes, names, f"train and val={path}")
+    labels_of = {name: label for label, name in enumerate(listing.classes, 1)}
+    pairs = ((labels_of[name], entry) for name, entry in zip(names, entries, strict=True))
+    for label, entry in sorted(pairs, key=lambda pair: (pair[0], archive.raw(pair[1].name))):
+        listing.val.add(label, entry)
+
+
+def read_labels(path: str, images: int) -> list[str]:
+    """A class for each validation image, in the order of their names."""
+    lines = lines_of(path, "labels")
+    if lines and all(line.isdigit() for line in lines):
+        raise UserError(
+            f"labels={path}: numbers, which are not those of the sorted synsets; give the file of synsets ({LABELS[0]})"
+        )
+    if len(lines) != images:
+        raise UserError(
+            f"labels={path}: {len(lines):,} lines for {images:,} validation images; there must be one for each"
+        )
+    return lines
+
+
+def read_texts(path: str) -> dict[str, str]:
+    """class -> text from lines of `class text`, with a tab or spaces between."""
+    pairs = (line.split(None, 1) for line in lines_of(path, "texts"))
+    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def lines_of(path: str, knob: str) -> list[str]:
+    """The lines of a text file that hold something."""
+    try:
+        return [line.strip() for line in Path(path).read_text("utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{knob}={path}: cannot be read ({error})") from error

@@ -1,1 +1,0 @@
-"""What `python -m resnet.report` is made of."""

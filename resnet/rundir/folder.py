@@ -1,0 +1,137 @@
+"""A run's folder: its config.yaml, resolved and complete; whose folder it is, and how its run goes on.
+
+save(run, out), load(out)   <out>/config.yaml
+claim(run, out)             save, unless another run lies there
+resumed(config)             the run of the folder `resume=`
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from resnet import UserError, files
+from resnet.config import compose
+from resnet.config.errors import explain
+from resnet.config.fingerprint import FREE, flat, may_change_on_resume
+from resnet.config.run import VARIANTS, Run
+from resnet.rundir import stamp
+
+NONSENSE = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # what the readers of YAML raise for it
+NEL = "\x85"  # PyYAML writes it as a line break, and reads a space
+# Half of something, by a process that was killed: manifest.whole's and serve.write's.
+LEFT = re.compile(r"\.(config\.yaml|classes\.txt|model|.+\.\d+)\.part|\.serve-.+")
+LARGEST, DEEPEST = 100_000, 20  # characters of a config.yaml, and brackets; a run's has some 2,000, and 2
+
+
+def save(run: Run, out: Path) -> None:
+    """Write <out>/config.yaml aside and rename it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with files.atomic_write(out / "config.yaml", out / ".config.yaml.part") as file:
+            text = stamp.line() + OmegaConf.to_yaml(compose.to_config(run))
+            if NEL in text:
+                raise UserError(
+                    "U+0085, a control character, stands in a name, and YAML would lose it; give another name"
+                )
+            file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
+
+
+def load(out: Path) -> Run:
+    """The run that <out>/config.yaml describes, as compose.freeze() made it. Knobs that came later have their defaults."""
+    path = out / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{out}: no run here (config.yaml is missing); give the folder of a run that was started")
+    stamp.check(path, stamp.of_text(path.read_text(encoding="utf-8", errors="replace")))
+    schema = OmegaConf.structured(Run)
+    try:
+        with explain():
+            check_plain(path.read_text(encoding="utf-8"))
+            saved: Any = OmegaConf.load(path)
+            for group, variants in VARIANTS.items():
+                name = saved[group].name
+                if name not in variants and "" not in variants:
+                    raise UserError(f"{group}.name={name}: there are {', '.join(variants)}")
+                schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
+            merged: Any = OmegaConf.merge(schema, saved)
+            return compose.freeze(merged)
+    except NONSENSE as error:
+        told = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not the configuration of a run ({told}); give another folder") from error
+
+
+def check_plain(text: str) -> None:
+    """Raise UserError for what no run's config.yaml has: aliases, which can grow without end, and what is to be looked up."""
+    if len(text) > LARGEST:
+        raise UserError(f"{len(text):,} characters; at most {LARGEST:,} are read")
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
+        depth -= isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken))
+        if depth > DEEPEST:  # the scanner's time grows with its square
+            raise UserError(f"line {token.start_mark.line + 1}: more than {DEEPEST} brackets within each other")
+        if isinstance(token, yaml.AliasToken):
+            raise UserError(f"line {token.start_mark.line + 1}: *{token.value} stands for something else")
+        if isinstance(token, yaml.ScalarToken) and re.search(r"(?<!\\)(\\\\)*\$\{", token.value):
+            raise UserError(f"line {token.start_mark.line + 1}: {token.value} is not resolved")
+
+
+def resumed(config: DictConfig) -> Run:
+    """The run of the folder `resume=`, with what else the command line says changed in it; UserError if that can't be."""
+    out = Path(files.absolute(config.resume, Path.cwd()))
+    saved = load(out)
+    typed = [word for word in HydraConfig.get().overrides.task if not word.startswith("resume=")]
+    names = [word.lstrip("+~").partition("=")[0] for word in typed]
+    for name, word in zip(names, typed, strict=True):
+        if not may_change_on_resume(name) or name in ("out", "recipe"):
+            raise UserError(
+                f"{word}: resume={config.resume} goes on with that run's own settings; only "
+                f"{', '.join(knob for knob in FREE if knob not in ('out', 'resume', 'recipe'))}, cluster.*, track.* "
+                "and on_nan.* may change. For another run leave resume= out"
+            )
+    node = compose.to_config(saved)
+    for name in names:
+        chosen = OmegaConf.select(config, name)  # a string comes resolved
+        OmegaConf.update(node, name, compose.escape(chosen) if isinstance(chosen, str) else chosen, merge=False)
+    run = compose.freeze(node)
+    run.out = str(out)
+    return run
+
+
+def check_folder(run: Run, out: Path) -> None:
+    """Raise UserError if another run lies in `out`, naming the difference."""
+    if not (out / "config.yaml").exists():
+        return
+    before, now = flat(load(out)), flat(run)
+    changed = [name for name in now if not may_change_on_resume(name) and before.get(name) != now[name]]
+    if changed:
+        told = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
+        raise UserError(
+            f"out={out}: another run lies here ({told}{', ...' if len(changed) > 5 else ''}); "
+            f"give another out=, or go on with it by resume={out}"
+        )
+
+
+def claim(run: Run, out: Path) -> None:
+    """Make `out` the folder of `run`, unless another run lies there; remove what a process that was killed was writing in it."""
+    check_folder(run, out)
+    for path in list(out.iterdir()) if out.is_dir() else ():
+        if LEFT.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    save(run, out)
+
+
+def check_init(run: Run) -> None:
+    """Raise UserError if the weights to start from are not there, and no checkpoint makes them needless."""
+    if run.init and not Path(run.init).exists() and not (Path(run.out) / "checkpoints").exists():
+        raise UserError(
+            f"init={run.init}: no such file or folder; give .safetensors, .npz, a SavedModel or a run's folder"
+        )

@@ -1,0 +1,25 @@
+"""Where a run stands beside its weights, and what it came to: <out>/result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+FILE = "result.json"
+
+
+def read(out: Path) -> dict[str, Any] | None:
+    """<out>/result.json; None while the run has not ended."""
+    try:
+        return dict(json.loads((out / FILE).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def write(out: Path, content: dict[str, Any]) -> Path:
+    """Write <out>/result.json aside, then rename it."""
+    aside = out / f".{FILE}.{os.getpid()}"
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    return aside.replace(out / FILE)

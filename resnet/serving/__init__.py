@@ -1,0 +1,1 @@
+"""A trained network as a SavedModel and as an MLflow model."""

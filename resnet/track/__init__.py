@@ -1,0 +1,1 @@
+"""Metrics, parameters and artifacts on their way to MLflow and TensorBoard."""

@@ -1,0 +1,1 @@
+"""The loop, its state and everything that happens around a step."""

@@ -1,0 +1,220 @@
+"""<out>/mlperf.log: a run as MLPerf Training's rules for ResNet want it logged (docs/mlperf.md).
+
+Rank 0 writes it, through the package mlperf-logging. To MLPerf a run is whole, from its first step to the target, and its
+clock never stops: a run that goes on in its folder adds nothing to the log of its first start.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet import UserError
+from resnet.config.data import Records
+from resnet.config.model import Block
+from resnet.config.optim import Lars
+from resnet.config.run import Run
+from resnet.config.schedule import Horizon, Polynomial
+from resnet.optim.schedule import Plan, next_multiple
+
+if TYPE_CHECKING:
+    from resnet.distributed.ranks import Ranks
+
+FILE = "mlperf.log"
+TARGET = 0.759  # top-1 to reach
+IMAGES = 1_281_167, 50_000  # of ImageNet, to train on and to evaluate
+# What the closed division leaves a knob: training_rules.adoc v1.0 (mlcommons/training_policies), sections "Hyperparameters"
+# and "Quality measure", and the reference code (mlcommons/training, image_classification/tensorflow2).
+CLOSED: dict[str, tuple[Any, ...]] = {
+    "model.block": (Block.bottleneck,),
+    "model.depths": ([3, 4, 6, 3],),
+    "model.groups": (1,),
+    "model.width": (64,),
+    "model.filters": (64,),
+    "data.name": ("imagenet", "folder"),
+    "data.classes": (1000, 1001),
+    "data.image_size": (224,),
+    "data.train_size": (None, 224),
+    "data.mean": ([123.68, 116.78, 103.94],),
+    "data.std": ([1, 1, 1],),
+    "schedule.name": ("polynomial",),
+    "label_smoothing": (0, 0.1),
+    "mixup": (0,),
+    "ema.on": (False,),
+    "progressive.start_size": (None,),
+    "finetune.freeze": ("none",),
+    "finetune.lr_multipliers": (None, {}),
+    "init": (None,),
+    "eval": (True,),
+    "eval_every_epochs": (4,),
+    "stop_at_top1": (None, TARGET),
+}
+CROPS = {"data.min_area": (0.05,), "data.max_aspect": (4 / 3,), "data.eval_resize": (256,), "data.flip": (True,)}
+CURVE = {"schedule.power": (2,), "schedule.end_lr": (1e-4,)}
+LARS = {"optim.epsilon": (0,), "optim.trust_coefficient": (0.001,)}
+
+
+def outside(run: Run, train_images: int, eval_images: int) -> list[str]:
+    """What of a run the closed division does not allow, as `knob=value (what it may be)`."""
+    optim, schedule = run.optim, run.schedule
+    rules: dict[str, tuple[Any, ...]] = {**CLOSED, "optim.momentum": (0.9,)}
+    if isinstance(run.data, Records):
+        rules |= CROPS
+    if isinstance(schedule, Polynomial):
+        rules |= CURVE
+    if isinstance(optim, Lars):
+        rules |= LARS | ({"optim.momentum": (optim.momentum,)} if run.batch >= 32768 else {})
+    else:
+        rules |= {"optim.nesterov": (False,), "optim.lr": (round(optim.lr, 3),)}
+        rules["schedule.warmup_epochs"] = (round(schedule.warmup_epochs),)
+    doublings = round(math.log2(optim.weight_decay / 1e-4)) if optim.weight_decay else 0
+    rules["optim.weight_decay"] = (1e-4 * 2.0**doublings,)
+    found = []
+    for knob, allowed in rules.items():
+        value, *may = (getattr(one, "name", one) for one in (attrgetter(knob)(run), *allowed))
+        if value not in may:
+            found.append(f"{knob}={value} ({' or '.join(map(str, may))})")
+    if (train_images, eval_images) != IMAGES:
+        found.append(f"{train_images} training and {eval_images} evaluation images ({IMAGES[0]} and {IMAGES[1]})")
+    return found
+
+
+def hyperparameters(run: Run, plan: Plan) -> dict[str, Any]:
+    """The optimizer's keys of training_3.1.0/closed_resnet_lars.yaml or closed_resnet_sgd.yaml; lengths in epochs or steps."""
+    optim, schedule = run.optim, run.schedule
+    name = "lars" if isinstance(optim, Lars) else "sgd"
+    keys: dict[str, Any] = {
+        "opt_name": name,
+        f"{name}_opt_base_learning_rate": optim.lr,
+        f"{name}_opt_momentum": optim.momentum,
+        f"{name}_opt_weight_decay": optim.weight_decay,
+    }
+    if isinstance(optim, Lars):
+        keys["lars_epsilon"] = optim.epsilon
+        keys["lars_opt_learning_rate_warmup_epochs"] = schedule.warmup_epochs
+    else:
+        keys["opt_learning_rate_warmup_epochs"] = schedule.warmup_epochs
+    if isinstance(schedule, Horizon):
+        falling = (schedule.horizon_epochs or run.epochs) - schedule.warmup_epochs
+        keys[f"{name}_opt_learning_rate_decay_steps"] = round(falling * plan.steps_per_epoch)
+        keys[f"{name}_opt_end_learning_rate"] = schedule.end_lr
+    if isinstance(schedule, Polynomial):
+        keys[f"{name}_opt_learning_rate_decay_poly_power"] = schedule.power
+    return keys
+
+
+def now() -> int:
+    """The wall clock, in ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Log:
+    """Of one run; without `writer`, the class mllog.MLLogger, nothing happens at any call.
+
+    Epochs are counted from 1: after 35 of them the weights are those of epoch 35.
+    """
+
+    def __init__(self, run: Run, path: Path, platform: str = "", writer: Any = None) -> None:
+        self.run, self.path, self.platform, self.writer = run, path, platform, writer
+        self.opened = self.started = now()
+        self.best = 0.0
+        self.block: int | None = None  # first epoch of the one that is open
+        self.mllog: Any = None  # from begin() to end()
+
+    def begin(self, plan: Plan, done: int, train_images: int, eval_images: int) -> list[str]:
+        """The clock starts: call it before the first training image is read. Returns lines to tell the user."""
+        self.plan = plan
+        if self.writer is None:
+            return []
+        if done:
+            return [
+                f"mlperf=true: going on from step {done:,}, and MLPerf knows whole runs only; {FILE} stays as it is"
+            ]
+        logger = logging.Logger(str(self.path), logging.INFO)  # out of logging's tree: no other handler gets its lines
+        logger.addHandler(logging.FileHandler(self.path, "w"))
+        root = re.escape(str(Path(__file__).parents[1]))
+        self.mllog = self.writer(logger, default_stack_offset=2, root_dir=root)
+        found = outside(self.run, train_images, eval_images)
+        self.put("cache_clear", False, self.opened)  # this program clears none; docs/mlperf.md tells how to
+        self.put("submission_benchmark", "resnet", self.opened)
+        self.put("submission_org", "resnet-experiments", self.opened)
+        self.put("submission_platform", self.platform, self.opened)
+        self.put("submission_division", "open" if found else "closed", self.opened)
+        self.put("submission_status", "research", self.opened)
+        self.put("init_start", None, self.opened)
+        self.put("seed", self.run.seed)
+        self.put("global_batch_size", self.run.batch)
+        self.put("gradient_accumulation_steps", 1)
+        self.put("model_bn_span", self.run.local_batch)
+        self.put("train_samples", train_images)
+        self.put("eval_samples", eval_images)
+        for key, value in hyperparameters(self.run, plan).items():
+            self.put(key, value)
+        self.put("init_stop")
+        self.started = now()
+        self.put("run_start", None, self.started)
+        return [f"mlperf=true: in the open division, not the closed one: {'; '.join(found)}"] if found else []
+
+    def training(self, done: int) -> None:
+        """Training goes on after `done` updates; this opens MLPerf's block, which ends with an evaluation, if none is open."""
+        if self.block is None:
+            every, total = self.plan.eval_every, self.plan.total_steps
+            until = min(total, next_multiple(done, every)) if every else total
+            self.block = done // self.plan.steps_per_epoch + 1
+            self.put("block_start", first_epoch_num=self.block, epoch_count=self.epochs(until - done))
+
+    def evaluating(self, done: int) -> None:
+        """The weights after `done` updates are about to be evaluated."""
+        self.put("eval_start", epoch_num=self.epochs(done))
+
+    def evaluated(self, done: int, top1: float) -> None:
+        """They have been, with this top-1 in 0..1."""
+        self.put("eval_stop", epoch_num=self.epochs(done))
+        self.put("eval_accuracy", float(top1), epoch_num=self.epochs(done))
+        self.best = max(self.best, top1)
+        self.stop_block()
+
+    def end(self, finished: bool) -> float | None:
+        """The clock stops, at the first call; `finished`: all that was asked for is done. Returns minutes since begin()."""
+        if self.mllog is None:
+            return None
+        self.stop_block()
+        reached = finished and self.best >= (self.run.stop_at_top1 or TARGET)
+        stopped = now()
+        self.put("run_stop", None, stopped, status="success" if reached else "aborted")
+        for handler in self.mllog.logger.handlers:
+            handler.close()
+        self.mllog = None
+        return (stopped - self.started) / 60_000
+
+    def stop_block(self) -> None:
+        """End the block, if one is open."""
+        if self.block is not None:
+            self.put("block_stop", first_epoch_num=self.block)
+            self.block = None
+
+    def epochs(self, steps: int) -> float:
+        """So many steps in epochs; an int where they are whole."""
+        return self.plan.epoch(steps) if steps % self.plan.steps_per_epoch else steps // self.plan.steps_per_epoch
+
+    def put(self, key: str, value: Any = None, time_ms: int | None = None, **metadata: Any) -> None:
+        """One line, of now or of `time_ms`."""
+        if self.mllog:
+            kind = "start" if key.endswith("_start") else "end" if key.endswith("_stop") else "event"
+            getattr(self.mllog, kind)(key, value, metadata, time_ms=time_ms)
+
+
+def open_log(run: Run, out: Path, ranks: Ranks) -> Log:
+    """The log of a run, whose initialisation starts here. Raises UserError if mlperf=true and mlperf-logging is missing."""
+    if not run.mlperf or ranks.rank != 0:
+        return Log(run, out / FILE)
+    try:
+        from mlperf_logging.mllog.mllog import MLLogger  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UserError(f"mlperf=true: {error}; pip install mlperf-logging, or use mlperf=false") from None
+    return Log(run, out / FILE, f"{ranks.size} x {ranks.device}" if ranks.size > 1 else ranks.device, MLLogger)

@@ -1,0 +1,87 @@
+"""A network that has been trained, here or elsewhere, with the run that says how it is to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from resnet import UserError, files, rundir
+from resnet.config import compose
+from resnet.config.run import Run
+from resnet.data import source
+from resnet.distributed import device
+from resnet.distributed.ranks import Ranks
+from resnet.model import resnet, weights
+from resnet.training.state import batch_norm_class
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`names` are those of the network's outputs; None where nobody kept them."""
+
+    run: Run
+    network: Any
+    names: list[str] | None
+    notes: list[str]  # where the weights came from, for people
+
+
+def folder_of(path: Path) -> Path | None:
+    """The run's folder that `path` is, or that the checkpoint `path` lies in; None for what knows of no run."""
+    here = path.resolve()
+    places = (here, here.parent.parent) if (here / "commit.json").is_file() else (here,)
+    return next((place for place in places if (place / "config.yaml").is_file()), None)
+
+
+def alone(run: Run) -> Run:
+    """`run` on one rank, with the batches that each of its ranks had, and as many images to evaluate in all."""
+    cluster, steps = replace(run.cluster, ranks=1, hosts=[]), run.eval_steps
+    return replace(run, cluster=cluster, batch=run.local_batch, eval_steps=steps and steps * run.cluster.ranks)
+
+
+def load(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
+    """The network of a run's folder, of a checkpoint, a SavedModel or a weights file, with `words` over its settings.
+
+    A file tells neither its data nor how its images were prepared: data=imagenet, unless `words` say otherwise; its model is
+    found by its shapes. `policy` overrides the arithmetic of dtype=, with layers that any machine has. Raises UserError for
+    what does not fit together.
+    """
+    tensors = weights.read(path)
+    outputs = len(tensors[f"{resnet.HEAD}.bias"])
+    folder = folder_of(Path(path))
+    if folder:
+        run = compose.for_inference(list(words), alone(rundir.load(folder)))
+    else:
+        named = {word.partition("=")[0] for word in words}
+        found = weights.detect_model(tensors)
+        if "model" not in named and not found:
+            raise UserError(f"{path}: the weights of no network in conf/model; name it by model=")
+        brought = {"model": found} | ({} if "data" in named else {"data": "imagenet", "data.classes": outputs})
+        own = [f"{name}={value}" for name, value in brought.items() if name not in named]
+        run = compose.for_inference([*own, *words])
+    names = source.class_names(run.data)
+    classes = len(names) if names and run.data.classes == outputs else run.data.classes  # data.dir= may have moved
+    if classes != outputs:
+        raise UserError(
+            f"{path}: has {outputs} outputs, and data={run.data.name} has {classes} classes; choose the data it "
+            "was trained for, by data= and data.dir="
+        )
+    device.init(run.cluster, run.dtype)
+    with device.device_scope(run.cluster):
+        if policy:
+            network = resnet.build(run.model, outputs, policy)
+        else:  # to compute here with
+            norm = batch_norm_class(replace(run.cluster, sync_batch_norm=False), Ranks())
+            network = resnet.build(
+                run.model, outputs, run.dtype.policy.value, norm, device.uses_amx(run.cluster, run.dtype)
+            )
+    notes = weights.load_into(network, tensors, path)
+    return Trained(run, network, names or kept_names(folder, outputs), notes)
+
+
+def kept_names(folder: Path | None, outputs: int) -> list[str] | None:
+    """The names that training kept in a run's folder."""
+    path = folder / files.CLASSES if folder else None
+    names = files.read_classes(path.read_text(encoding="utf-8")) if path and path.is_file() else []
+    return names if len(names) == outputs else None

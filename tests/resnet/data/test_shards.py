@@ -1,0 +1,454 @@
+"""Shards against TensorFlow's own reader and writer; every kind of damage; the order of an epoch."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resnet import UserError
+from resnet.data import shards
+
+DATA = [b"first", b"", b"ends in zeros\0\0\0", bytes(range(256)) * 40, b"last"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Where indexes are kept: each test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def written(path, data=DATA):
+    """A shard, written by TensorFlow."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in data:
+            writer.write(record)
+    return str(path)
+
+
+def empty_set(folder, prefix, total, numbers=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(total) if numbers is None else numbers:
+        (folder / f"{prefix}-{number:05d}-of-{total:05d}").touch()
+
+
+def start_of(number, data=DATA):
+    """Byte at which a record's frame begins: 16 bytes go around every record before it."""
+    return sum(len(record) + 16 for record in data[:number])
+
+
+# --------------------------------------------------------------------------------------------------------------- records
+def test_a_shard_written_by_tensorflow_is_read_record_by_record(tmp_path):
+    path = written(tmp_path / "shard")
+    offsets, lengths = shards.scan(path)
+    assert lengths == [len(record) for record in DATA]
+    assert offsets == [start_of(number) + 12 for number in range(len(DATA))]
+    index = shards.index([path])
+    assert [shards.read(index, number) for number in (4, 0, 3, 1, 2)] == [DATA[n] for n in (4, 0, 3, 1, 2)]
+
+
+def test_framed_records_are_what_tensorflow_writes_and_reads(tmp_path):
+    theirs = written(tmp_path / "theirs")
+    ours = tmp_path / "ours"
+    ours.write_bytes(b"".join(shards.encode_record(record) for record in DATA))
+    assert ours.read_bytes() == Path(theirs).read_bytes()
+    assert [record.numpy() for record in tf.data.TFRecordDataset(str(ours))] == DATA
+
+
+def test_the_checksum_is_the_published_one():
+    """CRC-32C of "123456789" is e3069283; TFRecord rotates it by 15 bits and adds a constant."""
+    crc = 0xE3069283
+    assert shards.masked_crc(b"123456789") == (((crc >> 15) | (crc << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
+
+
+def test_an_index_numbers_the_records_of_all_files_in_order(tmp_path):
+    files = [written(tmp_path / f"shard-{n}", [b"%d-%d" % (n, i) for i in range(n + 1)]) for n in range(3)]
+    index = shards.index(files)
+    assert len(index) == 6
+    assert index.files == tuple(files)
+    assert list(index.file) == [0, 1, 1, 2, 2, 2]
+    assert [shards.read(index, n) for n in range(6)] == [b"0-0", b"1-0", b"1-1", b"2-0", b"2-1", b"2-2"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- damage
+def test_an_empty_shard_is_refused_by_name(tmp_path):
+    (tmp_path / "shard").touch()
+    with pytest.raises(UserError, match=r"shard: empty shard"):
+        shards.index([written(tmp_path / "good"), str(tmp_path / "shard")])
+
+
+@pytest.mark.parametrize("lost", [1, 3, 4, 7, 15, 16, 18])
+def test_a_truncated_shard_is_refused_by_name_and_byte(tmp_path, lost):
+    path = Path(written(tmp_path / "shard"))
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(UserError, match=rf"{path}: .*at byte {start_of(4)}\b"):
+        shards.scan(str(path))
+
+
+@pytest.mark.parametrize("byte", range(12))
+def test_a_flipped_byte_in_a_header_is_found_by_walking(tmp_path, byte):
+    path = Path(written(tmp_path / "shard"))
+    content = bytearray(path.read_bytes())
+    content[start_of(3) + byte] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path}: corrupt record header at byte {start_of(3)};"):
+        shards.index([str(path)])
+
+
+@pytest.mark.parametrize("byte", [12, 12 + 9999, 12 + 10240, 12 + 10243])
+def test_a_flipped_byte_in_a_record_is_found_by_reading_it(tmp_path, byte):
+    path = Path(written(tmp_path / "shard"))
+    content = bytearray(path.read_bytes())
+    content[start_of(3) + byte] ^= 0x01  # in the data, or in its checksum
+    path.write_bytes(content)
+    index = shards.index([str(path)])
+    assert shards.read(index, 2) == DATA[2]
+    assert shards.read(index, 4) == DATA[4]
+    with pytest.raises(UserError, match=rf"{path}: corrupt record at byte {start_of(3)};"):
+        shards.read(index, 3)
+
+
+def test_text_in_place_of_records_is_refused(tmp_path):
+    (tmp_path / "shard").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(UserError, match=r"shard: corrupt record header at byte 0;"):
+        shards.scan(str(tmp_path / "shard"))
+
+
+def test_a_shard_cut_or_gone_after_it_was_indexed_is_named(tmp_path):
+    path = Path(written(tmp_path / "shard"))
+    index = shards.index([str(path)])
+    path.write_bytes(path.read_bytes()[: start_of(4) + 2])
+    with pytest.raises(UserError, match=rf"{path}: .* at byte {start_of(4)};"):
+        shards.read(index, 4)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{path}: cannot be read at byte \d+ \(No such file"):
+        shards.read(index, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------- layouts
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("img_train/img_train", "img_val/img_val"), ("train/train", "validation/validation"), ("train", "validation")],
+)
+def test_each_established_layout_is_found(tmp_path, train, val):
+    for prefix, total in ((train, 3), (val, 2)):
+        empty_set((tmp_path / prefix).parent, Path(prefix).name, total)
+    (tmp_path / "README.md").touch()
+    wanted = [str(tmp_path / f"{train}-{n:05d}-of-00003") for n in range(3)]
+    wanted_val = [str(tmp_path / f"{val}-{n:05d}-of-00002") for n in range(2)]
+    assert shards.find(str(tmp_path), "make") == (wanted, wanted_val)
+    assert shards.find(f"{tmp_path}/", "make") == (wanted, wanted_val)
+
+
+def test_the_established_sizes_are_sorted_by_number(tmp_path):
+    empty_set(tmp_path / "train", "train", 1024)
+    empty_set(tmp_path / "validation", "validation", 128)
+    train, val = shards.find(str(tmp_path), "make")
+    assert (len(train), len(val)) == (1024, 128)
+    assert train[1000].endswith("train/train-01000-of-01024")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_no_shards_names_the_folder_the_patterns_and_the_command(tmp_path, exists):
+    folder = tmp_path / "data"
+    if exists:
+        folder.mkdir()
+        (folder / "n01440764.tar").touch()
+    with pytest.raises(UserError) as caught:
+        shards.find(str(folder), "python -m resnet.prepare source=imagenet")
+    message = str(caught.value)
+    for part in (
+        f"data.dir={folder}",
+        "img_train/img_train-*-of-*",
+        "img_val/img_val-*-of-*",
+        "train/train-*-of-*",
+        "validation/validation-*-of-*",
+        " train-*-of-*",
+        " validation-*-of-*",
+        "python -m resnet.prepare source=imagenet",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ("img_train/img_train", "img_val/img_val"),
+        ("img_val/img_val", "img_train/img_train"),
+        ("train/train", "validation/validation"),
+        ("validation", "train"),
+    ],
+)
+def test_half_a_layout_names_what_is_missing_and_the_command(tmp_path, there, missing):
+    empty_set((tmp_path / there).parent, Path(there).name, 2)
+    with pytest.raises(UserError) as caught:
+        shards.find(str(tmp_path), "make it")
+    assert f"has {there}-*-of-*" in str(caught.value)
+    assert f"no {missing}-*-of-*" in str(caught.value)
+    assert "make it" in str(caught.value)
+
+
+def test_a_whole_layout_is_found_beside_half_of_another(tmp_path):
+    empty_set(tmp_path / "img_train", "img_train", 2)
+    empty_set(tmp_path / "train", "train", 2)
+    empty_set(tmp_path / "validation", "validation", 2)
+    train, val = shards.find(str(tmp_path), "make")
+    assert {Path(path).parent.name for path in train + val} == {"train", "validation"}
+
+
+@pytest.mark.parametrize(("lost", "first"), [([0], 0), ([7, 5], 5), ([15], 15)])
+@pytest.mark.parametrize("half", ["train", "validation"])
+def test_missing_shards_are_counted_and_the_first_is_named(tmp_path, half, lost, first):
+    for name in ("train", "validation"):
+        numbers = set(range(16)) - set(lost if name == half else [])
+        empty_set(tmp_path / name, name, 16, numbers)
+    with pytest.raises(UserError, match=rf"/{half}: {len(lost)} of 16 shards are missing, first {first:05d}-of-00016"):
+        shards.find(str(tmp_path), "make")
+
+
+@pytest.mark.parametrize("other", ["train-00000-of-00004", "train-00001-of-00002.partial", "train-00000-of-0002"])
+def test_shards_of_two_sets_in_one_folder_are_refused(tmp_path, other):
+    empty_set(tmp_path / "train", "train", 2)
+    empty_set(tmp_path / "validation", "validation", 2)
+    (tmp_path / "train" / other).touch()
+    with pytest.raises(UserError, match=rf"/train: shards of 2 sets lie here .*-of-{other.rpartition('-')[2]}\b"):
+        shards.find(str(tmp_path), "make")
+
+
+def test_names_that_number_nothing_are_refused_and_no_crash(tmp_path):
+    empty_set(tmp_path / "validation", "validation", 2)
+    (tmp_path / "train").mkdir()
+    for name in ("train-0-of-x", "train-copy-of-00001", "train-00002-of-00002", "train-00000-of-00000"):
+        (tmp_path / "train" / name).touch()
+        with pytest.raises(UserError, match=f"{tmp_path}/train"):
+            shards.find(str(tmp_path), "make")
+        (tmp_path / "train" / name).unlink()
+
+
+def test_a_copy_beside_the_shards_is_named(tmp_path):
+    empty_set(tmp_path / "validation", "validation", 2)
+    empty_set(tmp_path / "train", "train", 2)
+    (tmp_path / "train" / "train-copy-of-00002").touch()
+    with pytest.raises(UserError, match=r"train/train-copy-of-00002: is none of the shards 0 to 1"):
+        shards.find(str(tmp_path), "make")
+
+
+def test_a_folder_that_must_not_be_read_is_told_apart_from_an_empty_one(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", refuse)  # root may read anything
+    with pytest.raises(UserError, match=rf"data.dir={tmp_path}: cannot be listed \(.*Permission denied"):
+        shards.find(str(tmp_path), "make")
+
+
+def test_a_shard_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "shard").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=rf"{tmp_path}/shard: cannot be read at byte 0 \(No such file"):
+        shards.index([str(tmp_path / "shard")])
+    with pytest.raises(UserError, match=rf"{tmp_path}: cannot be read at byte 0 \(Is a directory"):
+        shards.index([str(tmp_path)])
+
+
+# ------------------------------------------------------------------------------------------------------------ index cache
+@pytest.fixture
+def walks(monkeypatch):
+    """Paths that were walked, in any order."""
+    walked, walk = [], shards.scan
+
+    def counting(path):
+        walked.append(path)
+        return walk(path)
+
+    monkeypatch.setattr(shards, "scan", counting)
+    return walked
+
+
+def same(one, other):
+    return one.files == other.files and all(
+        np.array_equal(getattr(one, part), getattr(other, part)) for part in ("file", "offset", "length")
+    )
+
+
+def test_an_index_is_made_once_and_then_read_from_the_cache(tmp_path, walks):
+    files = [written(tmp_path / f"shard-{n}", DATA[: n + 1]) for n in range(3)]
+    first = shards.index(files)
+    assert sorted(walks) == files
+    assert same(shards.index(files), first)
+    assert len(walks) == 3
+    assert shards.read(shards.index(files), 5) == DATA[2]
+
+
+@pytest.mark.parametrize("change", ["longer", "other records in as many bytes", "touched"])
+def test_a_changed_shard_is_walked_again(tmp_path, walks, change):
+    path = tmp_path / "shard"
+    shards.index([written(path)])
+    before = path.stat()
+    if change == "longer":
+        written(path, [*DATA, b"one more"])
+    elif change == "other records in as many bytes":
+        written(path, [DATA[0] + DATA[1] + bytes(16), *DATA[2:]])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (change != "longer")))
+    index = shards.index([str(path)])
+    assert len(walks) == 2
+    read = [shards.read(index, number) for number in range(len(index))]
+    assert read == [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+
+
+def test_other_files_have_other_indexes(tmp_path, walks):
+    one, other = written(tmp_path / "a" / "shard"), written(tmp_path / "b" / "shard", DATA[:2])
+    assert (len(shards.index([one])), len(shards.index([other])), len(shards.index([other, one]))) == (5, 2, 7)
+    assert len(walks) == 4
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "emptied", "flipped"])
+def test_a_damaged_cache_is_as_good_as_none(tmp_path, cache, walks, damage):
+    path = written(tmp_path / "shard")
+    first = shards.index([path])
+    (kept,) = cache.rglob("*.npz")
+    content = kept.read_bytes()
+    if damage == "emptied":
+        np.savez(kept, shard=np.zeros(0))
+    else:
+        middle = len(content) // 2
+        kept.write_bytes(
+            {
+                "empty": b"",
+                "text": b"no archive",
+                "cut": content[:middle],
+                "flipped": content[:80] + bytes([content[80] ^ 1]) + content[81:],
+            }[damage]
+        )
+    assert same(shards.index([path]), first)
+    assert len(walks) == 2
+    assert same(shards.index([path]), first)  # it was mended
+    assert len(walks) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path, cache, walks):
+    cache.write_text("a file where the folder would be")
+    path = written(tmp_path / "shard")
+    assert len(shards.index([path])) == len(shards.index([path])) == 5
+    assert len(walks) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- remote
+def test_what_lies_behind_a_url_is_found_indexed_and_read(tmp_path, walks):
+    """file:// goes through tf.io.gfile, as gs:// and s3:// do."""
+    for name in ("train", "validation"):
+        for number in range(2):
+            written(tmp_path / "data" / f"{name}-{number:05d}-of-00002")
+    train, val = shards.find(f"file://{tmp_path}/data", "make")
+    assert train == [f"file://{tmp_path}/data/train-0000{n}-of-00002" for n in range(2)]
+    index = shards.index(train)
+    assert [shards.read(index, n) for n in range(10)] == DATA * 2
+    assert same(shards.index(train), index)
+    assert len(walks) == 2
+    assert len(shards.index(val)) == 10
+
+
+def test_nothing_behind_a_url_is_told_like_nothing_in_a_folder(tmp_path):
+    with pytest.raises(UserError, match=rf"data.dir=file://{tmp_path}/none: no shards here; tried .*make"):
+        shards.find(f"file://{tmp_path}/none", "make")
+
+
+def test_a_url_of_no_known_kind_is_told_apart_from_an_empty_folder():
+    with pytest.raises(UserError, match=r"data.dir=nosuch://bucket: cannot be listed \("):
+        shards.find("nosuch://bucket", "make")
+
+
+def test_damage_behind_a_url_is_named(tmp_path):
+    path = Path(written(tmp_path / "shard"))
+    url = f"file://{path}"
+    index = shards.index([url])
+    content = bytearray(path.read_bytes())
+    content[start_of(3) + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{url}: corrupt record at byte {start_of(3)};"):
+        shards.read(index, 3)
+    path.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{url}: .* at byte {start_of(4)};"):
+        shards.read(index, 4)
+    with pytest.raises(UserError, match=rf"{url}: truncated in the record at byte {start_of(4)}:"):
+        shards.scan(url)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{url}: cannot be read at byte "):
+        shards.read(index, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------- order
+def philox(seed, epoch, count):
+    """Philox4x64-10 (Salmon et al., SC 2011), counter from 1 as in NumPy: `count` numbers of 64 bits."""
+    mask, numbers = 2**64 - 1, []
+    for block in range(1, -(-count // 4) + 1):
+        x, key = [block, 0, 0, 0], [seed, epoch]
+        for _ in range(10):
+            left, right = 0xD2E7470EE14C6C93 * x[0], 0xCA5A826395121157 * x[2]
+            x = [(right >> 64) ^ x[1] ^ key[0], right & mask, (left >> 64) ^ x[3] ^ key[1], left & mask]
+            key = [(key[0] + 0x9E3779B97F4A7C15) & mask, (key[1] + 0xBB67AE8584CAA73B) & mask]
+        numbers += x
+    return numbers[:count]
+
+
+@pytest.mark.parametrize(("seed", "epoch", "count"), [(1, 0, 10), (1, 1, 10), (0, 0, 37), (2**31 - 1, 249, 100)])
+def test_the_order_is_that_of_philox_whatever_the_machine(seed, epoch, count):
+    numbers = philox(seed, epoch, count)
+    assert list(shards.permutation(seed, epoch, count)) == sorted(range(count), key=numbers.__getitem__)
+
+
+def test_the_order_never_changes_between_releases():
+    """Or a run begun before would go on with images it has seen."""
+    assert list(shards.permutation(1, 0, 10)) == [3, 5, 2, 9, 7, 0, 8, 6, 1, 4]
+    assert list(shards.permutation(1, 1, 10)) == [0, 6, 5, 3, 4, 9, 7, 8, 2, 1]
+
+
+def test_every_epoch_and_seed_has_its_own_permutation():
+    orders = {(seed, epoch): shards.permutation(seed, epoch, 500) for seed in range(3) for epoch in range(3)}
+    for order in orders.values():
+        np.testing.assert_array_equal(np.sort(order), np.arange(500))
+    assert len({order.tobytes() for order in orders.values()}) == 9
+    np.random.seed(7)
+    np.random.random(3)
+    np.testing.assert_array_equal(shards.permutation(2, 1, 500), orders[2, 1])
+
+
+def test_an_order_is_not_the_epoch_before_shifted_or_sorted():
+    """Over 200 epochs an image's mean place is the middle, and neighbours are strangers."""
+    orders = np.array([shards.permutation(3, epoch, 50) for epoch in range(200)])
+    deviation = np.sqrt((50**2 - 1) / 12 / 200)
+    assert np.abs(np.argsort(orders, axis=1).mean(0) - 24.5).max() < 5 * deviation
+    assert abs(np.mean(np.abs(np.diff(orders, axis=1)) == 1) - 2 / 50) < 0.01
+
+
+# ----------------------------------------------------------------------------------------------------------------- share
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_ranks_share_an_epoch_and_each_step_is_the_same_images(ranks):
+    count, batch = 1003, 48
+    shares = [shards.positions_of_rank(count, batch, rank, ranks).reshape(-1, batch // ranks) for rank in range(ranks)]
+    together = np.concatenate(shares, axis=1)
+    np.testing.assert_array_equal(together, np.arange(20 * 48).reshape(20, 48))  # 43 of 1003 make no batch
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("skip", [0, 1, 19, 20])
+def test_skipping_steps_leaves_the_rest_of_the_share(ranks, skip):
+    for rank in range(ranks):
+        whole = shards.positions_of_rank(1003, 48, rank, ranks)
+        np.testing.assert_array_equal(
+            shards.positions_of_rank(1003, 48, rank, ranks, skip), whole[skip * 48 // ranks :]
+        )
+
+
+def test_an_epoch_of_one_batch_and_a_batch_of_one_image():
+    np.testing.assert_array_equal(shards.positions_of_rank(10, 10, 0, 1), np.arange(10))
+    np.testing.assert_array_equal(shards.positions_of_rank(5, 1, 0, 1, 3), [3, 4])
+    assert len(shards.positions_of_rank(9, 10, 0, 1)) == 0
+
+
+def test_lengths_are_little_endian():
+    assert shards.encode_record(b"abc")[:8] == struct.pack("<Q", 3) == b"\3\0\0\0\0\0\0\0"

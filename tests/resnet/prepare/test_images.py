@@ -1,0 +1,217 @@
+"""One image file to RGB JPEG: told by content, converted once, or not at all; damage is told as such."""
+
+import contextlib
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet.prepare import images
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def close(one, other, tolerance=6.0):
+    """Whether two pictures are the same but for what a JPEG costs."""
+    return one.shape == other.shape and np.abs(one - other).mean() < tolerance
+
+
+@pytest.fixture(scope="module")
+def picture(photo):
+    return photo(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- as it is
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": 0},
+        {"quality": 30},
+        {"optimize": True},
+        {"restart_marker_blocks": 2},
+        {"comment": b"hello"},
+        {"icc_profile": b"profile"},
+    ],
+    ids=str,
+)
+def test_an_upright_rgb_jpeg_is_kept_byte_for_byte(picture, encoded, options):
+    data = encoded(picture, **options)
+    assert images.convert(data) == images.Picture(data, 48, 64, "JPEG")
+
+
+def test_so_is_one_whose_exif_says_upright_or_nonsense(picture, encoded, rotated):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    for odd in (rotated(1), rotated(9), exif, b"Exif\x00\x00MM\x00*\xff\xff\xff\xff", b"Exif\x00\x00garbage"):
+        data = encoded(picture, exif=odd)
+        assert images.convert(data).encoded == data
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_is_a_jpeg(picture, encoded):
+    data = encoded(picture, "MPO", save_all=True, append_images=[picture])
+    assert images.convert(data) == images.Picture(data, 48, 64, "JPEG")
+
+
+# --------------------------------------------------------------------------------------------------------------- converted
+def sixteen_bits(_picture):
+    return Image.fromarray((np.arange(48 * 64).reshape(48, 64) * 21).astype(np.uint16))
+
+
+KINDS = {
+    "JPEG CMYK": (lambda p: p.convert("CMYK"), "JPEG", {}),
+    "JPEG grey": (lambda p: p.convert("L"), "JPEG", {}),
+    "PNG": (lambda p: p, "PNG", {}),
+    "PNG grey": (lambda p: p.convert("L"), "PNG", {}),
+    "PNG grey 16-bit": (sixteen_bits, "PNG", {}),
+    "PNG palette": (lambda p: p.quantize(16), "PNG", {}),
+    "PNG alpha": (lambda p: p.convert("RGBA"), "PNG", {}),
+    "PNG grey alpha": (lambda p: p.convert("LA"), "PNG", {}),
+    "PNG palette alpha": (lambda p: p.quantize(16), "PNG", {"transparency": 3}),
+    "WEBP": (lambda p: p, "WEBP", {"quality": 95}),
+    "BMP": (lambda p: p, "BMP", {}),
+    "GIF": (lambda p: p.quantize(64), "GIF", {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_rgb_jpeg_is_converted_and_named(picture, encoded, kind):
+    made, form, options = KINDS[kind]
+    found = images.convert(encoded(made(picture), form, **options))
+    with Image.open(io.BytesIO(found.encoded)) as image:
+        assert (found.kind, image.format, image.mode, image.size) == (kind, "JPEG", "RGB", (64, 48))
+    assert (found.height, found.width) == (48, 64)
+    if "alpha" not in kind:
+        wanted = pixels(encoded(made(picture), form, **options)) if "16" not in kind else None
+        assert wanted is None or close(pixels(found.encoded), wanted)
+    assert images.convert(found.encoded).kind == "JPEG"  # once, and for all
+
+
+def test_sixteen_bits_lose_the_lower_eight(encoded):
+    deep = sixteen_bits(None)
+    found = images.convert(encoded(deep, "PNG"))
+    wanted = np.repeat((np.asarray(deep) >> 8)[..., None], 3, 2).astype(int)
+    assert close(pixels(found.encoded), wanted)
+
+
+def test_what_is_transparent_lies_on_white(encoded):
+    clear = Image.new("RGBA", (64, 48), (255, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 32, 48))
+    for form in ("PNG", "WEBP"):
+        options = {"lossless": True, "exact": True} if form == "WEBP" else {}
+        found = pixels(images.convert(encoded(clear, form, **options)).encoded)
+        assert np.abs(found[:, 40:] - 255).max() < 12
+        assert np.abs(found[:, :24] - (0, 0, 255)).max() < 12
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_exif_rotation_is_undone(picture, encoded, rotated, form, turn):
+    from PIL import ImageOps
+
+    data = encoded(picture, form, exif=rotated(turn))
+    found = images.convert(data)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")).astype(int)
+    assert found.kind == f"{form} rotated"
+    assert (found.height, found.width) == upright.shape[:2] == ((64, 48) if turn >= 5 else (48, 64))
+    assert close(pixels(found.encoded), upright)
+    assert "exif" not in Image.open(io.BytesIO(found.encoded)).info
+
+
+def test_the_quality_is_what_was_asked_for(picture, encoded):
+    data = encoded(picture, "PNG")
+    sizes = [len(images.convert(data, quality=quality).encoded) for quality in (30, 75, 95)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == 3
+    assert images.convert(data).encoded == images.convert(data, quality=95).encoded
+
+
+# ----------------------------------------------------------------------------------------------------------------- resized
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((640, 480), (341, 256)), ((300, 900), (256, 768)), ((257, 257), (256, 256))]
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_the_short_side_becomes_what_was_asked(photo, encoded, size, wanted, form):
+    found = images.convert(encoded(photo(3, *size), form), resize=256, quality=90)
+    assert Image.open(io.BytesIO(found.encoded)).size == (found.width, found.height) == wanted
+    assert (found.kind, found.resized) == (form, True)
+    smooth = np.asarray(photo(3, *size).resize(wanted, Image.Resampling.BICUBIC)).astype(int)
+    assert close(pixels(found.encoded), smooth)
+
+
+def test_nothing_is_enlarged_and_what_is_small_keeps_its_bytes(picture, encoded):
+    data = encoded(picture)
+    assert images.convert(data, resize=48) == images.convert(data, resize=300) == images.convert(data)
+    assert images.convert(encoded(picture, "PNG"), resize=300) == images.convert(encoded(picture, "PNG"))
+
+
+def test_a_camera_held_upright_is_turned_and_resized(photo, encoded, rotated):
+    found = images.convert(encoded(photo(1, 800, 400), exif=rotated(6)), resize=100)
+    assert (found.width, found.height, found.kind) == (100, 200, "JPEG rotated")
+
+
+# ------------------------------------------------------------------------------------------------------------------ broken
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.98])
+@pytest.mark.parametrize("resize", [None, 16])
+def test_a_truncated_image_is_broken(picture, encoded, form, share, resize):
+    data = encoded(picture, form)
+    with pytest.raises(images.Broken):
+        images.convert(data[: int(len(data) * share)], resize)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff", b"%PDF-1.4", b"<html>", bytes(1000)])
+def test_what_is_no_image_is_broken(data):
+    with pytest.raises(images.Broken, match=r"^[^\n]+$"):
+        images.convert(data)
+
+
+def test_formats_that_nobody_named_are_not_even_tried(picture, encoded):
+    for form in ("TIFF", "PPM", "ICO", "TGA"):
+        with pytest.raises(images.Broken, match="not a JPEG, PNG, WebP, BMP or GIF image"):
+            images.convert(encoded(picture, form))
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (10_000, 9_000)])
+def test_a_bomb_is_not_decoded(encoded, width, height):
+    data = encoded(Image.new("1", (8, 8)), "PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    with pytest.raises(images.Broken, match="pixels"):
+        images.convert(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+
+
+def test_a_ribbon_is_refused(encoded):
+    with pytest.raises(images.Broken, match="1000 x 9 pixels; one side is more than 100 times the other"):
+        images.convert(encoded(Image.new("RGB", (1000, 9)), "PNG"))
+    assert images.convert(encoded(Image.new("RGB", (900, 9)), "PNG")).width == 900
+
+
+def test_damage_is_told_as_broken_and_tensorflow_can_read_what_is_not(picture, encoded):
+    import tensorflow as tf
+
+    draw, kept = random.Random(0), 0
+    for base in (encoded(picture), encoded(picture, progressive=True)):
+        for _ in range(150):
+            data = bytearray(base)
+            for _ in range(draw.randrange(1, 4)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            with contextlib.suppress(images.Broken):
+                found = images.convert(bytes(data))
+                assert tf.io.decode_jpeg(found.encoded, channels=3).shape == (found.height, found.width, 3)
+                kept += 1
+    assert kept > 50
+
+
+def test_the_frame_header_is_found(picture, encoded):
+    assert images.frame_marker(encoded(picture)) == 0xC0
+    assert images.frame_marker(encoded(picture, progressive=True, exif=b"Exif\x00\x00" + bytes(3000))) == 0xC2
+    assert images.frame_marker(encoded(picture)[:20]) == 0
+    filled = encoded(picture)
+    assert images.frame_marker(filled[:2] + b"\xff\xff" + filled[2:]) == 0xC0

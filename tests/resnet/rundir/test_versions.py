@@ -1,0 +1,106 @@
+"""Runs of earlier releases, kept in tests/fixtures/runs/<version>, and runs of a release to come."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resnet import UserError, __version__, evaluate, rundir
+from resnet.config import fingerprint
+from resnet.model import weights
+from resnet.report import __main__ as report
+from resnet.rundir import result, stamp
+from resnet.training import checkpoint
+from resnet.training.loop import train
+
+RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
+RELEASES = sorted(folder.name for folder in RUNS.iterdir())
+
+
+@pytest.fixture(params=RELEASES)
+def old(request, tmp_path):
+    """A copy of the folder that this release left: 16 of 32 steps."""
+    return Path(shutil.copytree(RUNS / request.param, tmp_path / request.param))
+
+
+def commit_of(out):
+    return json.loads((checkpoint.list_checkpoints(out)[-1].path / "commit.json").read_text())
+
+
+def test_a_folder_says_what_wrote_it(old):
+    assert stamp.of_text((old / "config.yaml").read_text()) == {"schema": 1, "resnet": old.name}
+    assert result.read(old)["resnet"] == commit_of(old)["resnet"] == old.name
+
+
+def test_its_result_still_counts_as_the_result_of_that_run(old):
+    assert fingerprint.fingerprint(rundir.load(old)) == result.read(old)["fingerprint"]
+
+
+def test_its_weights_are_evaluated_as_they_were(old, tmp_path):
+    found = evaluate.evaluate(str(old), [], tmp_path / "evaluation")
+    kept = result.read(old)
+    assert (found["top1"], found["top5"]) == (kept["eval/top1"], kept["eval/top5"])
+    assert found["loss"] == pytest.approx(kept["eval/loss"], rel=1e-3)
+
+
+def test_it_goes_on_where_it_stopped(old, capsys):
+    run = rundir.load(old)
+    rundir.check_folder(run, old)
+    run.steps, run.out = 20, str(old)
+    made = train(run, old)
+    assert made["steps"] == 20 and made["best/top1"] >= result.read(RUNS / old.name)["best/top1"]
+    assert "going on from step 16," in capsys.readouterr().out
+    assert made["final/minutes"] > result.read(RUNS / old.name)["final/minutes"]
+    assert commit_of(old)["resnet"] == made["resnet"] == __version__
+    assert (old / "config.yaml").read_text().startswith(f"# resnet {__version__}, schema {stamp.SCHEMA}\n")
+
+
+def test_it_is_in_the_report(old, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        report.go([str(old)])
+    text = said.getvalue() + "".join(path.read_text() for path in tmp_path.glob("report/*.csv"))
+    assert old.name in text and "tiny" in text
+
+
+# ------------------------------------------------------------------------------------------------------- releases to come
+def test_a_knob_that_came_later_has_its_default_and_makes_no_other_run(old):
+    """The folder of a release that knew none of these."""
+    path = old / "config.yaml"
+    run, mark = rundir.load(old), fingerprint.fingerprint(rundir.load(old))
+    saved = yaml.safe_load(path.read_text())
+    for knob in ("on_nan", "ema", "finetune", "lr_find", "mixup", "steps_per_loop"):
+        del saved[knob]
+    del saved["optim"]["nesterov"], saved["cluster"]["threads"], saved["dtype"]["jit"]
+    path.write_text(yaml.safe_dump(saved))
+    assert rundir.load(old) == run and fingerprint.fingerprint(rundir.load(old)) == mark
+    rundir.check_folder(run, old)
+
+
+def test_a_folder_without_a_stamp_is_read(old):
+    path = old / "config.yaml"
+    path.write_text(path.read_text().partition("\n")[2])
+    assert rundir.load(old).model.name == "tiny"
+
+
+def test_a_newer_config_is_refused_with_the_version_that_wrote_it(old):
+    path = old / "config.yaml"
+    path.write_text(re.sub("^#.*", "# resnet 9.1, schema 7", path.read_text()))
+    with pytest.raises(UserError) as caught:
+        rundir.load(old)
+    assert str(caught.value).startswith(f"{path}: written by resnet 9.1 (schema 7), and this is resnet {__version__} ")
+
+
+@pytest.mark.parametrize("schema", [7, "x", None])
+def test_a_newer_checkpoint_is_refused_and_not_taken_for_a_damaged_one(old, schema):
+    path = checkpoint.list_checkpoints(old)[-1].path / "commit.json"
+    path.write_text(checkpoint.commit_text({**commit_of(old), "schema": schema, "resnet": "9.1"}))
+    for read in (lambda: train(rundir.load(old), old), lambda: weights.read(str(old))):
+        with pytest.raises(UserError, match=rf"{re.escape(str(path))}: written by resnet 9.1 \(schema {schema}\)"):
+            read()
+    assert path.exists()

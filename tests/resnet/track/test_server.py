@@ -1,0 +1,201 @@
+"""A real MLflow server with its artifact proxy, killed while a run goes on and started again; and what `sync` sends later."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from resnet import UserError, rundir
+from resnet.config import fingerprint
+from resnet.track import store
+from resnet.track import tracker as track
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Server:
+    """`mlflow server` on 127.0.0.1."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        words = [
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination",
+            str(self.folder / "kept"),
+        ]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            [sys.executable, *words],
+            stdout=quiet,
+            stderr=quiet,
+            start_new_session=True,
+            env=environment,
+            cwd=self.folder,
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server does not answer")
+
+    def kill(self):
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("server"))
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture(scope="module")
+def made(server, tmp_path_factory, run_at):
+    """`made("name")`: a tracker of a run in a folder of that name."""
+
+    def make(name):
+        out = tmp_path_factory.mktemp(name)
+        run = run_at(out, "track=server", f"track.uri={server.uri}", "model=tiny", "data=digits", f"out={out}")
+        rundir.claim(run, out)
+        return track.Tracker(out, run.track, fingerprint.flat(run), {"recipe": "none"})
+
+    return make
+
+
+def told(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return sorted(
+        (name, line["step"], line["time_ms"], value)
+        for line in lines
+        for name, value in line.items()
+        if name.startswith("train/")
+    )
+
+
+def known(client, run_id):
+    found = [
+        client.get_metric_history(run_id, name)
+        for name in client.get_run(run_id).data.metrics
+        if name.startswith("train/")
+    ]
+    return sorted((point.key, point.step, point.timestamp, point.value) for points in found for point in points)
+
+
+def until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert true()
+
+
+def test_a_server_killed_halfway_loses_nothing_and_stops_nothing(server, made):
+    tracker = made("killed")
+    for step in range(300):
+        tracker.log(step, {"train/loss": 1 / (step + 1)})
+    until(lambda: tracker.run_id and store.read_state(tracker.out, server.uri).sent)
+    server.kill()
+    began = time.monotonic()
+    for step in range(300, 600):
+        tracker.log(step, {"train/loss": 1 / (step + 1)})
+    assert time.monotonic() - began < 2  # 300 lines of a file
+    time.sleep(1)
+    server.start()
+    for step in range(600, 900):
+        tracker.log(step, {"train/loss": 1 / (step + 1)})
+    assert tracker.close("FINISHED") is None
+    client = store.connect(server.uri)
+    assert len(told(tracker.out)) == 900
+    assert known(client, tracker.run_id) == told(tracker.out)
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
+
+
+def test_what_a_dead_server_missed_is_sent_by_sync_and_once(server, made):
+    tracker = made("synced")
+    tracker.log(1, {"train/loss": 2.0})
+    until(lambda: tracker.run_id and store.read_state(tracker.out, server.uri).sent)
+    server.kill()
+    for step in range(2, 50):
+        tracker.log(step, {"train/loss": 1.0})
+    (tracker.out / "result.json").write_text("{}")
+    trouble = tracker.close("FINISHED")
+    assert f"python -m resnet.track sync {tracker.out} sends the rest" in trouble
+    server.start()
+    for _ in range(2):
+        assert track.sync(tracker.out) == tracker.run_id
+    client = store.connect(server.uri)
+    assert known(client, tracker.run_id) == told(tracker.out) and len(told(tracker.out)) == 49
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert {file.path for file in client.list_artifacts(tracker.run_id)} == {"config.yaml", "result.json"}
+
+
+def test_a_run_goes_to_another_store_whole(made, tmp_path):
+    tracker = made("moved")
+    for step in range(20):
+        tracker.log(step, {"train/loss": float(step)})
+    assert tracker.close("FAILED") is None
+    before = (tracker.out / "metrics.jsonl").read_bytes() + b'{"step": 7, "time'  # a line that a kill tore
+    (tracker.out / "metrics.jsonl").write_bytes(before)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = track.sync(tracker.out, uri)
+    client = store.connect(uri)
+    assert known(client, run_id) == sorted((*point[:3], point[3]) for point in told_whole(tracker.out))
+    assert client.get_run(run_id).data.params["model.name"] == "tiny"
+    assert (tracker.out / "metrics.jsonl").read_bytes() == before + b"\n"
+    assert track.sync(tracker.out, uri) == run_id and track.sync(tracker.out) == tracker.run_id
+
+
+def told_whole(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    return sorted(
+        (n, line["step"], line["time_ms"], v) for line in lines for n, v in line.items() if n.startswith("train/")
+    )
+
+
+def test_the_command_tells_what_it_cannot_send(tmp_path, run_of, monkeypatch, capsys):
+    def said(*words):
+        monkeypatch.setattr(sys, "argv", ["resnet.track", *words])
+        status = track.main()
+        return status, "".join(capsys.readouterr())
+
+    done = subprocess.run([sys.executable, "-m", "resnet.track", "--help"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == said("--help")
+    assert done.returncode == 0 and "resnet.track sync RUN" in done.stdout
+    assert said("send", "x") == (1, "error: resnet.track send x: say sync and a run's folder; --help tells more\n")
+    code, text = said("sync", str(tmp_path / "nothing"))
+    assert code == 1 and text.startswith("error:") and text.count("\n") == 1
+    run = run_of("model=tiny", "data=digits", "track=off", f"out={tmp_path / 'run'}")
+    rundir.claim(run, tmp_path / "run")
+    with pytest.raises(UserError, match="track=off; name a store by uri="):
+        track.sync(tmp_path / "run")

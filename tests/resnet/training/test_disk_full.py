@@ -1,0 +1,201 @@
+"""A disk that is full while a checkpoint, the log, the index or the configuration is written: a real one, of a megabyte or two.
+
+What prepare does then: tests/resnet/preparation/test_prepare_again.py.
+"""
+
+import errno
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from resnet import UserError, rundir
+from resnet.data import shards
+from resnet.rundir import metrics, result
+from resnet.training import checkpoint
+from resnet.training.loop import train
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+PAGE = 4096  # a tmpfs gives out whole ones
+
+
+@dataclass
+class Disk:
+    """A file system, and a file that takes its room away."""
+
+    path: Path
+
+    @property
+    def ballast(self):
+        return self.path / "ballast"
+
+    def fill(self, room=0):
+        """Leave so many bytes."""
+        status = os.statvfs(self.path)
+        size = status.f_bavail * status.f_frsize - room
+        with self.ballast.open("ab") as file:
+            os.posix_fallocate(file.fileno(), file.tell(), size)
+
+    def free(self):
+        self.ballast.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "a disk"
+    path.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("no mount here")
+    yield Disk(path)
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@dataclass
+class State:
+    """What the loop keeps."""
+
+    seconds: float = 0.0
+
+
+def test_a_checkpoint_is_whole_or_not_there_whatever_room_there_is(disk, capfd):
+    weights = tf.train.Checkpoint(network=tf.Variable(tf.range(5000.0)))
+    first = checkpoint.save(disk.path, weights, 1, None, State(), 3)
+    written = 0
+    for pages in range(16):
+        weights.network.assign(tf.range(5000.0) + pages)
+        disk.fill(pages * PAGE)
+        told = None
+        try:
+            saved = checkpoint.save(disk.path, weights, 2, None, State(), 3)
+        except UserError as error:
+            told = str(error)
+        if told is None:
+            assert checkpoint.verify(saved) is None
+            written += 1
+        else:
+            assert "the checkpoint could not be written (No space left on device)" in told and "make room" in told
+        assert checkpoint.verify(first) is None
+        disk.free()
+        newest, notes = checkpoint.restore(disk.path, weights)
+        assert newest.step in (1, 2) and not notes
+        assert weights.network.numpy()[0] == (pages if newest.step == 2 else 0)
+        for path in (disk.path / checkpoint.FOLDER).iterdir():
+            assert path.name.startswith("step-"), "nothing half written stays"
+            if path != first.path:
+                checkpoint.shutil.rmtree(path)
+    assert 0 < written < 16
+    capfd.readouterr()  # TensorFlow's own warnings
+
+
+@pytest.mark.usefixtures("small_network")
+def test_a_run_says_so_and_the_same_command_goes_on_when_there_is_room(disk, run_at, monkeypatch, capfd):
+    words = (
+        "model=tiny",
+        "data=digits",
+        "batch=96",
+        "steps=10",
+        "save_every_steps=2",
+        "log_every_steps=1",
+        "eval=false",
+        "track=off",
+        f"out={disk.path / 'run'}",
+    )
+    run, put, log = (
+        run_at(disk.path.parent, *words),
+        checkpoint.CheckpointWriter.put,
+        Path(disk.path, "run", "metrics.jsonl"),
+    )
+
+    def crammed(writer, layout, values, step, *rest):  # in a thread, while training goes on to the next one
+        if step == 4:
+            disk.fill()
+        return put(writer, layout, values, step, *rest)
+
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "put", crammed)
+    with pytest.raises(
+        UserError, match=r"step-00000004: the checkpoint could not be written \(No space left on device\)"
+    ):
+        train(run, Path(run.out))
+    assert [saved.step for saved in checkpoint.list_checkpoints(Path(run.out)) if not checkpoint.verify(saved)] == [2]
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()][-1] <= 6  # the next save tells
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "put", put)
+    disk.free()
+    came = train(run, Path(run.out))
+    assert came["steps"] == 10 and result.read(Path(run.out)) == came
+    assert checkpoint.list_checkpoints(Path(run.out))[-1].step == 10
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "train/loss" in line]
+    assert steps[-8:] == list(range(3, 11))
+    capfd.readouterr()
+
+
+def test_lines_of_the_log_wait_for_room_are_told_once_and_none_is_lost(disk, capsys):
+    log = metrics.Lines(disk.path / "metrics.jsonl")
+    disk.fill(PAGE)
+    wanted = [json.dumps({"step": step, "train/loss": 1 / (step + 1)}) for step in range(300)]
+    for line in wanted[:200]:
+        log.add(line)
+    told = capsys.readouterr().err
+    assert told == (
+        f"{disk.path / 'metrics.jsonl'}: No space left on device; lines that cannot be written are kept, and written when "
+        "they can be\n"
+    )
+    assert (disk.path / "metrics.jsonl").stat().st_size == PAGE
+    disk.free()
+    for line in wanted[200:]:
+        log.add(line)
+    assert log.close() is None
+    assert (disk.path / "metrics.jsonl").read_text().splitlines() == wanted
+
+
+def test_a_log_that_never_gets_room_ends_with_a_whole_line_and_says_what_is_missing(disk, capsys):
+    log = metrics.Lines(disk.path / "metrics.jsonl")
+    disk.fill(PAGE)
+    for step in range(200):
+        log.add(json.dumps({"step": step, "train/loss": 1 / (step + 1)}))
+    trouble = log.close()
+    kept = (disk.path / "metrics.jsonl").read_text()
+    assert kept.endswith("}\n") and [json.loads(line)["step"] for line in kept.splitlines()] == list(
+        range(kept.count("\n"))
+    )
+    missing = 200 - kept.count("\n")
+    assert trouble == f"{log.path}: No space left on device; its last lines are missing, {missing} in all"
+    capsys.readouterr()
+
+
+def test_a_folder_on_a_full_disk_is_told_by_its_knob(disk, run_at):
+    run = run_at(disk.path.parent, f"out={disk.path / 'run'}")
+    disk.fill()
+    with pytest.raises(UserError, match=r"out=.*: cannot be written to \(No space left on device\)"):
+        rundir.save(run, Path(run.out))
+
+
+def test_an_index_that_finds_no_room_in_the_cache_is_made_all_the_same(disk, tmp_path, monkeypatch):
+    path = tmp_path / "shard"
+    path.write_bytes(shards.encode_record(b"record") * 5000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk.path))
+    disk.fill(2 * PAGE)
+    assert len(shards.index([str(path)])) == 5000
+    assert not list(disk.path.rglob("*.npz"))
+    disk.free()
+    assert len(shards.index([str(path)])) == 5000 and len(list(disk.path.rglob("*.npz"))) == 1
+
+
+def test_a_disk_that_fails_in_another_way_is_no_full_one(tmp_path, monkeypatch):
+    """The log survives any OSError of a write."""
+    log, write = metrics.Lines(tmp_path / "log"), os.write
+
+    def failing(_file, _data):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "write", failing)
+    log.add("one")
+    assert log.trouble == "Input/output error"
+    monkeypatch.setattr(os, "write", write)
+    log.add("two")
+    assert log.close() is None and (tmp_path / "log").read_text() == "one\ntwo\n"

@@ -1,0 +1,214 @@
+"""What a person sees."""
+
+import io
+import shlex
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from resnet.config.cluster import Cluster, Device
+from resnet.config.data import Synthetic
+from resnet.config.dtype import Dtype, Policy
+from resnet.config.model import Model
+from resnet.config.optim import Lars, LarsRow, Sgd
+from resnet.config.run import Run
+from resnet.config.schedule import Constant
+from resnet.config.track import Off
+from resnet.training import progress
+
+SCORES = SimpleNamespace(top1=0.9812, top5=0.9999, loss=0.12345, seen=50_000)
+
+
+@pytest.fixture
+def plain():
+    """(display, what it has printed so far) where there is no terminal, at step 10 of 100."""
+    file = io.StringIO()
+    return progress.Display(100, 10, 5.0, Console(file=file, width=60, highlight=False, soft_wrap=True)), file.getvalue
+
+
+@pytest.fixture
+def live():
+    """(display, what it has printed so far) on a terminal."""
+    file = io.StringIO()
+    display = progress.Display(100, 10, 5.0, Console(file=file, width=120, force_terminal=True, color_system=None))
+    yield display, file.getvalue
+    display.close()
+
+
+def test_elsewhere_than_on_a_terminal_every_step_is_a_plain_line(plain):
+    display, printed = plain
+    display.step(50, 2.5, 1.23456, 0.125, 1234.56)
+    assert printed().startswith("step 50/100  epoch 2.50/5  loss 1.2346  lr 0.125  1,234.6 images/s  left 0:00:0")
+    assert printed().count("\n") == 1 and "\x1b" not in printed()
+
+
+def test_the_first_step_has_no_speed_yet(plain):
+    display, printed = plain
+    display.step(11, 0.55, 2.3, 0.0, None)
+    assert "images/s" not in printed() and "loss 2.3000  lr 0 " in printed()
+
+
+def test_the_time_left_counts_from_where_the_run_went_on(plain, monkeypatch):
+    display, printed = plain
+    display.began = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 1040.0)
+    display.step(50, 2.5, 1.0, 0.1, 1.0)  # 40 steps in 40 s: 50 more take 50 s
+    display.step(10, 0.5, 1.0, 0.1, 1.0)  # none yet: no division by zero
+    assert printed().splitlines()[0].endswith("left 0:00:50")
+    assert printed().count("\n") == 2
+
+
+def test_moving_the_bar_prints_nothing_where_there_is_none(plain):
+    display, printed = plain
+    display.move(11)
+    display.close()
+    assert printed() == ""
+
+
+def test_an_evaluation_is_a_line_that_stays(plain, live):
+    for display, printed in (plain, live):
+        display.scores(100, 5.0, SCORES)
+        assert "epoch 5  step 100  top-1 98.12 %  top-5 99.99 %  loss 0.1235  (50,000 images)" in printed()
+
+
+def test_on_a_terminal_a_bar_shows_epoch_step_loss_lr_and_speed(live):
+    display, printed = live
+    display.step(50, 2.5, 1.23456, 0.125, 1234.56)
+    display.close()
+    assert "epoch 2.5/5" in printed() and "50/100" in printed()
+    assert "loss 1.2346  lr 0.125  1,234.6 images/s" in printed()
+
+
+def test_closing_gives_the_terminal_back_and_lines_may_follow(live):
+    display, printed = live
+    display.move(20)
+    display.close()
+    assert printed().endswith("\x1b[2K") or "\x1b[?25h" in printed()  # the cursor shows again
+    display.say("after")
+    display.close()
+    assert printed().rstrip().endswith("after")
+
+
+def test_what_is_said_is_printed_letter_by_letter(plain):
+    display, printed = plain
+    for text in ("runs/[bold]x[/bold]", "[/red]", ":fire:", "x" * 200, "1 2.5 'a' None"):
+        display.say(text)
+        assert printed().splitlines()[-1] == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0:00:00"), (59.6, "0:01:00"), (3599, "0:59:59"), (3600, "1:00:00"), (90061, "25:01:01")]
+)
+def test_time_is_told_in_hours_minutes_and_seconds(seconds, shown):
+    assert progress.clock(seconds) == shown
+
+
+# ------------------------------------------------------------------------------------------------------------ headline
+def run(optim, batch=256):
+    return Run(
+        model=Model(name="resnet50", block="bottleneck", depths=[3, 4, 6, 3]),
+        optim=optim,
+        schedule=Constant(),
+        dtype=Dtype(name="bf16", policy=Policy.mixed_bfloat16),
+        data=Synthetic(classes=10, image_size=24),
+        cluster=Cluster(name="local", device=Device.cpu),
+        track=Off(),
+        out="/runs/[x]",
+        batch=batch,
+    )
+
+
+PLAN = SimpleNamespace(total_steps=12_345, steps_per_epoch=1000, epoch=lambda done: done / 1000)
+SOURCE = SimpleNamespace(train_images=1_281_167, eval_images=50_000)
+
+
+def headline(made, done=0):
+    return "\n".join(progress.headline(made, PLAN, SOURCE, "a card", done))
+
+
+def test_the_headline_says_what_is_about_to_happen_and_on_what():
+    text = headline(run(Sgd(lr=0.128)))
+    for part in (
+        "resnet50",
+        "sgd",
+        "constant",
+        "bf16",
+        "batch 256 on a card",
+        "1,281,167 training",
+        "50,000 evaluation",
+    ):
+        assert part in text
+    assert "10 classes, 24 px" in text and "12,345 steps, 1,000 to the epoch, peak lr 0.128" in text
+    assert "/runs/[x]" in text
+    assert "going on" not in text
+
+
+def test_the_headline_says_where_a_run_goes_on():
+    assert "going on from step 2,500, epoch 2.50" in headline(run(Sgd(lr=0.1)), done=2500)
+
+
+ROWS = [LarsRow(up_to=256, lr=2.5, source="one card"), LarsRow(up_to=None, lr=9.5, source="a paper")]
+
+
+@pytest.mark.parametrize(
+    ("batch", "lr", "said"),
+    [
+        (256, 2.5, "the row of global batches up to 256 (one card)"),
+        (257, 9.5, "the row of global batches above all others (a paper)"),
+    ],
+)
+def test_the_headline_says_which_row_lars_took(batch, lr, said):
+    lines = progress.headline(run(Lars(lr=lr, rows=ROWS), batch), PLAN, SOURCE, "a card", 0)
+    assert [said in line for line in lines].count(True) == 1
+
+
+def test_the_headline_names_no_row_when_the_lr_is_ones_own():
+    assert "the row of" not in headline(run(Lars(lr=1.0, rows=ROWS)))
+    assert "the row of" not in headline(run(Lars(lr=1.0)))
+    assert "the row of" not in headline(run(Sgd(lr=2.5)))
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+MADE = {
+    "final/top1": 0.98123,
+    "eval/top5": 0.9999,
+    "final/images_per_s": 1234.56,
+    "final/images_per_s_median": 1300.0,
+    "final/training_minutes": 2.54,
+    "final/minutes": 3.04,
+    "out": "/runs/x",
+}
+
+
+def report(capsys, uri=None, **other):
+    progress.report({**MADE, **other}, uri)
+    return capsys.readouterr().out
+
+
+def test_the_report_has_the_figures_of_the_end(capsys):
+    text = report(capsys)
+    for parts in (["top-1", "98.12 %"], ["top-5", "99.99 %"], ["images/s", "1,234.6", "1,300.0"], ["run", "/runs/x"]):
+        assert [all(part in line for part in parts) for line in text.splitlines()].count(True) == 1
+    assert "2.5 of training, 3.0 in all" in text
+    assert "Compare" not in text
+
+
+def test_the_report_says_what_was_not_measured(capsys):
+    nothing = {name: None for name in MADE if name not in ("out", "final/training_minutes", "final/minutes")}
+    text = report(capsys, **nothing)
+    assert text.count("not evaluated") == 2 and "None" not in text
+
+
+@pytest.mark.parametrize("out", ["/runs/[bold]x[/bold]", "/x/[/red]", "/" + "long/" * 40 + "end", "/it's a :fire:"])
+def test_the_report_has_the_folder_in_one_piece_to_copy(capsys, monkeypatch, out):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert out in report(capsys, out=out)
+
+
+def test_the_report_ends_with_the_command_that_opens_mlflow(capsys):
+    uri = "sqlite:////my runs/mlflow.db"
+    last = report(capsys, uri).splitlines()[-1]
+    command = last.partition(": ")[2]
+    assert shlex.split(command) == ["mlflow", "ui", "--backend-store-uri", uri]
+    assert report(capsys, "http://127.0.0.1:5000").splitlines()[-1].endswith(" http://127.0.0.1:5000")
