@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.prepare import __main__ as prepare
+from resnet.data import tfexample
+from resnet.data.shards import write_split
 
 SHARDS = 4  # of each part
 PARTS = "img_train", "img_val"
@@ -52,8 +53,8 @@ def several(count: int) -> list[bytes]:
 
 def shards(folder: Path, encoded: Sequence[bytes], images: int | None = None) -> Path:
     """`folder` with shards to train and to evaluate on, each of so many images: these, again and again if need be."""
-    examples = [prepare.example(one, 1, "n", "n.jpg", 0, 0) for one in encoded]
+    examples = [tfexample.image(one, 0, 0, 1, b"n", b"n", b"n.jpg") for one in encoded]
     for part in PARTS:
         dealt = list(itertools.islice(itertools.cycle(examples), images or len(examples)))
-        prepare.write(folder / part, part, dealt, SHARDS)
+        write_split(folder, part, dealt, SHARDS)
     return folder

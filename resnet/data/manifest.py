@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet import UserError, __version__, files
+from resnet.data.shards import Shard
 
 NAME, REJECTED = "manifest.json", "rejected.tsv"
 SCHEMA = 1
@@ -24,6 +26,16 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "pillow": PIL.__version__,
         "libjpeg": features.version("libjpeg_turbo") or features.version("jpg") or "",
+    }
+
+
+def split(written: Sequence[Shard], classes: dict[str, int]) -> dict[str, Any]:
+    """What the manifest says of one split, whose classes have so many images."""
+    return {
+        "images": sum(shard.images for shard in written),
+        "bytes": sum(shard.bytes for shard in written),
+        "classes": classes,
+        "shards": [dataclasses.asdict(shard) for shard in written],
     }
 
 

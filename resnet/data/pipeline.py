@@ -1,7 +1,7 @@
 """Reading: shards to batches of uint8 images.
 
 Order and augmentation are functions of (seed, epoch, image), never of ranks, cores or history: epoch e is
-`shards.order(seed, e, n)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
+`shards.permutation(seed, e, n)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
 Going on at step s is a slice of that order: nothing is read or decoded to be thrown away.
 """
 
@@ -17,7 +17,7 @@ from resnet.config.data import Cache, Records
 from resnet.data import shards
 from resnet.data.reader import Reader
 from resnet.data.source import Source, check_memory
-from resnet.prepare.images import MAX_ASPECT, MAX_PIXELS
+from resnet.data.tfexample import MAX_ASPECT, MAX_PIXELS
 
 CHUNK = 16  # records to one call into Python: enough to make its cost small, few enough to share out
 TRIES = 10  # of the random crop, then the centre (torchvision's RandomResizedCrop)

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import google_crc32c
 
 from resnet import UserError, files
+from resnet.files import atomic_write
 
 if TYPE_CHECKING:  # imported where it is needed: an answer to --help or to a typo need not wait for it
     import numpy as np
@@ -191,6 +192,34 @@ def encode_record(data: bytes) -> bytes:
     """`data` as one TFRecord."""
     length = struct.pack("<Q", len(data))
     return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A written shard as the manifest lists it: `file` below its folder, its records, its bytes and their CRC-32C."""
+
+    file: str
+    images: int
+    bytes: int
+    crc32c: str
+
+
+def write(folder: Path, file: str, records: Iterable[bytes], aside: Path | None = None) -> Shard:
+    """Write <folder>/<file>, which gets its name when it is complete and on disk; until then it is `aside`."""
+    count = size = crc = 0
+    with atomic_write(folder / file, aside) as shard:
+        for record in records:
+            framed = encode_record(record)
+            shard.write(framed)
+            count, size, crc = count + 1, size + len(framed), google_crc32c.extend(crc, framed)
+    return Shard(file, count, size, f"{crc:08x}")
+
+
+def write_split(folder: Path, name: str, records: Sequence[bytes], count: int) -> list[Shard]:
+    """Write `records`, dealt out over `count` shards <name>-00000-of-<count>, below <folder>/<name>."""
+    (folder / name).mkdir(parents=True)
+    names = [f"{name}/{name}-{number:05d}-of-{count:05d}" for number in range(count)]
+    return [write(folder, file, records[number::count]) for number, file in enumerate(names)]
 
 
 def read(records: Index, number: int) -> bytes:

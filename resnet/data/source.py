@@ -10,9 +10,8 @@ import numpy as np
 
 from resnet import UserError, files
 from resnet.config.data import Cache, Data, Digits, Records, Synthetic
-from resnet.data import manifest, shards
+from resnet.data import digits, manifest, shards
 from resnet.data.reader import Reader
-from resnet.prepare import __main__ as prepare
 
 
 @dataclass
@@ -46,7 +45,7 @@ def open_source(settings: Data) -> Source:
             return Source(settings, settings.train_images, settings.eval_images)
         case Records():
             if isinstance(settings, Digits):
-                prepare.digits(settings.dir)
+                digits.write(settings.dir)
             command = f"python -m resnet.prepare source={settings.name} dir=<your images> out={settings.dir}"
             train, val = (shards.index(files) for files in shards.find(settings.dir, command))
             check_counts(settings.dir, train, val)

@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+# Of an image in a record. A bomb is refused before it is decoded: Pillow's own bound; three bytes a pixel make it 256 MiB.
+MAX_PIXELS = 89_478_485
+# Of its longer side to its shorter. Evaluation scales the short side to 256 and so the long one to 256 times this at most.
+MAX_ASPECT = 100
 BYTES, INTS, LENGTH_DELIMITED = 1, 3, 2
 
 

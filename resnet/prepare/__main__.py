@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import functools
-import io
-import os
-import shutil
 import signal
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-import numpy as np
-
 from resnet import UserError, cli
 from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check, check_range
-from resnet.data import manifest, shards, tfexample
+from resnet.data import digits, manifest
 from resnet.prepare import build, summary
 from resnet.prepare.build import local
 
-HELD_OUT = 360  # of the 1,797 digits, drawn with this seed: the same in every copy of the data set
-HOLD_OUT_SEED = 20150
-DIGIT_SIDE = 32  # pixels; the originals are 8 x 8, and a crop needs pixels to choose from
-DIGIT_SHARDS = (8, 2)
 IMAGENET_SHARDS = (1024, 128)
 # Exit statuses; the last two as shells tell of SIGINT and SIGTERM.
 DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
@@ -172,7 +160,7 @@ def do(settings: Any) -> None:
             fill = functools.partial(folders.fill, dir=dir, train=train, val=val, val_fraction=share, seed=seed)
             build.folder(settings, "folder", None, fill)
         case Digits(out=out):
-            digits(out, "out")
+            digits.write(out, "out")
             made = manifest.read(Path(out))
             print(f"{out}: {summary.totals(made) if made else 'digits of an earlier version, without a manifest'}")
         case Check(check=folder, deep=deep, processes=processes):
@@ -216,93 +204,6 @@ def run(words: Sequence[str]) -> int:
 def main() -> None:
     """The console script."""
     sys.exit(run(sys.argv[1:]))
-
-
-# ------------------------------------------------------------------------------------------------------------------ digits
-def digits(folder: str, knob: str = "data.dir") -> None:
-    """Write scikit-learn's hand-written digits (UCI ML repository, CC BY 4.0) below `folder`, unless they are there.
-
-    1,437 training and 360 validation images in img_train/ and img_val/. Complete or not there at all: the folder is made
-    under another name and renamed. `knob` is what the folder is called in errors.
-    """
-    target = Path(folder)
-    if (target / "img_train").is_dir() and (target / "img_val").is_dir():
-        return
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    known = load_digits()
-    drawn = np.random.RandomState(HOLD_OUT_SEED).permutation(len(known.images))  # a frozen generator (NEP 19)
-    examples, labels = [], []
-    for number in drawn:
-        grey = Image.fromarray((known.images[number] * 255 / 16).round().astype(np.uint8))
-        encoded = io.BytesIO()
-        grey.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(encoded, "JPEG", quality=95)
-        digit = int(known.target[number])
-        labels.append(digit)
-        examples.append(
-            example(encoded.getvalue(), digit + 1, str(digit), f"digit-{number:04d}.jpg", DIGIT_SIDE, DIGIT_SIDE)
-        )
-    aside = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        aside.chmod(0o755)  # mkdtemp makes it for its owner alone; a cache may be shared
-        write(aside / "img_val", "img_val", examples[:HELD_OUT], DIGIT_SHARDS[1])
-        write(aside / "img_train", "img_train", examples[HELD_OUT:], DIGIT_SHARDS[0])
-        describe_digits(aside, {"train": labels[HELD_OUT:], "val": labels[:HELD_OUT]})
-        aside.rename(target)  # over an empty folder too; over any other it fails
-    except OSError as error:
-        if (target / "img_val").is_dir():
-            return  # another process was faster
-        raise UserError(
-            f"{knob}={folder}: the digits cannot be written there ({error.strerror}); "
-            f"give an empty or new folder with {knob}=..."
-        ) from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def describe_digits(folder: Path, labels: dict[str, list[int]]) -> None:
-    """Write the classes.txt and the manifest.json of the digits; `labels` are the digits in the order they were dealt out."""
-    names, splits = [str(digit) for digit in range(10)], {}
-    for split, shown in labels.items():
-        files, counts = sorted((folder / f"img_{split}").iterdir()), Counter(map(str, shown))
-        rows = [
-            {
-                "file": f"img_{split}/{file.name}",
-                "images": len(shown[number :: len(files)]),
-                "bytes": file.stat().st_size,
-                "crc32c": f"{google_crc32c.value(file.read_bytes()):08x}",
-            }
-            for number, file in enumerate(files)
-        ]
-        splits[split] = {
-            "images": len(shown),
-            "bytes": sum(file.stat().st_size for file in files),
-            "classes": {name: counts[name] for name in names},
-            "shards": rows,
-        }
-    files.write_classes(folder, names)
-    versions = manifest.versions()
-    manifest.write(folder, {"options": {"source": "digits"}, "versions": versions, "classes": 10, "splits": splits})
-
-
-def example(encoded: bytes, label: int, text: str, filename: str, height: int, width: int) -> bytes:
-    """A serialized tf.train.Example with the established features of an ImageNet record."""
-    return tfexample.image(encoded, height, width, label, text.encode(), text.encode(), filename.encode())
-
-
-def write(folder: Path, prefix: str, examples: Sequence[bytes], count: int) -> None:
-    """`examples` dealt out over `count` shards <prefix>-00000-of-<count> below `folder`, flushed to disk."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        with (folder / f"{prefix}-{number:05d}-of-{count:05d}").open("wb") as shard:
-            for data in examples[number::count]:
-                shard.write(shards.encode_record(data))
-            shard.flush()
-            os.fsync(shard.fileno())
 
 
 if __name__ == "__main__":

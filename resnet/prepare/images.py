@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from resnet.data.tfexample import MAX_ASPECT, MAX_PIXELS
+
 FORMATS = (
     "JPEG",
     "PNG",
@@ -16,10 +18,6 @@ FORMATS = (
     "BMP",
     "GIF",
 )  # decoders that may see other people's bytes; of a film, its first frame
-# A bomb is refused before it is decoded. Pillow's own bound; three bytes a pixel make it 256 MiB.
-MAX_PIXELS = 89_478_485
-# Evaluation scales the short side to 256 and so the long one to 256 times this at most.
-MAX_ASPECT = 100
 QUALITY = 95  # of a converted image, unless asked otherwise
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 TURNS = {

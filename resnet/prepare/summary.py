@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet import UserError, files
-from resnet.data import manifest
+from resnet.data import manifest, shards
 from resnet.prepare import journal
 from resnet.prepare.journal import Shard
 from resnet.prepare.listing import Listing
@@ -21,7 +21,7 @@ class Tally:
     """Sums over the finished shards; of one shard, only a line is kept."""
 
     def __init__(self, files: dict[str, list[str]]) -> None:
-        self.shards: dict[str, Shard] = {}
+        self.shards: dict[str, shards.Shard] = {}
         self.split_of = {file: split for split in files for file in files[split]}
         self.classes = {split: Counter[str]() for split in files}
         self.kinds, self.resized, self.rejected = Counter[str](), 0, 0
@@ -32,9 +32,13 @@ class Tally:
         self.kinds += shard.kinds
         self.resized += shard.resized
         self.rejected += len(shard.rejected)
-        self.shards[shard.file] = Shard(shard.file, shard.images, shard.bytes, shard.crc32c)
+        self.shards[shard.file] = shards.Shard(shard.file, shard.images, shard.bytes, shard.crc32c)
 
-    def of(self, split: str) -> list[Shard]:
+    def names(self, split: str, classes: list[str]) -> dict[str, int]:
+        """Images of each class in one split."""
+        return {name: self.classes[split][str(label)] for label, name in enumerate(classes, 1)}
+
+    def of(self, split: str) -> list[shards.Shard]:
         """The shards of one split, in order."""
         return [shard for file, shard in sorted(self.shards.items()) if self.split_of[file] == split]
 
@@ -92,7 +96,9 @@ def conclude(
         "versions": manifest.versions(),
         "classes": len(listing.classes),
         "texts": {name: text for name, text in listing.texts.items() if text != name},
-        "splits": {split: split_of(tally, split, listing.classes) for split in ("train", "val")},
+        "splits": {
+            split: manifest.split(tally.of(split), tally.names(split, listing.classes)) for split in ("train", "val")
+        },
         "kinds": dict(sorted(tally.kinds.items())),
         "resized": tally.resized,
         "rejected": rejected,
@@ -109,17 +115,6 @@ def conclude(
     few = made["splits"]["train"]["images"] < DEFAULT_BATCH
     batch = f" batch={2 ** int(math.log2(made['splits']['train']['images']) - 1)}" if few else ""
     print(f"next: python -m resnet.train data={data} data.dir={shlex.quote(str(out))}{batch}")
-
-
-def split_of(tally: Tally, split: str, classes: list[str]) -> dict[str, Any]:
-    """What the manifest says of one split."""
-    shards = tally.of(split)
-    return {
-        "images": sum(shard.images for shard in shards),
-        "bytes": sum(shard.bytes for shard in shards),
-        "classes": {name: tally.classes[split][str(label)] for label, name in enumerate(classes, 1)},
-        "shards": [{key: getattr(shard, key) for key in ("file", "images", "bytes", "crc32c")} for shard in shards],
-    }
 
 
 def write_rejected(out: Path, listing: Listing, tally: Tally, rejected: int) -> None:
@@ -142,10 +137,10 @@ def write_rejected(out: Path, listing: Listing, tally: Tally, rejected: int) -> 
 def totals(made: dict[str, Any]) -> str:
     """What a manifest amounts to."""
     train, val = made["splits"]["train"], made["splits"]["val"]
-    shards = len(train["shards"]) + len(val["shards"])
+    count = len(train["shards"]) + len(val["shards"])
     return (
         f"{train['images']:,} training and {val['images']:,} validation images of {made['classes']:,} classes in "
-        f"{shards:,} shards, {size(train['bytes'] + val['bytes'])}"
+        f"{count:,} shards, {size(train['bytes'] + val['bytes'])}"
     )
 
 

@@ -4,13 +4,10 @@ same bytes, and a shard that is finished stays when the rest is lost."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-
-from resnet import files
 from resnet.data import shards, tfexample
 from resnet.prepare import archive, images, journal
 from resnet.prepare.archive import Entry, raw
@@ -77,7 +74,7 @@ def make(job: Job) -> Shard:
     path, shard = out / job.file, Shard(job.file)
     path.parent.mkdir(exist_ok=True)
     aside = out / journal.STATE / f"{path.name}.{os.getpid()}.part"
-    shard.images, shard.bytes, shard.crc32c = write(path, aside, records(job, shard))
+    vars(shard).update(vars(shards.write(out, job.file, records(job, shard), aside)))
     journal.keep(out, shard)
     return shard
 
@@ -101,14 +98,3 @@ def records(job: Job, shard: Shard) -> Iterator[bytes]:
         yield tfexample.image(
             picture.encoded, picture.height, picture.width, picked.label, picked.synset, picked.text, name
         )
-
-
-def write(path: Path, aside: Path, content: Iterable[bytes]) -> tuple[int, int, str]:
-    """Write records to a shard, first `aside`: (how many, the file's size, its CRC-32C)."""
-    count = size = crc = 0
-    with files.atomic_write(path, aside) as file:
-        for record in content:
-            framed = shards.encode_record(record)
-            file.write(framed)
-            count, size, crc = count + 1, size + len(framed), google_crc32c.extend(crc, framed)
-    return count, size, f"{crc:08x}"

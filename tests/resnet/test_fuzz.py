@@ -24,17 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet import UserError, files, rundir
+from resnet import UserError, cli, files, rundir
 from resnet.config import compose, errors, fingerprint, help
 from resnet.config.data import OnCorrupt, Records
 from resnet.config.run import VARIANTS
-from resnet.data import manifest, shards, source
-from resnet.model import weights
+from resnet.data import manifest, shards, source, tfexample
 from resnet.optim import schedule
 from resnet.prepare import __main__ as prepare
 from resnet.prepare import archive, check, images
 from resnet.rundir import metrics
 from resnet.training import checkpoint
+from resnet.training.trained import read as read_weights
 
 CASES = {
     "shard": 500,
@@ -381,7 +381,7 @@ def of_weights(ending):
 
         def case(draw):
             path.write_bytes(damaged(good, draw))
-            found, error = refused(lambda: weights.read(str(path)))
+            found, error = refused(lambda: read_weights(str(path)))
             if error:
                 return "refused"
             assert all(np.isfinite(tensor).all() for tensor in found.values()) and "fc.bias" in found
@@ -453,7 +453,7 @@ def training_words(tmp_path, run_at, **_):
 def prepare_words(_tmp_path, **_):
     """Words on the command line of resnet.prepare."""
     commands = list(prepare.COMMANDS)
-    names = sorted({name for kind in prepare.COMMANDS.values() for name in prepare.knobs.hints(kind)})
+    names = sorted({name for kind in prepare.COMMANDS.values() for name in cli.hints(kind)})
 
     def case(draw):
         command = draw.choice(commands)
@@ -573,10 +573,10 @@ def test_a_log_on_a_disk_of_any_size_is_a_beginning_of_what_was_written_and_whol
         return write(file, part)
 
     with pytest.MonkeyPatch.context() as patch:
-        log = metrics.Lines(path)
+        log = metrics.MetricsFile(path)
         patch.setattr(os, "write", crammed)
         for text in texts:
-            log.add(text)
+            log.append(text)
         if again:
             patch.setattr(os, "write", write)
         trouble = log.close()
@@ -635,7 +635,7 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
     ribbon[at : at + 4] = (1).to_bytes(2, "big") + (60_000).to_bytes(2, "big")
     for half, image in (("train", encoded(photo(1))), ("validation", bytes(ribbon))):
         (tmp_path / half).mkdir()
-        record = prepare.tfexample.encode({"image/encoded": image, "image/class/label": 1})
+        record = tfexample.encode({"image/encoded": image, "image/class/label": 1})
         (tmp_path / half / f"{half}-00000-of-00001").write_bytes(shards.encode_record(record))
     found, before = opened(tmp_path), peak(anew=True)
     with pytest.raises(tf.errors.InvalidArgumentError):
@@ -655,7 +655,7 @@ def test_an_archive_that_would_fill_the_memory_is_not_unpacked(tmp_path):
     with pytest.raises(
         UserError, match=r"cannot be read \(6,000,000,000 bytes when unpacked; at most 4,294,967,296 are read\)"
     ):
-        weights.read(str(tmp_path / "w.npz"))
+        read_weights(str(tmp_path / "w.npz"))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from PIL import Image
 
 from resnet import UserError
 from resnet.config.data import Cache, OnCorrupt, Records
-from resnet.data import pipeline, source
-from resnet.prepare import __main__ as prepare
+from resnet.data import digits, pipeline, source
 from resnet.training import checkpoint
 from resnet.training.loop import train
 
@@ -74,7 +73,7 @@ def test_a_corrupt_record_leaves_its_place_to_the_next_and_all_others_where_they
     whole = labels(pipeline.train(opened(folder), BATCH, 1, 0), 5)
     records = opened(folder, on_corrupt=OnCorrupt.skip)
     flip_byte(records.train, 11)
-    order = [int(n) for n in pipeline.shards.order(1, 0, 40)]
+    order = [int(n) for n in pipeline.shards.permutation(1, 0, 40)]
     found = labels(pipeline.train(records, BATCH, 1, 0), 5)
     changed = [place for place in range(40) if found[place] != whole[place]]
     assert changed == [order.index(11)]
@@ -174,7 +173,7 @@ def test_shards_behind_a_url_are_read_through_tensorflow(folder):
 
 
 def test_a_run_passes_over_corrupt_records_logs_their_number_and_evaluates_the_rest(run_of, tmp_path):
-    prepare.digits(str(tmp_path / "digits"))
+    digits.write(str(tmp_path / "digits"))
     common = [
         "model=tiny",
         "batch=64",

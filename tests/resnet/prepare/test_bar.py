@@ -35,7 +35,7 @@ def test_what_is_quick_says_nothing(capsys):
 
 def test_a_terminal_gets_a_bar():
     code = (
-        "import itertools, time; from resnet.preparation import bar; count = itertools.count()\n"
+        "import itertools, time; from resnet.prepare import bar; count = itertools.count()\n"
         "with bar.Bar('images', 50, lambda: next(count)): time.sleep(1)"
     )
     master, slave = pty.openpty()

@@ -57,7 +57,7 @@ def test_help_is_quick(tmp_path):
 
 
 def test_what_is_unexpected_is_a_traceback(tmp_path):
-    code = "from resnet import prepare; prepare.chosen = lambda _: 1 / 0; prepare.main()"
+    code = "from resnet.prepare import __main__ as prepare; prepare.parse = lambda _: 1 / 0; prepare.main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
@@ -67,7 +67,7 @@ def test_neither_this_process_nor_its_workers_import_tensorflow(tree, tmp_path):
     """A module of that name that ends whoever imports it."""
     (tmp_path / "trap").mkdir()
     (tmp_path / "trap" / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")
-    code = "import sys; sys.path.insert(0, 'trap'); from resnet import prepare; sys.exit(prepare.run(sys.argv[1:]))"
+    code = "import sys; sys.path.insert(0, 'trap'); from resnet import prepare; sys.exit(prepare.main())"
     root = tree({"cat": 5, "dog": 5})
     words = ["source=folder", f"dir={root}", "out=x", "train_shards=4", "processes=2"]
     environment = {"PYTHONPATH": str(tmp_path / "trap"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}

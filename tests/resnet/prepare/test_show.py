@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from resnet import UserError
+from resnet.data import digits
 from resnet.prepare import __main__ as prepare
 from resnet.prepare import show
 
@@ -58,7 +59,7 @@ def test_a_seed_is_a_sheet(plain, tmp_path):
 
 
 def test_digits_are_shown_as_they_are_trained_on(tmp_path, capsys):
-    prepare.digits(str(tmp_path / "d"))
+    digits.write(str(tmp_path / "d"))
     shown(f"show={tmp_path / 'd'}", f"out={tmp_path / 'deep' / 's.png'}", "images=9")
     assert "9 training and 9 evaluation images" in capsys.readouterr().out
     assert Image.open(tmp_path / "deep" / "s.png").size[0] == 1420

@@ -73,7 +73,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     script.write_text(
         textwrap.dedent("""
             import os, signal, time
-            from resnet.preparation.workers import Workers
+            from resnet.prepare.workers import Workers
 
             if __name__ == "__main__":
                 with Workers(2) as workers:

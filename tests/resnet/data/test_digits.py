@@ -13,22 +13,15 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from resnet import UserError
-from resnet.data import shards
-from resnet.prepare import __main__ as prepare
+from resnet.data import digits, shards
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The digits, written once; tests only read them."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    prepare.digits(str(folder))
+    digits.write(str(folder))
     return folder
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Records that cost no TensorFlow."""
-    monkeypatch.setattr(prepare, "example", lambda _encoded, label, *_rest: b"%d" % label)
 
 
 def examples(folder, half):
@@ -72,7 +65,7 @@ def test_the_held_out_images_are_the_same_in_every_copy(folder):
 
 
 def test_writing_again_elsewhere_gives_the_same_bytes(folder, tmp_path):
-    prepare.digits(str(tmp_path / "deep" / "again"))
+    digits.write(str(tmp_path / "deep" / "again"))
     assert shards_in(tmp_path / "deep" / "again") == shards_in(folder)
     assert len(shards_in(folder)) == 10
 
@@ -125,11 +118,10 @@ def test_the_images_are_the_digits_enlarged(folder):
 # ------------------------------------------------------------------------------------------------------ all or nothing
 def test_digits_that_are_there_are_left_alone(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    prepare.digits(str(folder))
+    digits.write(str(folder))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.usefixtures("quick")
 def test_an_empty_folder_is_filled_in_one_step(tmp_path, monkeypatch):
     """If it were removed first, of two processes one would find it gone."""
     (tmp_path / "digits").mkdir()
@@ -140,93 +132,90 @@ def test_an_empty_folder_is_filled_in_one_step(tmp_path, monkeypatch):
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", watched)
-    prepare.digits(str(tmp_path / "digits"))
+    digits.write(str(tmp_path / "digits"))
     assert (tmp_path / "digits", True) in there
     assert len(shards_in(tmp_path / "digits")) == 10
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", [1, 2])
-@pytest.mark.usefixtures("quick")
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, error, call):
-    calls, write = [], prepare.write
+    calls, write = [], shards.write_split
 
     def failing(*args):
-        calls.append(args)
-        write(*args)
+        calls.append(write(*args))
         if len(calls) == call:
             raise error
+        return calls[-1]
 
-    monkeypatch.setattr(prepare, "write", failing)
+    monkeypatch.setattr(shards, "write_split", failing)
     with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
-        prepare.digits(str(tmp_path / "digits"))
+        digits.write(str(tmp_path / "digits"))
     if isinstance(error, OSError):
         assert f"data.dir={tmp_path / 'digits'}" in str(caught.value)
         assert "No space left on device" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_process_killed_while_it_writes_leaves_no_digits(tmp_path):
     script = (
-        "import os, sys; from resnet import prepare\n"
-        "prepare.example = lambda encoded, label, *rest: b'%d' % label\n"
-        "write, calls = prepare.write, []\n"
+        "import os, sys; from resnet.data import digits, shards\n"
+        "write_split, calls = shards.write_split, []\n"
         "def killed(*args):\n"
-        "    write(*args); calls.append(1)\n"
+        "    calls.append(write_split(*args))\n"
         "    if len(calls) == 2: os.kill(os.getpid(), 9)\n"
-        "prepare.write = killed\n"
-        "prepare.digits(sys.argv[1])\n"
+        "    return calls[-1]\n"
+        "shards.write_split = killed\n"
+        "digits.write(sys.argv[1])\n"
     )
     target = tmp_path / "digits"
     assert subprocess.run([sys.executable, "-c", script, str(target)], check=False).returncode == -9
     assert not target.exists()
-    prepare.digits(str(target))  # and the next start is not in its way
+    digits.write(str(target))  # and the next start is not in its way
     assert len(shards_in(target)) == 10
 
 
 @pytest.mark.parametrize("empty_folder", [False, True])
-@pytest.mark.usefixtures("quick")
 def test_processes_that_write_at_once_all_find_the_digits(tmp_path, monkeypatch, empty_folder):
-    racers, write = 4, prepare.write
+    racers, write = 4, shards.write_split
     barrier = Barrier(racers)
 
-    def together(folder, *rest):
-        write(folder, *rest)
-        if folder.name == "img_train":
+    def together(folder, name, *rest):
+        written = write(folder, name, *rest)
+        if name == "img_train":
             barrier.wait(30)  # all are about to rename
+        return written
 
-    monkeypatch.setattr(prepare, "write", together)
+    monkeypatch.setattr(shards, "write_split", together)
     if empty_folder:
         (tmp_path / "digits").mkdir()
     with ThreadPoolExecutor(racers) as pool:
-        list(pool.map(prepare.digits, [str(tmp_path / "digits")] * racers))  # raises what they raise
+        list(pool.map(digits.write, [str(tmp_path / "digits")] * racers))  # raises what they raise
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
     assert len(shards_in(tmp_path / "digits")) == 10
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "img_train/train.txt", "n01440764/n01440764_10026.JPEG"])
-@pytest.mark.usefixtures("quick")
 def test_a_folder_with_something_else_in_it_is_refused_and_untouched(tmp_path, content):
     (tmp_path / "digits" / content).parent.mkdir(parents=True)
     (tmp_path / "digits" / content).write_text("mine")
     with pytest.raises(UserError, match=rf"data.dir={tmp_path}/digits: .*not empty.*; give an empty or new folder"):
-        prepare.digits(str(tmp_path / "digits"))
+        digits.write(str(tmp_path / "digits"))
     assert contents(tmp_path) == {f"digits/{content}": b"mine"}
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_file_in_the_place_of_the_folder_or_above_it_is_refused(tmp_path):
     (tmp_path / "digits").write_text("mine")
     for target in (tmp_path / "digits", tmp_path / "digits" / "deeper" / "still"):
         with pytest.raises(UserError, match=rf"data.dir={target}: the digits cannot be written there \(.+\); give"):
-            prepare.digits(str(target))
+            digits.write(str(target))
     assert contents(tmp_path) == {"digits": b"mine"}
 
 
 def test_writing_deals_the_records_out_over_the_shards(tmp_path):
     records = [b"record %d" % number for number in range(11)]
-    prepare.write(tmp_path / "train", "train", records, 3)
+    written = shards.write_split(tmp_path, "train", records, 3)
+    assert [shard.images for shard in written] == [4, 4, 3]
     files = sorted(str(path) for path in (tmp_path / "train").iterdir())
     assert [path.rpartition("/")[2] for path in files] == [f"train-{n:05d}-of-00003" for n in range(3)]
     for number, path in enumerate(files):
