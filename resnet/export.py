@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,30 +38,25 @@ def export(path: str, words: Sequence[str], out: Path, mlflow: bool = False) -> 
     if not trained.folder_of(Path(path)) and not any(word.startswith(("data=", "data.dir=")) for word in words):
         words = [*words, "data.dir=none"]  # no image is read
     made = trained.load(path, words, policy="float32")  # whatever it was trained in: the weights are float32
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    data = made.run.data
+    metadata = {
+        "model": made.run.model.name,
+        "classes": str(data.classes),
+        "image_size": str(data.image_size),
+        "mean": json.dumps([value / 255 for value in data.mean]),  # of pixels in 0..1, as PyTorch has them
+        "std": json.dumps([value / 255 for value in data.std]),
+    }
     try:
-        aside.mkdir(parents=True)
-        data = made.run.data
-        mlflow_model.save_model(made.network, data, made.names, aside / "saved_model")
-        if mlflow:
-            mlflow_model.package(aside / "saved_model", made.run, aside / "mlflow_model")
-        metadata = {
-            "model": made.run.model.name,
-            "classes": str(data.classes),
-            "image_size": str(data.image_size),
-            "mean": json.dumps([value / 255 for value in data.mean]),  # of pixels in 0..1, as PyTorch has them
-            "std": json.dumps([value / 255 for value in data.std]),
-        }
-        weights.write(aside / "model.safetensors", weights.export_from(made.network), metadata)
-        if made.names:
-            files.write_classes(aside, made.names)
-        aside.rename(out)
+        with files.atomic_dir(out) as aside:
+            mlflow_model.save_model(made.network, data, made.names, aside / "saved_model")
+            if mlflow:
+                mlflow_model.package(aside / "saved_model", made.run, aside / "mlflow_model")
+            weights.write(aside / "model.safetensors", weights.export_from(made.network), metadata)
+            if made.names:
+                files.write_classes(aside, made.names)
     except (OSError, tf.errors.OpError) as error:
         told = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(f"out={out}: cannot be written ({told}); give another place") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     written = ", ".join(sorted(part.name for part in out.iterdir()))
     return [*made.notes, f"{out}: {written} ({made.run.model.name}, {data.classes} classes, {data.image_size} px)"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -50,9 +51,7 @@ def unescape(line: str) -> str:
 
 def write_classes(folder: Path, classes: Iterable[str]) -> None:
     """One name a line: line n is label n of the shards, and the network's output n - 1."""
-    text = "".join(f"{escape(name)}\n" for name in classes)
-    with atomic_write(folder / CLASSES) as file:
-        file.write(text.encode())
+    write_text(folder / CLASSES, "".join(f"{escape(name)}\n" for name in classes))
 
 
 def read_classes(text: str) -> list[str]:
@@ -60,10 +59,15 @@ def read_classes(text: str) -> list[str]:
     return [unescape(line) for line in text.removesuffix("\n").split("\n")]
 
 
+def part_of(path: Path) -> Path:
+    """Where this process writes what will be `path`: rundir.claim() and prepare remove it after a kill."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, aside: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write, which gets its name when it is complete and on disk. Until then it is `aside`."""
-    aside = aside or path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = aside or part_of(path)
     try:
         with aside.open("wb") as file:
             yield file
@@ -72,6 +76,33 @@ def atomic_write(path: Path, aside: Path | None = None) -> Iterator[IO[bytes]]:
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a small UTF-8 file as atomic_write() does; its path."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+    return path
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which gets its name when everything in it is on disk. Its parents are made.
+
+    Raises OSError if a folder that is not empty has the name by then: remove it before the end to replace it.
+    """
+    aside = part_of(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for part in (*aside.rglob("*"), aside):
+            fsync(part)
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
         raise
     fsync(path.parent)
 

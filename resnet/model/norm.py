@@ -1,21 +1,24 @@
-"""Batch norm for CPUs: that of tf.keras.layers, in an order that oneDNN goes through faster (docs/performance.md)."""
+"""Batch norm for CPUs: that of tf.keras.layers, with its input in a shape that oneDNN is faster with (docs/performance.md)."""
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
+from resnet.config.cluster import Cluster, Device
 from resnet.model.conv import extent
 from resnet.model.relu import relu
 
 
 class RowNorm(tf.keras.layers.BatchNormalization):
-    """Batch norm of [B, H, W, C] over all but C, and a ReLU behind it if `relu`; variables as Keras's layer has them.
+    """Batch norm of [B, H, W, C] over all axes but C, followed by a ReLU if `relu`; variables as in Keras's layer.
 
-    oneDNN's kernel goes through an image once for every 16 channels of it. It is given rows for images, [B * H, 1, W, C], which
-    stay in the cache meanwhile; the statistics are over the same numbers. Only where these stand still and numbers are float32,
-    as in evaluation and in frozen layers, are there images: TensorFlow computes all of it with the convolution before it then.
+    oneDNN's kernel reads an image once for every 16 channels. Its input is reshaped to rows, [B * H, 1, W, C], which stay in the
+    cache; the statistics are over the same numbers. In float32 with fixed statistics, as in evaluation and in frozen layers,
+    the input keeps its shape: TensorFlow fuses the layer into the convolution before it.
     """
 
     def __init__(self, relu: bool = False, **kwargs: Any) -> None:
@@ -25,17 +28,30 @@ class RowNorm(tf.keras.layers.BatchNormalization):
     def call(self, inputs: Any, training: Any = None) -> Any:
         """The same shape, normalized, and with `relu` not below 0."""
         if self.compute_dtype == "float32" and not (training and self.trainable):
-            return self.ended(super().call(inputs, training=training))
+            return self.activate(super().call(inputs, training=training))
         *_, wide, channels = shape = extent(inputs)
         rows = tf.reshape(inputs, [-1, 1, wide, channels])
-        return tf.reshape(self.ended(super().call(rows, training=training)), shape)
+        return tf.reshape(self.activate(super().call(rows, training=training)), shape)
 
-    def ended(self, normalized: Any) -> Any:
-        """Behind the ReLU, if there is one; within the rows, or TensorFlow would not compute both in one pass."""
+    def activate(self, normalized: Any) -> Any:
+        """The ReLU, if there is one; applied to the rows, or TensorFlow would not fuse the two."""
         if not self.relu:
             return normalized
         return relu(normalized) if self.compute_dtype == "bfloat16" else tf.nn.relu(normalized)
 
     def get_config(self) -> dict[str, Any]:
-        """What __init__ needs to make this layer again."""
+        """Keras's hook."""
         return {**super().get_config(), "relu": self.relu}
+
+
+def batch_norm_class(cluster: Cluster, hvd: ModuleType | None = None) -> Any:
+    """The batch norm layer: Keras's, by rows on a CPU, or Horovod's with statistics over all ranks.
+
+    Horovod's moving variance is that of the batch; Keras's fused kernel multiplies it by N / (N - 1). So with one rank (`hvd` is
+    None) cluster.sync_batch_norm=true uses the layer that is not fused.
+    """
+    if not cluster.sync_batch_norm:
+        return RowNorm if cluster.device is Device.cpu else tf.keras.layers.BatchNormalization
+    if hvd is None:
+        return functools.partial(tf.keras.layers.BatchNormalization, fused=False)
+    return hvd.SyncBatchNormalization

@@ -1,18 +1,16 @@
 """Public weights into the network, and ours out of it, under the names and in the layout of timm and torchvision.
 
-read(path)                       tensors by name: from a file, a SavedModel, a run or a checkpoint of one
-put(network, tensors, path)      into the network, all or none
-take(network)                    out of it again
-write(path, tensors, metadata)   as safetensors
-guess(tensors)                   the option of model= they are of
+read(path)                           tensors by name from a .safetensors or .npz file; training/trained.py reads folders too
+load_into(network, tensors, path)    into the network, all or none
+export_from(network)                 out of it again
+write(path, tensors, metadata)       as safetensors
+detect_model(tensors)                the option of model= that they fit
 
 Numbers are read as numbers. PyTorch's own files are pickles, which run code when they are loaded: those are refused.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shlex
 import zipfile
@@ -21,16 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import yaml
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
-from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from resnet import UserError, files
 from resnet.config.model import Block, Model
 from resnet.model import resnet
-from resnet.training import checkpoint
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -57,19 +52,21 @@ HUGGING_FACE = re.compile(  # transformers' ResNetForImageClassification
 def read(path: str) -> Tensors:
     """Float32 tensors by timm's names (conv1.weight [O, I / groups, H, W], bn1.running_var [O], fc.weight [classes, features]).
 
-    Of a run its best checkpoint, else its newest, and of a checkpoint the averaged weights if it has them. Raises UserError
-    for what cannot be read, is damaged, is no floating-point number, or has no head (no fc.bias [classes]).
+    Raises UserError as check() does, and for what cannot be read.
     """
-    place = Path(path).expanduser()
-    found = of_folder(place) if place.is_dir() else of_file(place)
-    if found.get(f"{resnet.HEAD}.bias", np.zeros(())).ndim != 1:
-        holds = f"{len(found)} tensors, such as {min(found)}" if found else "nothing"
+    return check(of_file(Path(path).expanduser()), path)
+
+
+def check(arrays: Tensors, path: str) -> Tensors:
+    """The arrays as float32. Raises UserError unless they are finite floating-point numbers with a head (fc.bias [classes])."""
+    if arrays.get(f"{resnet.HEAD}.bias", np.zeros(())).ndim != 1:
+        holds = f"{len(arrays)} tensors, such as {min(arrays)}" if arrays else "nothing"
         raise UserError(
             f"{path}: no ResNet with its head, under the names of timm, torchvision or Hugging Face: there is {holds}, but "
             f"no {resnet.HEAD}.bias of a number a class; give the weights of a whole classifier"
         )
     tensors = {}
-    for name, tensor in found.items():
+    for name, tensor in arrays.items():
         if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
             raise UserError(
                 f"{path}: {name} is of {tensor.dtype}, not floating-point; give weights that are not quantized"
@@ -134,43 +131,6 @@ def canonical_name(name: str) -> str:
     return f"layer{int(stage) + 1}.{block}.{inside}.{leaf}"
 
 
-def of_folder(folder: Path) -> Tensors:
-    """The tensors of a SavedModel of resnet.export, of a checkpoint, or of a run's best one, else its newest."""
-    if (folder / "saved_model.pb").is_file():
-        return of_variables(folder, "variables/variables", ["weights"])
-    if (folder / "commit.json").is_file():
-        chosen = checkpoint.Saved(folder, -1, None, {})
-    elif saved := checkpoint.list_checkpoints(folder):
-        chosen = checkpoint.best(saved) or saved[-1]
-    else:
-        run = (folder / "config.yaml").is_file()
-        what = "a run without a checkpoint yet; start it again" if run else "no weights lie in this folder"
-        raise UserError(f"{folder}: {what}, or give {SOURCES}")
-    if wrong := checkpoint.verify(chosen):
-        raise UserError(f"{chosen.path}: this checkpoint is damaged ({wrong}); give another one of the same run")
-    return of_variables(chosen.path, "weights", ["average", "network"])
-
-
-def of_variables(folder: Path, prefix: str, roots: list[str]) -> Tensors:
-    """The variables of TensorFlow's checkpoint <folder>/<prefix> under the first of `roots` that has any.
-
-    They are looked up by the names that TensorFlow keeps beside them, so that no graph is run and no device is started: a
-    caller sets up the device when it knows the model.
-    """
-    try:
-        with checkpoint.glob_safe(folder) as place:
-            reader = tf.train.load_checkpoint(str(place / prefix))
-            graph = TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
-            kept = {one.checkpoint_key: one.full_name for node in graph.nodes for one in node.attributes}
-            for root in roots:
-                if keys := [key for key in kept if key.startswith(f"{root}/")]:
-                    return {timm_name(kept[key]): torch_layout(reader.get_tensor(key)) for key in keys}
-    except Exception as error:  # as above
-        detail = " ".join(str(error).split())
-        raise UserError(f"{folder}: damaged, or not of this suite ({detail}); write it again") from error
-    return {}
-
-
 # ------------------------------------------------------------------------------------------------- into a network and out
 def timm_name(name: str) -> str:
     """timm's name of a variable: `layer1.0.bn1/gamma:0` is `layer1.0.bn1.weight`."""
@@ -230,17 +190,13 @@ def load_into(network: Any, tensors: Tensors, path: str) -> list[str]:
 def write(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
     """A safetensors file, written aside and renamed. Raises UserError if it can't be."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     # safetensors takes an array's memory as it lies, whatever its strides.
     laid = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(save(laid, {**metadata, "format": "pt"}))
-        files.fsync(aside)
-        aside.replace(path)
+        with files.atomic_write(path) as file:
+            file.write(save(laid, {**metadata, "format": "pt"}))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another place") from error
 
 

@@ -16,26 +16,41 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, files
+from resnet import UserError, __version__, files
 from resnet.config import compose
 from resnet.config.errors import explain
 from resnet.config.fingerprint import FREE, flat, may_change_on_resume
 from resnet.config.run import VARIANTS, Run
-from resnet.rundir import stamp
 
 NONSENSE = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # what the readers of YAML raise for it
 NEL = "\x85"  # PyYAML writes it as a line break, and reads a space
-# Half of something, by a process that was killed: manifest.whole's and serve.write's.
-LEFT = re.compile(r"\.(config\.yaml|classes\.txt|model|.+\.\d+)\.part|\.serve-.+")
+SCHEMA = 1  # of config.yaml, result.json and commit.json; raised when an older version would misread them
+VERSIONS_LINE = re.compile(r"# resnet (?P<resnet>\S+), schema (?P<schema>\d+)\n")
+PART = re.compile(r"\..+\.\d+\.part")  # files.part_of(): half of something, by a process that was killed
 LARGEST, DEEPEST = 100_000, 20  # characters of a config.yaml, and brackets; a run's has some 2,000, and 2
+
+
+def versions() -> dict[str, Any]:
+    """What result.json and commit.json say of the version that wrote them."""
+    return {"schema": SCHEMA, "resnet": __version__}
+
+
+def check_versions(path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError if the content of `path` was written by a newer version with another schema."""
+    schema = content.get("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(
+            f"{path}: written by resnet {content.get('resnet')} (schema {schema}), and this is resnet {__version__} (schema "
+            f"{SCHEMA}); go on with that version or a newer one"
+        )
 
 
 def save(run: Run, out: Path) -> None:
     """Write <out>/config.yaml aside and rename it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with files.atomic_write(out / "config.yaml", out / ".config.yaml.part") as file:
-            text = stamp.line() + OmegaConf.to_yaml(compose.to_config(run))
+        with files.atomic_write(out / "config.yaml") as file:
+            text = f"# resnet {__version__}, schema {SCHEMA}\n" + OmegaConf.to_yaml(compose.to_config(run))
             if NEL in text:
                 raise UserError(
                     "U+0085, a control character, stands in a name, and YAML would lose it; give another name"
@@ -50,7 +65,8 @@ def load(out: Path) -> Run:
     path = out / "config.yaml"
     if not path.is_file():
         raise UserError(f"{out}: no run here (config.yaml is missing); give the folder of a run that was started")
-    stamp.check(path, stamp.of_text(path.read_text(encoding="utf-8", errors="replace")))
+    if head := VERSIONS_LINE.match(path.read_text(encoding="utf-8", errors="replace")):
+        check_versions(path, {"schema": int(head["schema"]), "resnet": head["resnet"]})
     schema = OmegaConf.structured(Run)
     try:
         with explain():
@@ -124,7 +140,7 @@ def claim(run: Run, out: Path) -> None:
     """Make `out` the folder of `run`, unless another run lies there; remove what a process that was killed was writing in it."""
     check_folder(run, out)
     for path in list(out.iterdir()) if out.is_dir() else ():
-        if LEFT.fullmatch(path.name):
+        if PART.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     save(run, out)
 

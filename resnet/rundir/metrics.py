@@ -1,60 +1,83 @@
-"""A file of lines that a run appends to, and that a full disk neither tears nor ends."""
+"""<out>/metrics.jsonl: a JSON object a line, with `step`, `time_ms` and metrics by name. Its writer and its one reader."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
 
+FILE = "metrics.jsonl"
 TAIL = 1 << 16  # bytes, at least as many as the longest line
 
 
-class Lines:
-    """Every line is in the file when add() returns; what could not be written is kept in memory and goes before the next one.
+def read(path: Path) -> dict[str, dict[int, float]]:
+    """metric -> {step: value}, steps rising, of a metrics.jsonl.
 
-    The file always is a beginning of the lines that were added. Not safe to use from several threads at once.
+    Of a step that was logged twice the last value counts, and what an abandoned branch logged after the checkpoint that the run
+    resumed from is dropped. Torn lines, which kills and power cuts leave, are skipped.
+    """
+    metrics: dict[str, dict[int, float]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        for name, value in values.items():
+            curve = metrics.setdefault(name, {})
+            while curve and next(reversed(curve)) >= step:
+                curve.popitem()
+            curve[step] = value
+    return metrics
+
+
+class MetricsFile:
+    """Appends lines. Each is in the file when append() returns; what a full disk refuses waits in memory, and is written first.
+
+    The file always is a beginning of the lines that were appended. Not safe to use from several threads at once.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises OSError if the file cannot be opened."""
-        self.path, self.closed, self.trouble = path, False, ""
+        self.path, self.closed, self.error = path, False, ""
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self.waiting = b"\n" if self.torn() else b""  # ends a line that a kill tore
+        self.pending = b"\n" if self.torn_bytes() else b""  # ends a line that a kill tore
 
-    def add(self, line: str) -> None:
-        """Append a line, if there is room. The first that finds none says so on stderr."""
+    def append(self, line: str) -> None:
+        """Append a line, if there is room. The first that finds none is reported on stderr."""
         if self.closed:
             return
-        self.waiting += line.encode() + b"\n"
-        before, self.trouble = self.trouble, self.write()
-        if self.trouble and not before:
-            with contextlib.suppress(OSError):  # which may lie on the same disk
-                told = "lines that cannot be written are kept, and written when they can be"
-                print(f"{self.path}: {self.trouble}; {told}", file=sys.stderr, flush=True)
+        self.pending += line.encode() + b"\n"
+        before, self.error = self.error, self.write()
+        if self.error and not before:
+            with contextlib.suppress(OSError):  # stderr may be on the same disk
+                note = "lines that cannot be written are kept, and written when they can be"
+                print(f"{self.path}: {self.error}; {note}", file=sys.stderr, flush=True)
 
     def write(self) -> str:
-        """Write what waits, as far as that goes; why it went no further, if so."""
+        """Write the pending lines as far as possible; the error that stopped it, or nothing."""
         try:
-            while self.waiting:
-                self.waiting = self.waiting[os.write(self.file, self.waiting) :]
+            while self.pending:
+                self.pending = self.pending[os.write(self.file, self.pending) :]
         except OSError as error:
             return error.strerror or str(error)
         return ""
 
-    def torn(self) -> int:
-        """How many bytes stand behind the last whole line."""
+    def torn_bytes(self) -> int:
+        """How many bytes follow the last complete line."""
         size = os.fstat(self.file).st_size
         tail = os.pread(self.file, TAIL, max(0, size - TAIL))
         return len(tail) - (tail.rfind(b"\n") + 1)
 
     def close(self) -> str | None:
-        """Write what waits; if that cannot be, end the file with its last whole line, and tell."""
+        """Write the pending lines. If that fails, cut the file after its last complete line and return the error."""
         if self.closed:
             return None
-        trouble, lost = self.write(), self.waiting.count(b"\n")
-        if trouble:
-            os.ftruncate(self.file, os.fstat(self.file).st_size - self.torn())
+        error, lost = self.write(), self.pending.count(b"\n")
+        if error:
+            os.ftruncate(self.file, os.fstat(self.file).st_size - self.torn_bytes())
         os.close(self.file)
         self.closed = True
-        return f"{self.path}: {trouble}; its last lines are missing, {lost} in all" if trouble else None
+        return f"{self.path}: {error}; its last lines are missing, {lost} in all" if error else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from resnet import files
 
 FILE = "result.json"
 
@@ -19,7 +20,5 @@ def read(out: Path) -> dict[str, Any] | None:
 
 
 def write(out: Path, content: dict[str, Any]) -> Path:
-    """Write <out>/result.json aside, then rename it."""
-    aside = out / f".{FILE}.{os.getpid()}"
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    return aside.replace(out / FILE)
+    """Write <out>/result.json aside, then rename it; its path."""
+    return files.write_text(out / FILE, json.dumps(content, indent=1) + "\n")

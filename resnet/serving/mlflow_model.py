@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet import UserError
+from resnet import UserError, files
 from resnet.config.data import Data, Records
 from resnet.config.run import Run
 from resnet.data.augment import prepare_images
@@ -25,7 +25,7 @@ from resnet.data.pipeline import centre_crop
 from resnet.model import resnet, weights
 
 FOLDER = "model"  # in <out>, and its name in MLflow: runs:/<id>/model
-CODE = Path(__file__).with_name("served.py")
+CODE = Path(__file__).with_name("pyfunc.py")
 SAVED = "saved_model"
 PACKAGES = ("mlflow", "numpy", "pandas", "tensorflow", "tensorflow-cpu")  # of the last two one is installed
 METRICS = ("eval/top1", "eval/loss", "ema/top1", "ema/loss", "final/top1")  # shown beside the model
@@ -70,15 +70,15 @@ def save_model(network: Any, data: Data, names: list[str] | None, path: Path) ->
 
 
 # ---------------------------------------------------------------------------------------------------------- MLflow's folder
-def save(run: Run, out: Path, names: list[str] | None) -> Path:
-    """<out>/model: MLflow's model of the run in `out`, of the weights that resnet.export would take; the folder.
+def save(run: Run, out: Path, names: list[str] | None, tensors: weights.Tensors) -> Path:
+    """<out>/model: MLflow's model of the run in `out` with these weights; the folder.
 
     Raises UserError where there is nothing to serve.
     """
     with tf.device("/CPU:0"):  # where it is built; it runs wherever it is loaded
         network = resnet.build(run.model, run.data.classes, "float32")
-        weights.load_into(network, weights.read(str(out)), str(out))
-        with tempfile.TemporaryDirectory(dir=out, prefix=".serve-") as aside:
+        weights.load_into(network, tensors, str(out))
+        with tempfile.TemporaryDirectory(dir=out, prefix=f".{SAVED}-", suffix=f".{os.getpid()}.part") as aside:
             save_model(network, run.data, names, Path(aside, SAVED))
             return package(Path(aside, SAVED), run, out / FOLDER)
 
@@ -102,26 +102,22 @@ def package(saved: Path, run: Run, place: Path) -> Path:
         Schema([ColSpec(AnyType(), "image")]), Schema(answer), ParamSchema([ParamSpec("top", DataType.long, 5)])
     )
     told = {"model": run.model.name, "classes": run.data.classes, "image_size": run.data.image_size}
-    made, aside = Model(metadata=told), place.with_name(f".{place.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        with quiet():
-            mlflow.pyfunc.save_model(
-                str(aside),
-                python_model=str(CODE),
-                artifacts={SAVED: str(saved)},
-                signature=signature,
-                input_example=example(run.data.image_size),
-                pip_requirements=requirements(),
-                mlflow_model=made,
-            )
-        flavor = made.flavors["python_function"]  # without paths of this machine
+    model = Model(metadata=told)
+    with files.atomic_dir(place) as aside, quiet():
+        mlflow.pyfunc.save_model(
+            str(aside),
+            python_model=str(CODE),
+            artifacts={SAVED: str(saved)},
+            signature=signature,
+            input_example=example(run.data.image_size),
+            pip_requirements=requirements(),
+            mlflow_model=model,
+        )
+        flavor = model.flavors["python_function"]  # without paths of this machine
         flavor["model_code_path"], flavor["artifacts"][SAVED]["uri"] = CODE.name, None
-        made.save(str(aside / "MLmodel"))
+        model.save(str(aside / "MLmodel"))
         shutil.rmtree(place, ignore_errors=True)
-        return aside.rename(place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    return place
 
 
 def example(size: int) -> Any:

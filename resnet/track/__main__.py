@@ -12,9 +12,9 @@ from resnet import UserError, cli, rundir
 from resnet.config.fingerprint import flat
 from resnet.config.track import Mlflow
 from resnet.rundir import lock, result
+from resnet.rundir.metrics import FILE
 from resnet.serving import mlflow_model
 from resnet.track import store
-from resnet.track.sender import FILE
 from resnet.track.tracker import MODEL, TAGS, Tracker
 
 HELP = """Send to MLflow what it has not got of a run: python -m resnet.track sync RUN [RUN ...] [uri=STORE]

@@ -15,10 +15,10 @@ from typing import Any
 
 from resnet.config import track
 from resnet.config.track import Mlflow
+from resnet.rundir.metrics import FILE
 from resnet.track import store
 from resnet.track.store import SyncState
 
-FILE = "metrics.jsonl"
 CLOSE_S = 120.0  # how long close() waits for MLflow to take what is left, a model of 100 MB among it
 FIRST_S = 60.0  # at most, for the first metrics: importing MLflow takes seconds from building the first step
 SEND_S = 5.0  # between two sendings

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet import files
 from resnet.config import track
 from resnet.config.track import Mlflow, Off, Track
 
@@ -31,7 +32,7 @@ class SyncState:
 
     def write(self, out: Path) -> None:
         """Keep it."""
-        write_json(state_path(out, self.uri), asdict(self))
+        files.write_text(state_path(out, self.uri), json.dumps(asdict(self)) + "\n")
 
 
 def state_path(out: Path, uri: str) -> Path:
@@ -40,13 +41,6 @@ def state_path(out: Path, uri: str) -> Path:
         if json.loads((out / IDENTITY).read_text())["uri"] != uri:
             return out / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
     return out / IDENTITY
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write it aside, then rename it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content) + "\n")
-    aside.replace(path)
 
 
 def read_state(out: Path, uri: str) -> SyncState | None:

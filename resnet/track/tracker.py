@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError
+from resnet import UserError, files
 from resnet.config.track import Mlflow, Track
-from resnet.rundir.metrics import Lines
-from resnet.track import store, system
-from resnet.track.sender import FILE, Sender
+from resnet.rundir.metrics import FILE, MetricsFile
+from resnet.track import system
+from resnet.track.sender import Sender
 
 TAGS = "tags.json"
 MODEL = "model"  # in <out>: MLflow's model, where the run kept one
@@ -67,9 +67,9 @@ class Tracker:
         wanted = isinstance(settings, Mlflow) and settings.tensorboard and sampling
         self.events = opened_events(out) if wanted else None
         try:
-            self.lines = Lines(out / FILE)
+            self.lines = MetricsFile(out / FILE)
             if isinstance(settings, Mlflow):
-                store.write_json(out / TAGS, tags)
+                files.write_text(out / TAGS, json.dumps(tags) + "\n")
         except OSError as error:
             raise UserError(f"out={out}: cannot be written to ({error.strerror}); make room and start again") from error
         if isinstance(settings, Mlflow):
@@ -99,7 +99,7 @@ class Tracker:
         finite = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
         line = json.dumps({"step": step, "time_ms": time.time_ns() // 1_000_000, **finite})
         with self.lock:
-            self.lines.add(line)
+            self.lines.append(line)
 
     def sample(self) -> None:
         """Write down what the machine is doing."""

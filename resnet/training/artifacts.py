@@ -12,7 +12,7 @@ from resnet.config.run import Run
 from resnet.config.track import Mlflow
 from resnet.data import source
 from resnet.serving import mlflow_model
-from resnet.training import plots
+from resnet.training import plots, trained
 from resnet.training.evaluation import Predictions
 
 
@@ -41,7 +41,7 @@ def make(
 
     def served() -> None:
         if model and isinstance(run.data, Records):  # synthetic images leave nothing to serve
-            place = mlflow_model.save(run, out, names)
+            place = mlflow_model.save(run, out, names, trained.read(str(out)))
             tracker.later(functools.partial(mlflow_model.log_model, place=place, register=register))
 
     work: dict[str, Callable[[], object]] = {

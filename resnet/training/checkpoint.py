@@ -21,8 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet import UserError, files
-from resnet.rundir import stamp
+from resnet import UserError, files, rundir
 
 FOLDER = "checkpoints"
 COMMIT = "commit.json"
@@ -149,7 +148,7 @@ class CheckpointWriter:
             aside.mkdir(parents=True)
             layout.write(aside / "weights", values)
             digests = {path.name: digest(path) for path in sorted(aside.iterdir())}
-            commit = {**stamp.stamp(), "step": step, "top1": top1, "state": state, "sha256": digests}
+            commit = {**rundir.versions(), "step": step, "top1": top1, "state": state, "sha256": digests}
             (aside / COMMIT).write_text(commit_text(commit))
             for path in (*aside.iterdir(), aside):
                 files.fsync(path)
@@ -176,7 +175,7 @@ def reason(error: Exception) -> str:
 def amend(saved: Saved, top1: float | None, state: Any) -> Saved:
     """A checkpoint with another `top1` and `state` beside the same weights; it is whole at any moment."""
     path = saved.path / COMMIT
-    commit = {**read_commit(saved.path), **stamp.stamp(), "top1": top1, "state": asdict(state)}
+    commit = {**read_commit(saved.path), **rundir.versions(), "top1": top1, "state": asdict(state)}
     with files.atomic_write(path) as file:
         file.write(commit_text(commit).encode())
     return Saved(saved.path, saved.step, top1, commit["state"])
@@ -198,7 +197,7 @@ def read_commit(path: Path) -> dict[str, Any]:
     commit = json.loads((path / COMMIT).read_bytes())
     if commit.get("seal") != seal(commit) and set(commit) != UNSEALED:
         raise ValueError(f"{COMMIT} is not what was written")
-    stamp.check(path / COMMIT, commit)
+    rundir.check_versions(path / COMMIT, commit)
     whole = isinstance(commit["step"], int) and isinstance(commit["state"], dict) and commit["sha256"]
     if not whole or any(Path(name).name != name for name in commit["sha256"]):
         raise ValueError(f"{COMMIT} is not that of a checkpoint")

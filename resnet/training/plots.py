@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from resnet import files
 from resnet.data import pipeline, tfexample
 from resnet.data.source import Source
 from resnet.prepare import show
+from resnet.rundir import metrics
 from resnet.training.evaluation import Predictions
 
 LONGEST = 40  # characters of a class's name beside the confusion matrix
@@ -34,26 +34,9 @@ PANELS = {  # title -> (scale, {metric: its name in the legend})
 
 
 # ---------------------------------------------------------------------------------------------------------------- curves
-def recorded(path: Path) -> dict[str, dict[int, float]]:
-    """metric -> {step: value} of a metrics.jsonl, steps rising. Of a step that was done twice the last one counts."""
-    found: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError):  # the line that a power cut left
-            continue
-        for name, value in values.items():
-            curve = found.setdefault(name, {})
-            while curve and next(reversed(curve)) >= step:
-                curve.popitem()  # a run that went on from an earlier checkpoint
-            curve[step] = value
-    return found
-
-
 def curves(out: Path) -> Path:
     """<out>/curves.png: loss, top-1, learning rate and images/s over epochs, from <out>/metrics.jsonl."""
-    found = recorded(out / "metrics.jsonl")
+    found = metrics.read(out / "metrics.jsonl")
     rates = [step / epoch for step, epoch in found.get(EPOCH, {}).items() if epoch]
     scale = rates[-1] if rates else 1.0
     figure = Figure(figsize=(11, 7.5), layout="constrained")

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
 from resnet import UserError, files, rundir
 from resnet.config import compose
 from resnet.config.run import Run
 from resnet.data import source
 from resnet.distributed import device
-from resnet.distributed.ranks import Ranks
 from resnet.model import resnet, weights
-from resnet.training.state import batch_norm_class
+from resnet.model.norm import batch_norm_class
+from resnet.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def load(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
     found by its shapes. `policy` overrides the arithmetic of dtype=, with layers that any machine has. Raises UserError for
     what does not fit together.
     """
-    tensors = weights.read(path)
+    tensors = read(path)
     outputs = len(tensors[f"{resnet.HEAD}.bias"])
     folder = folder_of(Path(path))
     if folder:
@@ -72,12 +75,59 @@ def load(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
         if policy:
             network = resnet.build(run.model, outputs, policy)
         else:  # to compute here with
-            norm = batch_norm_class(replace(run.cluster, sync_batch_norm=False), Ranks())
+            norm = batch_norm_class(replace(run.cluster, sync_batch_norm=False))
             network = resnet.build(
                 run.model, outputs, run.dtype.policy.value, norm, device.uses_amx(run.cluster, run.dtype)
             )
     notes = weights.load_into(network, tensors, path)
     return Trained(run, network, names or kept_names(folder, outputs), notes)
+
+
+def read(path: str) -> weights.Tensors:
+    """The tensors of a weights file, as weights.read() gives them, of a run's folder, of one of its checkpoints or of a SavedModel.
+
+    Of a run its best checkpoint, else its newest, and of a checkpoint the averaged weights if it has them. Raises UserError
+    for what cannot be read, is damaged, is no floating-point number, or has no head.
+    """
+    folder = Path(path).expanduser()
+    return weights.check(of_folder(folder), path) if folder.is_dir() else weights.read(path)
+
+
+def of_folder(folder: Path) -> weights.Tensors:
+    """The tensors of a SavedModel of resnet.export, of a checkpoint, or of a run's best one, else its newest."""
+    if (folder / "saved_model.pb").is_file():
+        return of_variables(folder, "variables/variables", ["weights"])
+    if (folder / "commit.json").is_file():
+        chosen = checkpoint.Saved(folder, -1, None, {})
+    elif saved := checkpoint.list_checkpoints(folder):
+        chosen = checkpoint.best(saved) or saved[-1]
+    else:
+        run = (folder / "config.yaml").is_file()
+        what = "a run without a checkpoint yet; start it again" if run else "no weights lie in this folder"
+        raise UserError(f"{folder}: {what}, or give {weights.SOURCES}")
+    if wrong := checkpoint.verify(chosen):
+        raise UserError(f"{chosen.path}: this checkpoint is damaged ({wrong}); give another one of the same run")
+    return of_variables(chosen.path, "weights", ["average", "network"])
+
+
+def of_variables(folder: Path, prefix: str, roots: list[str]) -> weights.Tensors:
+    """The variables of TensorFlow's checkpoint <folder>/<prefix> under the first of `roots` that has any.
+
+    They are looked up by the names that TensorFlow keeps beside them, so that no graph is run and no device is started: a
+    caller sets up the device when it knows the model.
+    """
+    try:
+        with checkpoint.glob_safe(folder) as place:
+            reader = tf.train.load_checkpoint(str(place / prefix))
+            graph = TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+            kept = {one.checkpoint_key: one.full_name for node in graph.nodes for one in node.attributes}
+            for root in roots:
+                if keys := [key for key in kept if key.startswith(f"{root}/")]:
+                    return {weights.timm_name(kept[key]): weights.torch_layout(reader.get_tensor(key)) for key in keys}
+    except Exception as error:  # TensorFlow has its own for each kind of damage
+        detail = " ".join(str(error).split())
+        raise UserError(f"{folder}: damaged, or not of this suite ({detail}); write it again") from error
+    return {}
 
 
 def kept_names(folder: Path | None, outputs: int) -> list[str] | None:

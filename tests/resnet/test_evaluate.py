@@ -19,6 +19,7 @@ from resnet.config import compose
 from resnet.data import pipeline, shards, source, tfexample
 from resnet.model import resnet, weights
 from resnet.training import checkpoint, loop
+from resnet.training.trained import read as read_weights
 
 CLASSES = {"cat": 12, "dog": 10, "ümlaut, of $x$": 14}
 SEEN = ("data.image_size=48", "data.eval_resize=56", "data.mean=[100,110,120]", "data.std=[50,60,70]")
@@ -51,7 +52,7 @@ def truth(trained, photos):
 def logits_of(run, settings, count):
     """Logits float64 [count, classes] of the evaluation images of `settings`, by the weights in the folder of `run`."""
     network = resnet.build(run.model, run.data.classes, "float32")
-    weights.load_into(network, weights.read(run.out), run.out)
+    weights.load_into(network, read_weights(run.out), run.out)
     pixels = np.concatenate([batch[0] for batch in pipeline.evaluation(source.open_source(settings), 7)])[:count]
     normal = (pixels.astype(np.float64) - settings.mean) / settings.std
     return network(normal.astype(np.float32), training=False).numpy().astype(np.float64)
@@ -225,11 +226,11 @@ def test_names_are_those_that_training_kept_if_the_data_is_elsewhere_now(trained
 
 
 def test_a_file_of_weights_tells_its_model_by_its_shapes_and_the_rest_is_typed(trained, photos, truth, tmp_path):
-    weights.write(tmp_path / "w.safetensors", weights.read(trained.out), {})
+    weights.write(tmp_path / "w.safetensors", read_weights(trained.out), {})
     words = ["data=folder", f"data.dir={photos}", *SEEN]
     close(evaluate.evaluate(str(tmp_path / "w.safetensors"), words, tmp_path / "scores"), *truth)
     assert [line[0] for line in rows(tmp_path / "scores" / "classes.csv")[1:]] == list(CLASSES)
-    tensors = weights.read(trained.out)
+    tensors = read_weights(trained.out)
     del tensors["bn1.weight"]
     weights.write(tmp_path / "odd.safetensors", tensors, {})
     with pytest.raises(UserError, match=r"odd.safetensors: the weights of no network in conf/model; name it by model="):

@@ -23,6 +23,7 @@ from resnet.config import compose
 from resnet.data import pipeline, shards, source, tfexample
 from resnet.model import weights
 from resnet.training import loop
+from resnet.training.trained import read as read_weights
 
 CLASSES = {"cat": 12, "dog": 10, "ümlaut\nüber": 14}
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
@@ -168,9 +169,9 @@ def test_probabilities_are_the_softmax_of_the_logits(alone):
 
 
 def test_the_weights_are_the_averaged_ones_of_the_run_bit_for_bit(exported, trained):
-    wanted = weights.read(trained[0].out)
+    wanted = read_weights(trained[0].out)
     for path in (exported / "model.safetensors", exported / "saved_model"):
-        found = weights.read(str(path))
+        found = read_weights(str(path))
         assert found.keys() == wanted.keys()
         for name, tensor in wanted.items():
             assert np.array_equal(found[name], tensor), name

@@ -13,7 +13,7 @@ from resnet import UserError
 from resnet.config.cluster import Cluster, Device
 from resnet.config.dtype import Dtype, Policy
 from resnet.distributed import device, ranks
-from resnet.model.norm import RowNorm
+from resnet.model.norm import RowNorm, batch_norm_class
 
 FP32, BF16 = Dtype("fp32", Policy.float32), Dtype("bf16", Policy.mixed_bfloat16)
 CPUINFO = """processor\t: 0
@@ -110,10 +110,10 @@ def test_filter_gradients_are_products_where_there_is_amx_in_bfloat16_only(monke
 
 
 def test_batch_norm_goes_by_rows_on_a_cpu_unless_it_is_over_all_ranks():
-    assert device.batch_norm_class(Cluster("local"), 1) is device.batch_norm_class(Cluster("cpu2"), 2) is RowNorm
-    assert device.batch_norm_class(Cluster("gpu1", Device.gpu), 1) is tf.keras.layers.BatchNormalization
-    assert device.batch_norm_class(Cluster("hpu1", Device.hpu), 8) is tf.keras.layers.BatchNormalization
-    over_all = device.batch_norm_class(Cluster("local", sync_batch_norm=True), 1)(name="bn")
+    assert batch_norm_class(Cluster("local")) is batch_norm_class(Cluster("cpu2")) is RowNorm
+    assert batch_norm_class(Cluster("gpu1", Device.gpu)) is tf.keras.layers.BatchNormalization
+    assert batch_norm_class(Cluster("hpu1", Device.hpu)) is tf.keras.layers.BatchNormalization
+    over_all = batch_norm_class(Cluster("local", sync_batch_norm=True))(name="bn")
     assert type(over_all) is tf.keras.layers.BatchNormalization and not over_all.fused
 
 

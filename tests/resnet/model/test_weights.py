@@ -23,8 +23,9 @@ from resnet.config.model import Block, Model
 from resnet.model import resnet, weights
 from resnet.optim import optimizers
 from resnet.training import checkpoint
+from resnet.training.trained import read as read_weights
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PUBLISHED = {  # trainable parameters with 1000 classes
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -184,7 +185,7 @@ def test_a_file_in_timms_naming_gives_the_logits_of_torchvisions_forward_pass(tm
     save_file(tensors, tmp_path / "public.safetensors")
     path = str(tmp_path / "public.safetensors")
     network = resnet.build(settings, 10, "float32")
-    notes = weights.load_into(network, weights.read(path), path)
+    notes = weights.load_into(network, read_weights(path), path)
     assert notes == [f"{path}: {len(sizes(settings, 10))} tensors of {name}"]
     images = np.random.default_rng(2).normal(0, 1, (2, 3, *size)).astype(np.float32)
     wanted = forward(settings, tensors, images.astype(np.float64))
@@ -221,31 +222,31 @@ def test_hugging_faces_naming_gives_the_same_tensors(tmp_path, name):
     assert "resnet.encoder.stages.1.layers.0.shortcut.normalization.running_var" in renamed
     assert len(renamed) == len(tensors)
     save_file(renamed, tmp_path / "model.safetensors")
-    same(weights.read(str(tmp_path / "model.safetensors")), counted(tensors))
+    same(read_weights(str(tmp_path / "model.safetensors")), counted(tensors))
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "model._orig_mod.module."])
 def test_what_wrapped_the_network_is_taken_off_its_names(tmp_path, prefix):
     tensors = drawn(NETWORKS["basic"])
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "w.safetensors")
-    same(weights.read(str(tmp_path / "w.safetensors")), counted(tensors))
+    same(read_weights(str(tmp_path / "w.safetensors")), counted(tensors))
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_a_numpy_archive_is_read_alike(tmp_path, write):
     tensors = drawn(NETWORKS["grouped"])
     write(tmp_path / "w.npz", **tensors)
-    same(weights.read(str(tmp_path / "w.npz")), counted(tensors))
+    same(read_weights(str(tmp_path / "w.npz")), counted(tensors))
     big = {name: tensor.astype(f">f{4 + 4 * (tensor.ndim > 1)}") for name, tensor in tensors.items()}
     np.savez(tmp_path / "big.npz", **big)
-    same(weights.read(str(tmp_path / "big.npz")), counted(tensors))
+    same(read_weights(str(tmp_path / "big.npz")), counted(tensors))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_widths_become_float32(tmp_path, dtype):
     tensors = {name: tensor.astype(dtype) for name, tensor in counted(drawn(NETWORKS["basic"])).items()}
     save_file(tensors, tmp_path / "w.safetensors")
-    same(weights.read(str(tmp_path / "w.safetensors")), {n: t.astype(np.float32) for n, t in tensors.items()})
+    same(read_weights(str(tmp_path / "w.safetensors")), {n: t.astype(np.float32) for n, t in tensors.items()})
 
 
 def test_bfloat16_is_read_by_its_bits(tmp_path):
@@ -259,7 +260,7 @@ def test_bfloat16_is_read_by_its_bits(tmp_path):
         tensors[name] = (bits.astype(np.uint32) << 16).view(np.float32)
     text = json.dumps(header).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    same(weights.read(str(tmp_path / "w.safetensors")), tensors)
+    same(read_weights(str(tmp_path / "w.safetensors")), tensors)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -317,7 +318,7 @@ def test_what_is_taken_and_written_comes_back_bit_for_bit(tmp_path, name):
         variable.assign(tf.random.stateless_normal(variable.shape, [number, 1]))
     path = tmp_path / "new" / "ours.safetensors"
     weights.write(path, weights.export_from(network), {"model": name})
-    weights.load_into(other, weights.read(str(path)), str(path))
+    weights.load_into(other, read_weights(str(path)), str(path))
     for mine, back in zip(network.weights, other.weights, strict=True):
         assert mine.name == back.name
         np.testing.assert_array_equal(mine.numpy(), back.numpy())
@@ -436,7 +437,7 @@ def test_a_head_that_is_no_head_of_this_network_is_refused(basic, shape):
 def told(path):
     """The one line about a path that is refused."""
     with pytest.raises(UserError) as error:
-        weights.read(str(path))
+        read_weights(str(path))
     line = str(error.value)
     assert "\n" not in line and line.startswith(f"{path}: ") and len(line) < 700, line
     return line.removeprefix(f"{path}: ")
@@ -577,25 +578,25 @@ def filled_folder(run_of, filled):
 
 def test_of_a_run_the_best_checkpoint_is_read_else_the_newest(filled_folder):
     out, wanted = filled_folder({10: (None, False), 20: (None, False)})
-    same(weights.read(str(out)), wanted[20])
+    same(read_weights(str(out)), wanted[20])
     out, wanted = filled_folder({30: (0.9, False), 40: (0.8, False), 50: (None, False)})
-    same(weights.read(str(out)), wanted[30])
-    same(weights.read(str(out / "checkpoints" / "step-00000040")), wanted[40])
-    same(weights.read(str(out / "checkpoints" / "step-00000050")), wanted[50])
+    same(read_weights(str(out)), wanted[30])
+    same(read_weights(str(out / "checkpoints" / "step-00000040")), wanted[40])
+    same(read_weights(str(out / "checkpoints" / "step-00000050")), wanted[50])
 
 
 def test_averaged_weights_come_before_the_others(filled_folder):
     out, wanted = filled_folder({10: (0.5, True), 20: (0.4, False)})
-    same(weights.read(str(out)), wanted[10])
-    same(weights.read(str(out / "checkpoints" / "step-00000010")), wanted[10])
-    same(weights.read(str(out / "checkpoints" / "step-00000020")), wanted[20])
+    same(read_weights(str(out)), wanted[10])
+    same(read_weights(str(out / "checkpoints" / "step-00000010")), wanted[10])
+    same(read_weights(str(out / "checkpoints" / "step-00000020")), wanted[20])
 
 
 def test_a_checkpoint_can_be_carried_away_and_its_folder_have_any_name(filled_folder, tmp_path):
     out, wanted = filled_folder({10: (0.5, False)})
     place = tmp_path / "best [of all] *"
     (out / "checkpoints" / "step-00000010").rename(place)
-    same(weights.read(str(place)), wanted[10])
+    same(read_weights(str(place)), wanted[10])
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
@@ -607,7 +608,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(filled_folder, evaluated):
     raw[len(raw) // 2] ^= 1
     data.write_bytes(raw)
     with pytest.raises(UserError) as error:
-        weights.read(str(out))
+        read_weights(str(out))
     assert str(error.value).startswith(f"{chosen}: this checkpoint is damaged (weights.data-00000-of-00001 is not what")
     assert told(chosen) == str(error.value).removeprefix(f"{chosen}: ")
     (chosen / "commit.json").write_text("{")
@@ -642,7 +643,7 @@ def saved_model(filled):
 
 def test_a_saved_model_is_read_by_its_variables(saved_model, tmp_path):
     wanted = saved_model(tmp_path / "model [1]")
-    same(weights.read(str(tmp_path / "model [1]")), wanted)
+    same(read_weights(str(tmp_path / "model [1]")), wanted)
 
 
 def test_a_saved_model_of_others_or_damaged_is_told(saved_model, tmp_path):
@@ -666,7 +667,8 @@ def test_reading_and_guessing_leave_tensorflow_to_be_set_up(saved_model, filled_
     code = (
         "import sys\n"
         "from resnet.model import weights\n"
-        "for path in sys.argv[1:]: assert weights.guess(weights.read(path)) == 'tiny'\n"
+        "from resnet.training import trained\n"
+        "for path in sys.argv[1:]: assert weights.detect_model(trained.read(path)) == 'tiny'\n"
         "import tensorflow as tf\n"
         "tf.config.threading.set_intra_op_parallelism_threads(1)\n"
         "tf.config.set_visible_devices([], 'GPU')\n"

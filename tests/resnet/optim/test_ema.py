@@ -17,6 +17,7 @@ from resnet.optim.ema import Ema
 from resnet.training import checkpoint, state
 from resnet.training.evaluation import EvalResult
 from resnet.training.loop import train
+from resnet.training.trained import read as read_weights
 
 KEPT, EVERY, STEPS = 0.3, 2, 9  # (1 + 2) / (10 + 2) is below 0.3, (1 + 4) / (10 + 4) above it
 COMMON = ("model=tiny", "batch=32", "track=off", "schedule=constant", "optim.lr=0.1", "eval=false")
@@ -97,7 +98,7 @@ def test_the_average_is_the_loop_over_its_formula():
 
 
 def test_the_average_of_a_run_is_the_loop_over_its_checkpoints(whole, first_weights):
-    same = weights.read(str(whole / "checkpoints" / "step-00000001"))  # the averaged ones, before their first update
+    same = read_weights(str(whole / "checkpoints" / "step-00000001"))  # the averaged ones, before their first update
     assert same.keys() == first_weights[1].keys()
     for name, tensor in first_weights[1].items():
         assert np.array_equal(same[name], tensor), name

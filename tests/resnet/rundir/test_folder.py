@@ -166,9 +166,9 @@ def test_a_folder_is_taken_once_and_again_by_the_same_run(frozen, tmp_path):
 def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(frozen, tmp_path):
     run, out = frozen(), tmp_path / "mine"
     rundir.claim(run, out)
-    halves = [".classes.txt.9981.part", ".result.json.12.part", ".config.yaml.part", ".curves.png.7.part"]
+    halves = [".classes.txt.9981.part", ".result.json.12.part", ".config.yaml.8.part", ".curves.png.7.part"]
     others = ["notes.part", ".mine", ".part", "result.json", ".gitignore", ".my.part"]
-    folders = [".serve-x1y2", ".model.part", "model", ".server"]
+    folders = [".saved_model-x1y2.8.part", ".model.12.part", "model", ".server.part"]
     for name in (*halves, *others):
         (out / name).write_text("x")
     for name in folders:
@@ -176,7 +176,7 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(frozen, t
         (out / name / "inside").write_text("x")
     rundir.claim(run, out)
     left = {path.name for path in out.iterdir()}
-    assert left == {*others, "model", ".server", "config.yaml"}
+    assert left == {*others, "model", ".server.part", "config.yaml"}
 
 
 def test_what_does_not_move_the_weights_may_change_in_a_folder(frozen, tmp_path):

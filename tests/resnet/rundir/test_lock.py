@@ -21,8 +21,8 @@ from resnet.training import checkpoint
 HOLD = """
 import sys, time
 from pathlib import Path
-from resnet import lock
-with lock.held(Path(sys.argv[1])):
+from resnet.rundir import lock
+with lock.hold(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """

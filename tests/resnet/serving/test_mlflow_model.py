@@ -30,6 +30,7 @@ from resnet.model import resnet, weights
 from resnet.serving import mlflow_model, pyfunc
 from resnet.track import store
 from resnet.training import loop
+from resnet.training.trained import read as read_weights
 
 CLASSES = {"cat": 12, "dog": 10, "ümlaut\nüber": 14}
 NAMES = list(CLASSES)
@@ -63,7 +64,7 @@ def place(trained, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(elsewhere)
-        made = mlflow_model.save(trained, Path(trained.out), NAMES)
+        made = mlflow_model.save(trained, Path(trained.out), NAMES, read_weights(trained.out))
     assert set(Path(trained.out).iterdir()) == before | {made} and not list(elsewhere.iterdir())
     return made
 
@@ -86,7 +87,7 @@ def jpegs(trained, encoded, photo):
 def wanted(trained):
     """Probabilities of uint8 [B, 48, 48, 3], by the weights that resnet.evaluate would take, in NumPy's softmax."""
     network = resnet.build(trained.model, 3, "float32")
-    weights.load_into(network, weights.read(trained.out), trained.out)
+    weights.load_into(network, read_weights(trained.out), trained.out)
 
     def of(pixels):
         normal = (np.asarray(pixels, np.float64) - trained.data.mean) / trained.data.std
@@ -186,7 +187,7 @@ def test_what_is_no_image_is_told_by_its_number(loaded, jpegs, image, told):
 def test_a_network_without_names_answers_with_numbers(trained, tmp_path):
     Path(tmp_path / "run").mkdir()
     shutil.copytree(Path(trained.out) / "checkpoints", tmp_path / "run" / "checkpoints")
-    loaded = mlflow.pyfunc.load_model(str(mlflow_model.save(trained, tmp_path / "run", None)))
+    loaded = mlflow.pyfunc.load_model(str(mlflow_model.save(trained, tmp_path / "run", None, read_weights(str(tmp_path / "run")))))
     [row] = answered(loaded, loaded.input_example)
     assert sorted(one["class"] for one in row["top"]) == ["0", "1", "2"]
 
@@ -223,7 +224,7 @@ def test_writing_again_leaves_one_folder_and_a_failure_leaves_what_was_there(tra
     out = tmp_path / "run"
     shutil.copytree(Path(trained.out) / "checkpoints", out / "checkpoints")
     marks = [
-        yaml.safe_load((mlflow_model.save(trained, out, NAMES) / "MLmodel").read_text())["model_uuid"] for _ in range(2)
+        yaml.safe_load((mlflow_model.save(trained, out, NAMES, read_weights(str(out))) / "MLmodel").read_text())["model_uuid"] for _ in range(2)
     ]
     assert marks[0] != marks[1]
 
@@ -232,7 +233,7 @@ def test_writing_again_leaves_one_folder_and_a_failure_leaves_what_was_there(tra
 
     monkeypatch.setattr(mlflow.pyfunc, "save_model", failing)
     with pytest.raises(OSError, match="No space left"):
-        mlflow_model.save(trained, out, NAMES)
+        mlflow_model.save(trained, out, NAMES, read_weights(str(out)))
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "model"]
     assert yaml.safe_load((out / "model" / "MLmodel").read_text())["model_uuid"] == marks[1]
 

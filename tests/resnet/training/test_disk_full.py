@@ -135,11 +135,11 @@ def test_a_run_says_so_and_the_same_command_goes_on_when_there_is_room(disk, run
 
 
 def test_lines_of_the_log_wait_for_room_are_told_once_and_none_is_lost(disk, capsys):
-    log = metrics.Lines(disk.path / "metrics.jsonl")
+    log = metrics.MetricsFile(disk.path / "metrics.jsonl")
     disk.fill(PAGE)
     wanted = [json.dumps({"step": step, "train/loss": 1 / (step + 1)}) for step in range(300)]
     for line in wanted[:200]:
-        log.add(line)
+        log.append(line)
     told = capsys.readouterr().err
     assert told == (
         f"{disk.path / 'metrics.jsonl'}: No space left on device; lines that cannot be written are kept, and written when "
@@ -148,16 +148,16 @@ def test_lines_of_the_log_wait_for_room_are_told_once_and_none_is_lost(disk, cap
     assert (disk.path / "metrics.jsonl").stat().st_size == PAGE
     disk.free()
     for line in wanted[200:]:
-        log.add(line)
+        log.append(line)
     assert log.close() is None
     assert (disk.path / "metrics.jsonl").read_text().splitlines() == wanted
 
 
 def test_a_log_that_never_gets_room_ends_with_a_whole_line_and_says_what_is_missing(disk, capsys):
-    log = metrics.Lines(disk.path / "metrics.jsonl")
+    log = metrics.MetricsFile(disk.path / "metrics.jsonl")
     disk.fill(PAGE)
     for step in range(200):
-        log.add(json.dumps({"step": step, "train/loss": 1 / (step + 1)}))
+        log.append(json.dumps({"step": step, "train/loss": 1 / (step + 1)}))
     trouble = log.close()
     kept = (disk.path / "metrics.jsonl").read_text()
     assert kept.endswith("}\n") and [json.loads(line)["step"] for line in kept.splitlines()] == list(
@@ -188,14 +188,14 @@ def test_an_index_that_finds_no_room_in_the_cache_is_made_all_the_same(disk, tmp
 
 def test_a_disk_that_fails_in_another_way_is_no_full_one(tmp_path, monkeypatch):
     """The log survives any OSError of a write."""
-    log, write = metrics.Lines(tmp_path / "log"), os.write
+    log, write = metrics.MetricsFile(tmp_path / "log"), os.write
 
     def failing(_file, _data):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "write", failing)
-    log.add("one")
-    assert log.trouble == "Input/output error"
+    log.append("one")
+    assert log.error == "Input/output error"
     monkeypatch.setattr(os, "write", write)
-    log.add("two")
+    log.append("two")
     assert log.close() is None and (tmp_path / "log").read_text() == "one\ntwo\n"

@@ -21,6 +21,7 @@ from resnet.data import pipeline, source
 from resnet.model import resnet, weights
 from resnet.optim import optimizers
 from resnet.training.loop import train
+from resnet.training.trained import read as read_weights
 
 SETTINGS = Model(name="tiny", block=Block.bottleneck, depths=[1, 1, 1, 1], width=4, filters=4)
 COMMON = ("model=tiny", "batch=64", "track=off", "schedule=constant", "eval=false", "log_every_steps=1")
@@ -56,7 +57,7 @@ def after(run_at, tmp_path_factory, given):
     def make(*words):
         run = run_at(tmp_path_factory.mktemp("run"), *COMMON, f"init={given(10)}", *words)
         train(run, Path(run.out))
-        return run, weights.read(run.out)
+        return run, read_weights(run.out)
 
     return make
 
@@ -252,13 +253,13 @@ def test_a_run_that_goes_on_asks_no_more_for_the_file(run_at, tmp_path, given, h
     rundir.check_init(run)
     train(run, Path(run.out))
     assert f"{other}: 87 tensors of tiny" in capsys.readouterr().out
-    assert moved(weights.read(run.out), head[1]) == set()
+    assert moved(read_weights(run.out), head[1]) == set()
     shutil.rmtree(other)
     run = run_at(tmp_path, *words, "steps=2")
     rundir.check_init(run)
     assert train(run, Path(run.out))["steps"] == 2
     assert "tensors" not in capsys.readouterr().out
-    assert moved(weights.read(run.out), head[1]) == set()
+    assert moved(read_weights(run.out), head[1]) == set()
     with pytest.raises(UserError, match=r"another run lies here \(init was .*other and is .*7.safetensors\)"):
         train(run_at(tmp_path, *words, f"init={given(7)}", "steps=3"), Path(run.out))
 
@@ -267,7 +268,7 @@ def test_a_head_for_other_classes_starts_anew_and_is_told(run_of, given, capsys)
     run = run_of(*COMMON, f"init={given(7)}", "optim.lr=0", "steps=1")
     train(run, Path(run.out))
     assert f"{given(7)}: the head is for 7 classes and this run has 10: it starts anew" in capsys.readouterr().out
-    found, before = weights.read(run.out), drawn(7)
+    found, before = read_weights(run.out), drawn(7)
     fitting = [name for name in before if not name.startswith("fc.") and not name.endswith(STATISTICS)]
     for name in fitting:
         assert np.array_equal(found[name], before[name]), name

@@ -10,6 +10,7 @@ from PIL import Image
 from resnet.config import compose
 from resnet.data import pipeline, source
 from resnet.prepare import show
+from resnet.rundir import metrics
 from resnet.training import plots
 from resnet.training.evaluation import Predictions
 
@@ -55,7 +56,7 @@ def test_of_a_step_that_was_done_twice_the_last_one_counts_and_what_came_after_t
     out = told(tmp_path / "run", *first, (30, {"eval/top1": 0.5}), *again, (40, {"eval/top1": 0.7}))
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "train/lo')  # the power went
-    found = plots.recorded(out / "metrics.jsonl")
+    found = metrics.read(out / "metrics.jsonl")
     assert found["train/loss"] == {10: 9.0, 20: 2.0, 30: 3.0, 40: 4.0}
     assert found["eval/top1"] == {30: 0.5, 40: 0.7}
     assert list(found["train/lr"]) == [10, 20, 30, 35]
