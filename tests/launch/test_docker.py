@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.packaging
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "launch" / "docker"
 DEVICES = ["cpu", "gpu", "gaudi"]

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.packaging
+
 PROGRAM = """
 import sys
 import resnet  # first: it asks for Keras 2 where TensorFlow would take 3

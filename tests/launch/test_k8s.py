@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.packaging
+
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "launch" / "k8s"
 FILES = sorted(K8S.glob("*.yaml"))

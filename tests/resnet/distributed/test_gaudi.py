@@ -14,7 +14,7 @@ from resnet.config.dtype import Dtype, Policy
 from resnet.distributed import device, gaudi
 from resnet.training import checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FAKE = ROOT / "tests" / "fakes" / "gaudi"
 GAUDI = Cluster("gaudi1", Device.hpu)
 FP32, BF16 = Dtype("fp32", Policy.float32), Dtype("bf16", Policy.mixed_bfloat16)

@@ -83,11 +83,11 @@ def test_a_function_is_compiled_once_for_a_shape():
 def test_what_xla_says_of_itself_is_not_heard_and_what_comes_after_is():
     code = """
 import sys
-from resnet import elementwise
+from resnet.model import relu
 import tensorflow as tf
 tf.zeros([1])
 print("from here", file=sys.stderr)  # TensorFlow 2.18 has its say before
-layer = elementwise.AddRelu()
+layer = relu.AddRelu()
 layer([tf.zeros([2, 2])] * 2, training=True)
 tf.function(lambda pair: layer(pair, training=True))([tf.zeros([3, 3])] * 2)
 print("heard", file=sys.stderr)

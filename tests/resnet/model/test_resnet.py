@@ -11,7 +11,7 @@ from resnet.config.model import Block, Model
 from resnet.model import resnet
 from resnet.model.weights import shapes
 
-ROWS = Path(__file__).resolve().parents[2] / "conf" / "model"
+ROWS = Path(__file__).resolve().parents[3] / "conf" / "model"
 SMALL = [1, 2, 1, 1]
 
 
