@@ -1,16 +1,16 @@
-"""`knob=value` words to a checked dataclass, for commands that are too small for Hydra. Typed and strict as training's are."""
+"""What every command shares: `knob=value` words to a checked dataclass, one-line errors, exit statuses.
+
+The small commands have no Hydra, and no OmegaConf either: its YAML would read `out=1e3` or `dir=a: b` as something else than text.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
-import signal
-import subprocess
 import sys
 import typing
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar
@@ -25,34 +25,34 @@ REQUIRED = dataclasses.MISSING
 KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def knob(default: Any, said: str) -> Any:
+def knob(default: Any, help_text: str) -> Any:
     """A field of such a dataclass, with its line of --help."""
-    return dataclasses.field(default=default, metadata={"said": said})
+    return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 def split(words: Sequence[str]) -> dict[str, str]:
     """`knob=value` words by knob."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
             raise UserError(f"{word}: write knob=value; --help lists the knobs")
-        if name in found:
-            raise UserError(f"{name}: given twice, as {found[name]!r} and {text!r}")
-        found[name] = text
-    return found
+        if name in values:
+            raise UserError(f"{name}: given twice, as {values[name]!r} and {text!r}")
+        values[name] = text
+    return values
 
 
-def parse(kind: type[Knobs], given: dict[str, str], command: str) -> Knobs:
-    """A `kind` made of these; its own checks run. `command` is what it is called, for errors. Raises UserError."""
+def parse(kind: type[Knobs], values: dict[str, str], command: str) -> Knobs:
+    """A checked `kind` with these values. `command` is its name in errors. Raises UserError."""
     types = hints(kind)
-    for name in given:
+    for name in values:
         if name not in types:
             raise UserError(f"{name}: {command} has no such knob; {nearest(name, list(types))}")
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.default is REQUIRED and field.name not in given:
-            raise UserError(f"{field.name}: {command} needs it ({field.metadata['said']})")
-    return kind(**{name: value(name, text, types[name]) for name, text in given.items()})
+        if field.default is REQUIRED and field.name not in values:
+            raise UserError(f"{field.name}: {command} needs it ({field.metadata['help']})")
+    return kind(**{name: value(name, text, types[name]) for name, text in values.items()})
 
 
 def hints(kind: type) -> dict[str, Any]:
@@ -61,9 +61,13 @@ def hints(kind: type) -> dict[str, Any]:
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """`did you mean ...?` and what exists, as one clause."""
-    close = difflib.get_close_matches(word, words, 1, 0.6)
-    return f"{f'did you mean {close[0]}? There' if close else 'there'} are: {', '.join(words)}"
+    """`did you mean ...?` and what exists, as one clause. Of dotted names those in the same group are listed."""
+    group, _, leaf = word.rpartition(".")
+    close = difflib.get_close_matches(word, words, 1, 0.75)
+    close = close or [name for name in words if difflib.get_close_matches(leaf, [name.rpartition(".")[2]], 1, 0.75)][:1]
+    beside = [name for name in words if name.rpartition(".")[0] == group]
+    beside = beside or [name for name in words if "." not in name] or list(words)
+    return f"{f'did you mean {close[0]}? There' if close else 'there'} are: {', '.join(beside)}"
 
 
 def value(name: str, text: str, kind: Any) -> Any:
@@ -81,69 +85,38 @@ def value(name: str, text: str, kind: Any) -> Any:
         raise UserError(f"{name}={text}: must be {KINDS[kind]}") from None
 
 
-def lines(kind: type, names: Sequence[str]) -> list[str]:
+def help_lines(kind: type, names: Sequence[str]) -> list[str]:
     """A line of --help for each of these knobs, with its default."""
-    told = []
+    lines = []
     for field in dataclasses.fields(kind):
         default = "" if field.default is REQUIRED or field.default is None else field.default
         shown = str(default).lower() if isinstance(default, bool) else default
         if field.name in names:
-            told.append(f"  {f'{field.name}={shown}':<20} {field.metadata['said']}")
-    return told
+            lines.append(f"  {f'{field.name}={shown}':<20} {field.metadata['help']}")
+    return lines
+
+
+def weights_and_overrides(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
+    """(weights, overrides, value of out=) of a command line. Raises UserError unless there is one path of weights."""
+    knobs = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
+    paths = [str(Path(word).expanduser()) for word in words if word not in knobs]
+    if len(paths) != 1:
+        raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
+    outs = [word.removeprefix("out=") for word in knobs if word.startswith("out=")]
+    return paths[0], [word for word in knobs if not word.startswith("out=")], outs[-1] if outs else None
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; the message tells what it has saved and how to go on."""
+    """A signal asked the run to end; the message says what it saved and how to resume."""
 
 
 class Failed(Exception):
-    """Ranks have failed; the message tells which one did first, and ends with its own traceback."""
-
-
-class SignalRelay:
-    """Context: SIGTERM, SIGINT and SIGHUP are recorded, and passed on to the child of `run`, instead of ending this process."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self.pending: deque[int] = deque()  # until there is a child
-        self.child: subprocess.Popen[bytes] | None = None
-        self.handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> SignalRelay:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self.handlers[number] = signal.signal(number, self.receive)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def receive(self, number: int, _frame: object) -> None:
-        """Handle a signal. A hang-up asks a child to save and end, as SIGTERM does."""
-        self.received.append(number)
-        self.pending.append(signal.SIGTERM if number == signal.SIGHUP else number)
-        self.deliver()
-
-    def deliver(self) -> None:
-        """Pass on what is pending."""
-        with contextlib.suppress(IndexError):  # a signal that came in between has delivered the rest
-            while self.child and self.pending:
-                self.child.send_signal(self.pending.popleft())
-
-    def run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-        """The exit status of a child process; negative for a signal. In its own session, so that a Ctrl-C reaches it once."""
-        self.child = subprocess.Popen(command, env=env, start_new_session=True)
-        self.deliver()
-        try:
-            return self.child.wait()
-        finally:
-            self.child = None
+    """Ranks failed; the message says which one did first, and ends with its own traceback."""
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Print what the user can fix, or how a run was stopped, as one line, and exit with the status that belongs to it."""
+    """Print what the user can fix, or how a run was stopped, as one line, and exit with its status."""
     try:
         yield
     except (UserError, Failed) as error:
@@ -156,16 +129,6 @@ def reported() -> Iterator[None]:
         return
     print(line, file=sys.stderr)
     sys.exit(status)
-
-
-def separated(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
-    """(weights, words for the composition, out) of a command line. Raises UserError unless there is one path of weights."""
-    knobs = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
-    paths = [str(Path(word).expanduser()) for word in words if word not in knobs]
-    if len(paths) != 1:
-        raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
-    outs = [word.removeprefix("out=") for word in knobs if word.startswith("out=")]
-    return paths[0], [word for word in knobs if not word.startswith("out=")], outs[-1] if outs else None
 
 
 def command(help_text: str, work: Callable[[Sequence[str]], object]) -> None:

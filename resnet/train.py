@@ -9,7 +9,7 @@ from pathlib import Path
 from resnet import cli
 from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
-from resnet.launch import launchers, orphans, supervisor, sweep
+from resnet.launch import launchers, rank_status, supervisor, sweep
 from resnet.rundir import lock, result
 
 
@@ -31,7 +31,7 @@ def main(runs: Iterable[Run] | None = None) -> None:
                 launchers.check(run)
                 os.environ.update(launchers.device_environment(run))
                 with lock.hold(out):
-                    orphans.kill_stale_ranks(out)
+                    rank_status.kill_stale_ranks(out)
                     from resnet.training import loop  # TensorFlow: after everything that can be refused
 
                     made = loop.train(run, out)

@@ -32,7 +32,7 @@ LENT = ("model", "data", "dtype", "cluster")  # parts that a command beside trai
 SEEN = ("image_size", "eval_resize", "mean", "std")  # how the network was taught to see: kept over another data=
 
 
-LAUNCHER = "hydra_plugins.resnet.Processes"  # launch.sweep puts it there
+LAUNCHER = "hydra_plugins.resnet.SubprocessLauncher"  # launch.sweep puts it there
 
 
 class Experiments(SearchPathPlugin):

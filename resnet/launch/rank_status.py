@@ -1,4 +1,4 @@
-"""What each rank says of itself, in <out>/logs/rank-<r>.json, for the process that started it; and how a process can end."""
+"""The status file and the log of each rank, <out>/logs/rank-<r>.json and .log: the rank writes them, its parent reads them."""
 
 from __future__ import annotations
 
@@ -9,111 +9,125 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-# Where a starter tells a process its rank: the innermost one first, because Slurm tells the shell of a batch job too.
-RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-HOST = ("HOROVOD_HOSTNAME", "SLURMD_NODENAME")  # the host, by the name that its starter has for it
+import psutil
 
-# What is said where a rank finds that another one has gone (Horovod 0.27 and 0.28, Gloo, MPI).
-CONSEQUENCE = re.compile(
+from resnet import files
+
+# Where a launcher tells a process its rank: the innermost one first, because Slurm tells the shell of a batch job too.
+RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+HOST = ("HOROVOD_HOSTNAME", "SLURMD_NODENAME")  # the host, by the name that its launcher has for it
+# Errors of a rank whose peer has died (Horovod 0.27 and 0.28, Gloo, MPI).
+PEER_ERRORS = re.compile(
     "Horovod has been shut down|HorovodInternalError|gloo/transport|[Cc]onnection (reset|closed) by peer|[Bb]roken pipe"
 )
+LINGER_S = 20.0  # for ranks of an earlier start to save and end
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """One rank, as it was when it last said something."""
+    """One rank, as it last reported itself."""
 
     rank: int
     pid: int
-    host: str  # by the name that its starter has for it
+    host: str  # by the name that its launcher has for it
     machine: str  # by the name that it has for itself
     step: str | None  # Slurm's, as scancel takes it
     state: str  # running, done, failed, stopped or stalled
     time: float  # s since 1970
-    error_kind: str | None = None  # of a failure: user (can mend it), peer (another rank's failure caused it) or error
+    kind: str | None = None  # of a failure: user (can mend it), peer (another rank's failure caused it) or error
     error: str | None = None  # one line, or a traceback
-    shown: int | None = None  # bytes of its log that come before that error
+    shown: int | None = None  # bytes of its log before that error
 
     @property
-    def ended(self) -> bool:
-        """Whether it has told its end."""
-        return self.state != "running"
+    def running(self) -> bool:
+        """Whether it has not reported its end."""
+        return self.state == "running"
+
+    def process(self, out: Path) -> psutil.Process | None:
+        """Its process, if it runs on this machine."""
+        if self.machine == socket.gethostname():
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(self.pid)
+                if str(out) in process.cmdline():
+                    return process
+        return None
+
+    def prefixed(self, text: str) -> list[str]:
+        """Lines that it has printed, with its name in front."""
+        return [f"[rank {self.rank} on {self.host}] {line}" for line in text.splitlines()]
 
 
-def rank_from_env() -> int:
-    """This process's rank, from the environment; 0 where nobody has told one."""
-    return next((int(os.environ[name]) for name in RANK if name in os.environ), 0)
-
-
+# ------------------------------------------------------------------------------------------------------------------- files
 def folder(out: Path) -> Path:
-    """Where records and logs are."""
+    """Where status files and logs are."""
     return out / "logs"
 
 
 def log(out: Path, rank: int) -> Path:
-    """All that a rank has printed."""
+    """The file with everything that a rank has printed."""
     return folder(out) / f"rank-{rank}.log"
 
 
 def path(out: Path, rank: int) -> Path:
-    """A rank's record."""
+    """The status file of a rank."""
     return folder(out) / f"rank-{rank}.json"
 
 
-def register(out: Path, rank: int) -> None:
-    """This process is `rank`, and runs. Slurm's step is noted, for scancel."""
-    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
-    machine = socket.gethostname()
-    host = next((os.environ[name] for name in HOST if os.environ.get(name, "localhost") != "localhost"), machine)
-    write(
-        out,
-        RankStatus(rank, os.getpid(), host, machine, f"{job}.{step}" if job and step else None, "running", time.time()),
-    )
-
-
-def finish(out: Path, rank: int, state: str, error: str | None = None, kind: str | None = None) -> None:
-    """Note the end of a rank that has entered."""
-    entered = read(path(out, rank))
-    if entered:
-        shown = log(out, rank).stat().st_size if log(out, rank).exists() else None
-        write(out, replace(entered, state=state, time=time.time(), error=error, kind=kind, shown=shown))
-
-
-def write(out: Path, record: RankStatus) -> None:
-    """Write a record aside and rename it."""
-    aside = folder(out) / f".rank-{record.rank}.{os.getpid()}"
-    aside.write_text(json.dumps(asdict(record)) + "\n")
-    aside.replace(path(out, record.rank))
+def write(out: Path, status: RankStatus) -> None:
+    """Write a status file."""
+    with files.atomic_write(path(out, status.rank)) as file:
+        file.write(json.dumps(asdict(status)).encode() + b"\n")
 
 
 def read(file: Path) -> RankStatus | None:
-    """A record; None where there is none."""
+    """The content of a status file; None where there is none."""
     try:
         return RankStatus(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def records(out: Path) -> Iterator[RankStatus]:
-    """All that there are, by rank."""
-    files = folder(out).glob("rank-*.json")
-    found = [record for file in files if (record := read(file))]
-    yield from sorted(found, key=lambda record: record.rank)
+def read_all(out: Path) -> list[RankStatus]:
+    """All ranks that have a status file, in order."""
+    statuses = [status for file in folder(out).glob("rank-*.json") if (status := read(file))]
+    return sorted(statuses, key=lambda status: status.rank)
+
+
+# ------------------------------------------------------------------------------------------------------------- in the ranks
+def rank_from_env() -> int:
+    """This process's rank, from the environment; 0 without a launcher."""
+    return next((int(os.environ[name]) for name in RANK if name in os.environ), 0)
+
+
+def register(out: Path, rank: int) -> None:
+    """Report that this process is `rank`, and runs."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    machine = socket.gethostname()
+    host = next((os.environ[name] for name in HOST if os.environ.get(name, "localhost") != "localhost"), machine)
+    slurm_step = f"{job}.{step}" if job and step else None
+    write(out, RankStatus(rank, os.getpid(), host, machine, slurm_step, "running", time.time()))
+
+
+def finish(out: Path, rank: int, state: str, error: str | None = None, kind: str | None = None) -> None:
+    """Report how a registered rank ended."""
+    status = read(path(out, rank))
+    if status:
+        shown = log(out, rank).stat().st_size if log(out, rank).exists() else None
+        write(out, replace(status, state=state, time=time.time(), error=error, kind=kind, shown=shown))
 
 
 def wait_for_first(out: Path, limit_s: float) -> None:
-    """Until rank 0 has told its end: a starter kills the others soon after one has ended with another status than 0."""
+    """Until rank 0 has ended: a launcher kills the others soon after one has ended with another status than 0."""
     deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline and (first := read(path(out, 0))) and not first.ended:
+    while time.monotonic() < deadline and (first := read(path(out, 0))) and first.running:
         time.sleep(0.05)
 
 
 def redirect(out: Path, rank: int) -> None:
-    """All that this process prints from here on, whoever prints it, goes to the rank's log."""
+    """Send all that this process prints from here on, libraries in C too, to the rank's log."""
     folder(out).mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -127,6 +141,64 @@ def redirect(out: Path, rank: int) -> None:
 
 
 def error_kind(error: BaseException) -> str:
-    """Of an error that nobody caught: `peer` if another rank's end has caused it."""
-    horovods = type(error).__name__ == "HorovodInternalError" or type(error).__module__.startswith("tensorflow.")
-    return "peer" if horovods and CONSEQUENCE.search(f"{type(error).__name__}: {error}") else "error"
+    """`peer` for an exception that another rank's end has caused, else `error`."""
+    horovod = type(error).__name__ == "HorovodInternalError" or type(error).__module__.startswith("tensorflow.")
+    return "peer" if horovod and PEER_ERRORS.search(f"{type(error).__name__}: {error}") else "error"
+
+
+class Stream:
+    """The log of one rank, printed as it grows: unchanged for rank 0, prefixed and on stderr for the others."""
+
+    def __init__(self, out: Path, rank: int) -> None:
+        self.out, self.rank, self.path = out, rank, log(out, rank)
+        self.start = self.position = self.path.stat().st_size if self.path.exists() else 0
+
+    def show(self, status: RankStatus | None, *, last: bool = False) -> None:
+        """Print new whole lines; at `last` the rest too. The error that a rank ended with is left for the diagnosis."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= self.position or (self.rank and status is None):
+                return
+            newest = read(path(self.out, self.rank))  # after the size
+            if newest and newest.state in ("failed", "stopped") and newest.shown is not None:
+                size = min(size, newest.shown)
+            file.seek(self.position)
+            new = file.read(max(0, size - self.position))
+            whole = new if last else new[: new.rfind(b"\n") + 1]
+            self.position += len(whole)
+            text = whole.decode(errors="replace")
+            if self.rank == 0:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            elif status:
+                for line in status.prefixed(text):
+                    print(line, file=sys.stderr, flush=True)
+
+    def content(self) -> str:
+        """What the rank has printed since this start."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read().decode(errors="replace")
+        return ""
+
+
+# -------------------------------------------------------------------------------------------------------- of earlier starts
+def kill_stale_ranks(out: Path) -> None:
+    """End the ranks that an earlier start has left on this machine: two would write the same checkpoints.
+
+    This process holds the lock of `out`. So the process that started them has died, by SIGKILL for example.
+    """
+    stale = [
+        process
+        for status in read_all(out)
+        if status.running and (process := status.process(out)) and process.create_time() < status.time + 1
+    ]  # else the PID was reused
+    for process in stale:
+        line = f"out={out}: a rank of an earlier start still runs (pid {process.pid}); it is asked to save and end"
+        print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(stale, LINGER_S)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+            process.wait(LINGER_S)

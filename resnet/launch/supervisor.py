@@ -1,7 +1,7 @@
-"""Trains a run in processes that this one starts, watches, stops and starts again; it never imports TensorFlow.
+"""Trains a run in processes that this one starts, watches, stops and restarts; it never imports TensorFlow.
 
-Rank 0's log is what comes out here; lines of the others go to stderr, prefixed. What a rank ended with it tells in its
-record (`resnet.roster`), because starters tell at most one number for all of them.
+Rank 0's log is printed here as it grows; lines of the others go to stderr, prefixed. How each rank ended stands in its
+status file (`rank_status`), because a launcher's exit status says at most one number for all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -25,136 +24,113 @@ from resnet import UserError, cli, rundir
 from resnet.config.cluster import Starter
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
-from resnet.launch import failure, launchers, orphans, rank_status
+from resnet.launch import failure, launchers, rank_status, slurm
 from resnet.launch.failure import Outcome
 from resnet.launch.rank_status import RankStatus
-from resnet.launch.streams import Stream
 from resnet.rundir import lock
 from resnet.track import store
 
 POLL_S = 0.1
 LINGER_S = 20.0  # how long the others may take to end by themselves once one has failed
-FEW = 16  # so many ranks are looked at at every poll, more of them once a second
+FEW = 16  # up to this many ranks are polled every POLL_S, more of them once a second
 
 
 def run(run: Run, out: Path) -> dict[str, Any]:
-    """Train `run` in `out` in as many processes as it wants; the result, as rank 0 has written it.
+    """Train `run` in `out` in its own processes; the content of result.json, which rank 0 has written.
 
-    Raises UserError for what the user can mend, Failed with the first failing rank's own traceback, Stopped after a
+    Raises UserError for what the user can mend, Failed with the traceback of the rank that failed first, Stopped after a
     signal, KeyboardInterrupt after a second one.
     """
     launchers.check(run)
     with lock.hold(out):
-        orphans.kill_stale_ranks(out)
+        rank_status.kill_stale_ranks(out)
         rundir.claim(run, out)
         return supervise(run, out)
 
 
 def supervise(run: Run, out: Path) -> dict[str, Any]:
-    """Start the ranks, as often as the run allows; alone in `out`."""
-    cluster, heard = run.cluster, SignalRelay()
-    status = "FAILED"
+    """Start the ranks, and restart them as often as the run allows. The caller holds the lock of `out`."""
+    limit, status = run.cluster.max_restarts, "FAILED"
     try:
-        with heard:
-            for restarts in range(cluster.max_restarts + 1):
-                end = run_once(run, out, heard)
-                if end.made:
+        with cli.SignalRelay() as relay:
+            for restarts in range(limit + 1):
+                outcome = run_once(run, out, relay)
+                for line in outcome.notes:
+                    print(line, file=sys.stderr, flush=True)
+                if outcome.result:
                     status = "FINISHED"
-                    return end.made
-                if heard.at_once:
+                    return outcome.result
+                if relay.at_once:
                     raise KeyboardInterrupt
-                if end.stopped:
+                if outcome.stopped:
                     status = "KILLED"
-                    raise cli.Stopped(end.stopped)
-                if end.user:
-                    raise UserError(end.line)
-                if not end.again or restarts == cluster.max_restarts:
+                    raise cli.Stopped(outcome.stopped)
+                if outcome.user_error:
+                    raise UserError(outcome.line)
+                if not outcome.retry or restarts == limit:
                     break
-                said = f"{end.line}; restart {restarts + 1} of {cluster.max_restarts} from the newest checkpoint"
-                print(said, file=sys.stderr, flush=True)
-                ignoring_mlflow_errors(store.count_restart, run.track, identity(run, out))
+                line = f"{outcome.line}; restart {restarts + 1} of {limit} from the newest checkpoint"
+                print(line, file=sys.stderr, flush=True)
+                ignoring_mlflow_errors(store.count_restart, run.track, mlflow_run(run, out))
         count = f" (restarts: {restarts})" if restarts else ""
-        raise cli.Failed(f"{end.line}{count}; {end.where}{end.trace}")
+        raise cli.Failed(f"{outcome.line}{count}; {outcome.where}{outcome.trace}")
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         first = rank_status.read(rank_status.path(out, 0))
-        if status != "FINISHED" and not (first and first.state in ("failed", "stopped")):  # else it has told MLflow
-            ignoring_mlflow_errors(store.close_run, run.track, identity(run, out), status, only_if_running=True)
+        if status != "FINISHED" and not (first and first.state in ("failed", "stopped")):  # else it has closed its run
+            ignoring_mlflow_errors(store.close_run, run.track, mlflow_run(run, out), status, only_if_running=True)
 
 
-def identity(run: Run, out: Path) -> str | None:
-    """The MLflow run of this folder, if any."""
+def mlflow_run(run: Run, out: Path) -> str | None:
+    """The id of the MLflow run of this folder, if any."""
     return store.identity(out, run.track.uri) if isinstance(run.track, Mlflow) else None
 
 
-def ignoring_mlflow_errors(work: Any, *words: Any, **more: Any) -> None:
-    """Do `work` with MLflow; trouble with it is told in a line, and costs the run nothing."""
+def ignoring_mlflow_errors(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The result of a call that uses MLflow; None if it fails. An error is one line on stderr: it costs the run nothing."""
     try:
-        work(*words, **more)
+        return function(*args, **kwargs)
     except Exception as error:
         print(f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+        return None
 
 
-# ---------------------------------------------------------------------------------------------------------------- signals
-class SignalRelay:
-    """Context: notes signals. The first asks the ranks to save and end; SIGINT after it ends everything at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.at_once = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> SignalRelay:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self.before[number] = signal.signal(number, self.receive)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def receive(self, number: int, _frame: FrameType | None) -> None:
-        """Only take note."""
-        self.at_once = self.at_once or (self.asked and number == signal.SIGINT)
-        self.asked = True
-
-
-# --------------------------------------------------------------------------------------------------------------- one start
-def run_once(run: Run, out: Path, heard: SignalRelay) -> Outcome:
-    """Start all ranks, wait until all of them have ended, say how. None lives on."""
-    rank_status.folder(out).mkdir(parents=True, exist_ok=True)
-    for record in rank_status.records(out):
-        rank_status.path(out, record.rank).unlink(missing_ok=True)
-    with launchers.Rendezvous(run.cluster) as found_at, (rank_status.folder(out) / "starter.log").open("ab") as log:
+# ------------------------------------------------------------------------------------------------------------- one attempt
+def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
+    """Start all ranks, wait until all of them have ended, and diagnose what happened. No process is left."""
+    logs = rank_status.folder(out)
+    logs.mkdir(parents=True, exist_ok=True)
+    for status in rank_status.read_all(out):
+        rank_status.path(out, status.rank).unlink(missing_ok=True)
+    with slurm.rendezvous(run.cluster) as address, (logs / "starter.log").open("ab") as log:
         words = launchers.command(run, out)
         log.write(f"$ {shlex.join(words)}\n".encode())
         log.flush()
-        start = Attempt(run, out, heard, log.tell())
+        attempt = Attempt(run, out, relay, log.tell())
         if run.cluster.ranks > 1:
-            by = start.starter.value if start.starter else ""
-            print(f"{run.cluster.ranks} ranks, started by {by}; logs in {rank_status.folder(out)}", flush=True)
+            name = attempt.launcher.value if attempt.launcher else ""
+            print(f"{run.cluster.ranks} ranks, started by {name}; logs in {logs}", flush=True)
         # A session of its own: a terminal's Ctrl-C comes from here, not to everybody at once.
-        start.process = subprocess.Popen(
+        attempt.process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **launchers.environment(run), **found_at},
+            env={**os.environ, **launchers.environment(run), **address},
             start_new_session=True,
-            preexec_fn=dying_with_parent(),
+            preexec_fn=die_with_parent(),
         )
         try:
-            start.follow()
+            attempt.wait()
         finally:
-            start.end_all()
-    return start.seen().end()
+            attempt.end_all()
+    return failure.diagnose(attempt.observation())
 
 
-def dying_with_parent() -> Callable[[], object] | None:
-    """For a child, on Linux: have it sent SIGTERM when this process dies, however it does."""
+def die_with_parent() -> Callable[[], object] | None:
+    """For a child, on Linux: it gets SIGTERM when this process dies, however it does."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     return (lambda: prctl(1, int(signal.SIGTERM))) if prctl else None  # 1: PR_SET_PDEATHSIG
 
@@ -162,123 +138,117 @@ def dying_with_parent() -> Callable[[], object] | None:
 class Attempt:
     """One start of all ranks, from the first process to the last."""
 
-    def __init__(self, run: Run, out: Path, heard: SignalRelay, said_from: int) -> None:
-        self.run, self.out, self.heard, self.said_from = run, out, heard, said_from
-        self.ranks = run.cluster.ranks
-        self.starter = launchers.launcher_for(run.cluster)
-        self.process: subprocess.Popen[bytes]
-        self.began = time.monotonic()
-        self.looked = -1.0
-        self.trouble: float | None = None  # since when one is known to have failed
-        self.over: float | None = None  # since when one is known to have ended well
-        self.records: dict[int, RankStatus] = {}
+    def __init__(self, run: Run, out: Path, relay: cli.SignalRelay, log_start: int) -> None:
+        self.run, self.out, self.relay, self.log_start = run, out, relay, log_start
+        self.size = run.cluster.ranks
+        self.launcher = launchers.launcher_for(run.cluster)
+        self.process: subprocess.Popen[bytes]  # the launcher, or the one rank
+        self.started_at = time.monotonic()
+        self.polled_at = -1.0
+        self.failed_at: float | None = None  # since when a rank is known to have failed
+        self.done_at: float | None = None  # since when one is known to have ended well
+        self.late = False  # some did not start in time
+        self.ranks: dict[int, RankStatus] = {}
         self.processes: dict[int, psutil.Process] = {}  # of ranks on this machine
-        self.gone: dict[int, float] = {}  # when they were seen to have ended, s since 1970
-        self.told: set[int] = set()  # ranks that were asked to stop
-        self.streams = {rank: Stream(out, rank) for rank in range(self.ranks)}
-        self.missing = False  # some did not start in time
+        self.exited_at: dict[int, float] = {}  # when they were seen to have exited, s since 1970
+        self.signalled: set[int] = set()  # ranks that were asked to stop
+        self.streams = [rank_status.Stream(out, rank) for rank in range(self.size)]
 
-    def follow(self) -> None:
-        """Until the starter has ended, or had to be ended."""
+    def wait(self) -> None:
+        """Until the launcher has ended, or must be ended."""
         while self.process.poll() is None:
-            self.streams[0].show(self.records.get(0))
-            if time.monotonic() - self.looked >= (POLL_S if self.ranks <= FEW else 1.0):
-                self.look()
+            self.streams[0].show(self.ranks.get(0))
+            if time.monotonic() - self.polled_at >= (POLL_S if self.size <= FEW else 1.0):
+                self.poll()
             self.ask_to_stop()
-            if self.heard.at_once or self.overdue():
+            if self.relay.at_once or self.overdue():
                 return
             time.sleep(POLL_S)
 
-    def look(self) -> None:
-        """Read what the ranks say, and see who has gone."""
-        self.looked = time.monotonic()
+    def poll(self, *, last: bool = False) -> None:
+        """Read the status files, look which processes have exited, and print what is new in the logs."""
+        self.polled_at = time.monotonic()
         self.refresh(rank_status.folder(self.out))
-        for record in rank_status.records(self.out):
-            if record.rank not in self.records and (process := orphans.process_of(record, self.out)):
-                self.processes[record.rank] = process
-            self.records[record.rank] = record
+        for status in rank_status.read_all(self.out):
+            if status.rank not in self.ranks and (process := status.process(self.out)):
+                self.processes[status.rank] = process
+            self.ranks[status.rank] = status
         for rank, process in self.processes.items():
-            if rank not in self.gone and not orphans.is_alive(process):
-                self.gone[rank] = time.time()
-        for stream in self.streams.values():
-            stream.show(self.records.get(stream.rank))
-        states = {record.state for record in self.records.values()}
-        lost = any(not self.records[rank].ended for rank in self.gone)
-        if self.trouble is None and (lost or states & {"failed", "stalled"}):
-            self.trouble = self.looked
-        if self.over is None and states & {"done", "stopped"}:
-            self.over = self.looked
+            if rank not in self.exited_at and not is_alive(process):
+                self.exited_at[rank] = time.time()
+        for stream in self.streams:
+            stream.show(self.ranks.get(stream.rank), last=last)
+        states = {status.state for status in self.ranks.values()}
+        died = any(self.ranks[rank].running for rank in self.exited_at)
+        if self.failed_at is None and (died or states & {"failed", "stalled"}):
+            self.failed_at = self.polled_at
+        if self.done_at is None and states & {"done", "stopped"}:
+            self.done_at = self.polled_at
 
     def refresh(self, folder: Path) -> None:
-        """Have NFS look again: what other hosts put in a folder it shows up to a minute later, unless we touch that folder."""
-        if self.run.cluster.hosts or self.starter is Starter.srun:
+        """Touch a folder: NFS shows what other hosts put there up to a minute later otherwise."""
+        if self.run.cluster.hosts or self.launcher is Starter.srun:
             os.utime(folder)
 
     def overdue(self) -> bool:
-        """Whether what is left must be ended by force."""
+        """Whether the remaining ranks must be ended by force."""
         now, cluster = time.monotonic(), self.run.cluster
-        self.missing = self.missing or (len(self.records) < self.ranks and now - self.began > cluster.start_s)
+        self.late = self.late or (len(self.ranks) < self.size and now - self.started_at > cluster.start_s)
         return (
-            self.missing
-            or (self.trouble is not None and now - self.trouble > LINGER_S)
-            or (self.over is not None and now - self.over > cluster.stall_s)
+            self.late
+            or (self.failed_at is not None and now - self.failed_at > LINGER_S)
+            or (self.done_at is not None and now - self.done_at > cluster.stall_s)
         )
 
     def ask_to_stop(self) -> None:
-        """Pass a signal on, once to each rank: as SIGTERM, and not to a starter: srun would kill them at once, others soon."""
-        if not self.heard.asked or self.heard.at_once:
+        """Pass a signal on, once to each rank: as SIGTERM, and not to a launcher: srun would kill them at once, others soon."""
+        if not self.relay.received or self.relay.at_once:
             return
-        asked = {rank: record for rank, record in self.records.items() if rank not in self.told and not record.ended}
-        self.told |= set(asked)
-        if self.starter is Starter.srun:  # each task of a step hears what one is told
-            self.told |= set(range(self.ranks)) if asked else set()
-            self.signal_step("TERM", asked.values())
-            return
-        for rank in asked:
-            if rank in self.processes:
+        waiting = {rank: status for rank, status in self.ranks.items() if rank not in self.signalled and status.running}
+        self.signalled |= set(waiting)
+        if self.launcher is Starter.srun and waiting:  # a signal to a step reaches all its tasks
+            self.signalled |= set(range(self.size))
+        elif self.launcher is not Starter.srun:
+            for rank in waiting.keys() & self.processes.keys():
                 with contextlib.suppress(psutil.Error):
                     self.processes[rank].send_signal(signal.SIGTERM)
-        self.signal_others("TERM", [record for rank, record in asked.items() if rank not in self.processes])
+                waiting.pop(rank)
+        self.signal_remote("TERM", waiting.values())
 
-    def signal_others(self, name: str, records: list[RankStatus]) -> None:
-        """Signal ranks on other hosts, if they still are this run's."""
+    def signal_remote(self, name: str, ranks: Iterable[RankStatus]) -> None:
+        """Signal ranks through Slurm, all tasks of their steps, or on other hosts by ssh, if they still are this run's."""
+        quiet = subprocess.DEVNULL
         calls = []
-        for host in sorted({record.host for record in records}):
-            pids = " ".join(str(record.pid) for record in records if record.host == host)
-            script = (
-                f"for pid in {pids}; do tr '\\0' ' ' </proc/$pid/cmdline | grep -qF {shlex.quote(str(self.out))} && "
-                f"kill -{name} $pid; done"
-            )
-            there = launchers.reachable(host, self.run.cluster)
-            words = launchers.ssh(there, ["sh", "-c", script], self.run.cluster, 5)
-            quiet = subprocess.DEVNULL
-            calls.append(subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet))
-        for call in calls:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                call.wait(10)
-
-    def signal_step(self, name: str, records: Iterable[RankStatus]) -> None:
-        """Signal every task of the Slurm steps that these ranks are of."""
-        steps = sorted({record.step for record in records if record.step})
-        if steps:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                words = ["scancel", f"--signal={name}", *steps]
-                subprocess.run(words, check=False, capture_output=True, timeout=30)
+        if self.launcher is Starter.srun:
+            if steps := sorted({status.step for status in ranks if status.step}):
+                calls = [["scancel", f"--signal={name}", *steps]]
+        else:
+            pids: dict[str, list[str]] = {}
+            for status in ranks:
+                pids.setdefault(launchers.reachable(status.host, self.run.cluster), []).append(str(status.pid))
+            for host, numbers in sorted(pids.items()):
+                script = (
+                    f"for pid in {' '.join(numbers)}; do tr '\\0' ' ' </proc/$pid/cmdline | "
+                    f"grep -qF {shlex.quote(str(self.out))} && kill -{name} $pid; done"
+                )
+                calls.append(launchers.ssh(host, ["sh", "-c", script], self.run.cluster, 5))
+        with contextlib.suppress(OSError):
+            processes = [subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet) for words in calls]
+            for process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
 
     def end_all(self) -> None:
-        """Leave no process behind, stopped ones included, and show the rest of what they said."""
-        ended = self.process.poll() is not None
-        self.look()
+        """Leave no process, stopped ones included, and print the rest of the logs."""
+        launcher_ended = self.process.poll() is not None
+        self.poll()
         for process in self.processes.values():
-            if orphans.is_alive(process):
+            if is_alive(process):
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-        others = [record for rank, record in self.records.items() if rank not in self.processes and not record.ended]
-        if self.starter is Starter.srun:
-            if not ended:
-                self.signal_step("KILL", others)
-        elif others:
-            self.signal_others("KILL", others)
+        if not (self.launcher is Starter.srun and launcher_ended):
+            remote = [s for rank, s in self.ranks.items() if rank not in self.processes and s.running]
+            self.signal_remote("KILL", remote)
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -288,24 +258,29 @@ class Attempt:
         for process in self.processes.values():
             with contextlib.suppress(psutil.Error):
                 process.wait(10)
-        self.look()
-        for stream in self.streams.values():
-            stream.show(self.records.get(stream.rank), last=True)
+        self.poll(last=True)
 
-    def seen(self) -> failure.Observation:
-        """What came of it, for a verdict. What other hosts wrote is to be seen too."""
+    def observation(self) -> failure.Observation:
+        """What happened, for a diagnosis."""
         self.refresh(self.out)
         with (rank_status.folder(self.out) / "starter.log").open("rb") as file:
-            file.seek(self.said_from)
-            said = file.read().decode(errors="replace")
+            file.seek(self.log_start)
+            output = file.read().decode(errors="replace")
         return failure.Observation(
             self.run,
             self.out,
-            self.records,
-            self.gone,
-            content=lambda rank: self.streams[rank].content(),
-            status=self.process.returncode,
-            missing=self.missing,
-            asked=self.heard.asked,
-            said=said,
+            self.ranks,
+            self.exited_at,
+            log=lambda rank: self.streams[rank].content(),
+            exit_status=self.process.returncode,
+            late=self.late,
+            interrupted=bool(self.relay.received),
+            output=output,
         )
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it has not ended yet; a zombie has."""
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
