@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import signal
+import subprocess
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar
@@ -139,3 +142,49 @@ def command(help_text: str, work: Callable[[Sequence[str]], object]) -> None:
         return
     with reported():
         work(words)
+
+
+class SignalRelay:
+    """Context: SIGTERM, SIGINT and SIGHUP are recorded, and passed on to the child of `run`, instead of ending this process."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.pending: deque[int] = deque()  # until there is a child
+        self.child: subprocess.Popen[bytes] | None = None
+        self.handlers: dict[int, Any] = {}
+
+    @property
+    def at_once(self) -> bool:
+        """Whether a Ctrl-C after the first signal asks to end everything at once."""
+        return signal.SIGINT in self.received[1:]
+
+    def __enter__(self) -> SignalRelay:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.handlers[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, _frame: object) -> None:
+        """Handle a signal. A hang-up asks a child to save and end, as SIGTERM does."""
+        self.received.append(number)
+        self.pending.append(signal.SIGTERM if number == signal.SIGHUP else number)
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Pass on what is pending."""
+        with contextlib.suppress(IndexError):  # a signal that came in between has delivered the rest
+            while self.child and self.pending:
+                self.child.send_signal(self.pending.popleft())
+
+    def run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+        """The exit status of a child process; negative for a signal. In its own session, so that a Ctrl-C reaches it once."""
+        self.child = subprocess.Popen(command, env=env, start_new_session=True)
+        self.deliver()
+        try:
+            return self.child.wait()
+        finally:
+            self.child = None

@@ -43,8 +43,6 @@ def run_rank(out: Path) -> int:
     state, error, kind, code = "done", None, None, cli.DONE
     try:
         from resnet.training import loop  # TensorFlow: its messages go to the log
-            loop,
-        )  # TensorFlow: what it prints goes to the log, and the parent sees the rank before
 
         run = rundir.load(out)
         loop.train(run, out, on_stall=lambda line: rank_status.finish(out, rank, "stalled", line))

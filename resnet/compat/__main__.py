@@ -4,4 +4,4 @@ import sys
 
 from resnet.compat.habana import main
 
-sys.exit(main())
+sys.exit(main(sys.argv[1:]))
