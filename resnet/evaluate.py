@@ -88,7 +88,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 def go(words: Sequence[str]) -> None:
     """The command without the reporting of errors."""
-    path, rest, out = cli.separated(words, "resnet.evaluate")
+    path, rest, out = cli.weights_and_overrides(words, "resnet.evaluate")
     place = Path(out).expanduser() if out else Path(f"{Path(path).resolve()}-evaluation")
     told = evaluate(path, rest, place)
     print(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet import UserError, cli, files
-from resnet.cli import separated
+from resnet.cli import weights_and_overrides
 
 WORD = "mlflow="
 
@@ -63,7 +63,7 @@ def export(path: str, words: Sequence[str], out: Path, mlflow: bool = False) -> 
 
 def go(words: Sequence[str]) -> None:
     """The command without the reporting of errors."""
-    path, rest, out = separated(words, "resnet.export")
+    path, rest, out = weights_and_overrides(words, "resnet.export")
     if not out:
         raise UserError("resnet.export: give out=DIR, a folder that does not exist yet")
     asked = [word.removeprefix(WORD) for word in rest if word.startswith(WORD)]

@@ -5,81 +5,83 @@ Absolute figures belong to one machine on one day; ratios travel.
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet import UserError, cli
-from resnet.bench import accuracy, everything, logged, result, scaling, soak, start, step, tracking, train
 from resnet.bench import input as reading
+from resnet.bench import scaling, start, step, train
+from resnet.bench.result import Knobs, Result
+from resnet.bench.workers import Child
 
-COMMANDS: dict[str, tuple[Any, Any]] = {
+COMMANDS: dict[str, tuple[type[Knobs], Callable[[Any, Result], None]]] = {
     "step": (step.Step, step.measure),
     "input": (reading.Input, reading.measure),
     "train": (train.Train, train.measure),
-    "accuracy": (accuracy.Accuracy, accuracy.measure),
     "scaling": (scaling.Scaling, scaling.measure),
     "start": (start.Start, start.measure),
-    "track": (tracking.Tracking, tracking.measure),
-    "soak": (soak.Soak, soak.measure),
-    "all": (everything.Everything, everything.measure),
 }
 
 
 def help_text() -> str:
     """Every command and knob, a line each."""
-    told = ["Measure this suite beside something else: python -m resnet.bench COMMAND knob=value ..."]
+    lines = ["Measure this suite beside something else: python -m resnet.bench COMMAND knob=value ..."]
     for command, (kind, _) in COMMANDS.items():
-        told += ["", f"{command:<8} {kind.__doc__}", *cli.lines(kind, list(cli.hints(kind)))]
-    return "\n".join(told)
+        lines += ["", f"{command:<8} {kind.__doc__}", *cli.lines(kind, list(cli.hints(kind)))]
+    return "\n".join(lines)
 
 
-def measure(command: str, words: Sequence[str]) -> None:
-    """Measure, print what came of it, and keep it where out= and track= say. Raises UserError."""
+def measure(command: str, words: Sequence[str]) -> int:
+    """Measure, print the result, write it where out= says; the exit status. Raises UserError.
+
+    Interrupted, it does the same with the rounds that were complete.
+    """
     if command not in COMMANDS:
         raise UserError(f"{command}: no such benchmark; {cli.nearest(command, list(COMMANDS))}")
     kind, work = COMMANDS[command]
-    given = {"dir" if name == "data.dir" else name: text for name, text in cli.split(words).items()}  # as in training
-    asked = cli.parse(kind, given, f"resnet.bench {command}")
-    found = work(asked)
-    if isinstance(found, result.Outcome):
-        keep(dataclasses.replace(found, command=shown(command, words)), command, asked)
-
-
-def shown(command: str, words: Sequence[str]) -> str:
-    """The command that measures this again; where its outcome went is no part of it."""
-    told = [word for word in words if not word.startswith(("out=", "track="))]
-    return shlex.join(["python", "-m", "resnet.bench", command, *told])
-
-
-def keep(found: result.Outcome, command: str, asked: Any) -> None:
-    """Print it first: what was measured is not to be lost to a full disk."""
-    print(found.markdown())
-    if asked.out:
-        for path in result.write(found, Path(asked.out), command):
+    values = {"dir" if name == "data.dir" else name: text for name, text in cli.split(words).items()}  # as in training
+    knobs = cli.parse(kind, values, f"resnet.bench {command}")
+    result = Result(reproducing(command, words))
+    try:
+        result.facts = machine()
+        work(knobs, result)
+    except KeyboardInterrupt:
+        result.interrupted = True
+        if not result.rows and not result.tables:
+            print("interrupted before a round was complete; there is nothing to print", file=sys.stderr)
+            return cli.INTERRUPTED
+        result.notes.append("Interrupted: the rows above were complete, others are missing.")
+    print(result.markdown())  # first: what was measured is not to be lost to a full disk
+    if knobs.out:
+        for path in result.write(Path(knobs.out), command):
             print(f"{path} written", file=sys.stderr)
-    if asked.track == "mlflow":
-        print(f"MLflow run {logged.log(found, command, dataclasses.asdict(asked))}", file=sys.stderr)
+    return cli.INTERRUPTED if result.interrupted else cli.DONE
+
+
+def reproducing(command: str, words: Sequence[str]) -> str:
+    """The command that measures this again, quoted for a shell; out= is no part of it."""
+    return shlex.join(["python", "-m", "resnet.bench", command, *(word for word in words if word[:4] != "out=")])
+
+
+def machine() -> dict[str, str]:
+    """The machine and its software, from a child: this process never imports TensorFlow."""
+    with Child("children", ["machine"]) as child:
+        return child.wait().facts
 
 
 def main() -> int:
-    """Exit status."""
+    """The exit status."""
     command, *rest = sys.argv[1:] or ["--help"]
     if {"--help", "-h"} & {command, *rest}:
         print(help_text())
-        return 0
-    try:
-        measure(command, rest)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was kept", file=sys.stderr)
-        return 130
-    return 0
+        return cli.DONE
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with cli.reported():
+        return measure(command, rest)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 from resnet import UserError
 
-MISSING = "???"  # OmegaConf's mark for "must be given"
+MISSING: Any = "???"  # OmegaConf's mark for "must be given"
 
 
 def check(ok: bool, knob: str, value: object, way_out: str) -> None:
@@ -20,4 +21,26 @@ def check_range(knob: str, value: float, low: float, high: float, *, open_low: b
     """`value` must lie in [low, high), or in (low, high) with `open_low`."""
     above = value > low if open_low else value >= low
     bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and below {high:g}" if high < math.inf else "")
-    check(math.isfinite(value) and above and value < high, knob, value, f"must be {bounds}")
+    check(above and value < high, knob, value, f"must be {bounds}")
+
+
+class Settings:
+    """Base of the dataclasses of settings."""
+
+    GROUP: ClassVar[str] = ""  # what stands before the knobs in errors, as in `optim.`
+
+    def check(self, knob: str, ok: bool, way_out: str) -> None:
+        """Raise UserError naming the knob, its value and the way out unless `ok`."""
+        check(ok, self.GROUP + knob, getattr(self, knob), way_out)
+
+    def check_at_least(self, low: float, *knobs: str, below: float = math.inf) -> None:
+        """Each of the knobs must lie in [low, below), or be null."""
+        for knob in knobs:
+            if (value := getattr(self, knob)) is not None:
+                check_range(self.GROUP + knob, value, low, below)
+
+    def check_above(self, low: float, *knobs: str, below: float = math.inf) -> None:
+        """Each of the knobs must lie in (low, below), or be null."""
+        for knob in knobs:
+            if (value := getattr(self, knob)) is not None:
+                check_range(self.GROUP + knob, value, low, below, open_low=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from resnet.config.checks import MISSING, check, check_range
+from resnet.config.checks import MISSING, Settings
 
 
 class OnCorrupt(Enum):
@@ -26,23 +25,26 @@ class Cache(Enum):
 
 
 @dataclass
-class Data:
-    """What every source of images says of itself. Mean and std are in units of 0..255, by channel."""
+class Data(Settings):
+    """What every source of images has. Mean and std are in units of 0..255, by channel."""
 
+    GROUP = "data."
     name: str = MISSING
-    classes: int = MISSING  # type: ignore[assignment]
+    classes: int = MISSING
     image_size: int = 224  # side of the square the network sees, pixels
-    train_size: int | None = (
-        None  # side of training crops; null: image_size. 176 for 224: published +0.16 (TorchVision)
-    )
+    # Side of training crops; null: image_size. 176 for 224: published +0.16 (TorchVision)
+    train_size: int | None = None
     mean: list[float] = field(default_factory=lambda: [123.68, 116.78, 103.94])
     std: list[float] = field(default_factory=lambda: [58.393, 57.12, 57.375])
 
     def __post_init__(self) -> None:
-        check(self.classes > 1, "data.classes", self.classes, "a classifier needs at least 2")
-        for knob, size in (("image_size", self.image_size), ("train_size", self.train_size)):
-            check(size is None or size >= 8, f"data.{knob}", size, "must be at least 8 pixels")
-        check_moments(self.mean, self.std)
+        self.check("classes", self.classes > 1, "a classifier needs at least 2")
+        self.check("image_size", self.image_size >= 8, "must be at least 8 pixels")
+        self.check("train_size", self.train_size is None or self.train_size >= 8, "must be at least 8 pixels")
+        three = len(self.mean) == 3 and all(map(math.isfinite, self.mean))
+        self.check("mean", three, "give three numbers, one a channel")
+        three = len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
+        self.check("std", three, "give three numbers above 0")
 
 
 @dataclass
@@ -55,23 +57,17 @@ class Records(Data):
     min_area: float = 0.08  # random resized crop: least share of the image (arXiv:1409.4842 sec. 6)
     max_aspect: float = 4 / 3  # and its aspect ratio, log-uniform in [1/max_aspect, max_aspect]
     flip: bool = True  # mirror half of the training images left to right
-    on_corrupt: OnCorrupt = (
-        OnCorrupt.stop
-    )  # skip: pass over up to max_corrupt records that cannot be read, and count them
+    on_corrupt: OnCorrupt = OnCorrupt.stop  # skip: leave out up to max_corrupt unreadable records, and count them
     max_corrupt: int = 100
     cache: Cache = Cache.off  # in the memory of each rank; refused with the figures if it would not fit
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            self.eval_resize >= self.image_size,
-            "data.eval_resize",
-            self.eval_resize,
-            f"the centre crop of data.image_size={self.image_size} must fit in",
-        )
-        check(0 < self.min_area <= 1, "data.min_area", self.min_area, "must be above 0 and at most 1")
-        check_range("data.max_aspect", self.max_aspect, 1, math.inf)
-        check(self.max_corrupt >= 0, "data.max_corrupt", self.max_corrupt, "must be at least 0")
+        fits = self.eval_resize >= self.image_size
+        self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")
+        self.check("min_area", 0 < self.min_area <= 1, "must be above 0 and at most 1")
+        self.check_at_least(1, "max_aspect")
+        self.check_at_least(0, "max_corrupt")
 
 
 @dataclass
@@ -90,7 +86,7 @@ class Digits(Records):
 
 @dataclass
 class Synthetic(Data):
-    """Random images made once and shown again and again: for measuring, not for learning."""
+    """Random images made once and used again and again: for measuring, not for learning."""
 
     name: str = "synthetic"
     train_images: int = 1_281_167
@@ -98,13 +94,4 @@ class Synthetic(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for knob in ("train_images", "eval_images"):
-            check(getattr(self, knob) > 0, f"data.{knob}", getattr(self, knob), "must be above 0")
-
-
-def check_moments(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Normalization needs three finite means and three positive deviations, in units of 0..255."""
-    check(
-        len(mean) == 3 and all(math.isfinite(v) for v in mean), "data.mean", mean, "give three numbers, one a channel"
-    )
-    check(len(std) == 3 and all(0 < v < math.inf for v in std), "data.std", std, "give three numbers above 0")
+        self.check_above(0, "train_images", "eval_images")

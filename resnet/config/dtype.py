@@ -13,7 +13,7 @@ class Policy(Enum):
 
     float32 = "float32"
     mixed_bfloat16 = "mixed_bfloat16"
-    mixed_float16 = "mixed_float16"  # with a dynamic scale of the loss: resnet/guard.py
+    mixed_float16 = "mixed_float16"  # with dynamic loss scaling: resnet/optim/loss_scale.py
 
 
 @dataclass
@@ -21,8 +21,7 @@ class Dtype:
     """Arithmetic of the network; the head and every variable stay float32."""
 
     name: str = MISSING
-    policy: Policy = MISSING  # type: ignore[assignment]
+    policy: Policy = MISSING
     jit: bool = False  # compile the forward and backward pass with XLA; GPU only
-    gaudi_conversion: str | None = (
-        None  # Gaudi's own way to bf16, beside dtype=fp32: full, basic, or a file of operations
-    )
+    # Gaudi's own way to bf16, beside dtype=fp32: full, basic, or a file of operations
+    gaudi_conversion: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from resnet.config.checks import MISSING, check, check_range
+from resnet.config.checks import MISSING, Settings
 
 
 class Block(Enum):
@@ -16,11 +16,12 @@ class Block(Enum):
 
 
 @dataclass
-class Model:
+class Model(Settings):
     """One row of the ResNet family: v1.5 of arXiv:1512.03385, groups as in arXiv:1611.05431."""
 
+    GROUP = "model."
     name: str = MISSING
-    block: Block = MISSING  # type: ignore[assignment]
+    block: Block = MISSING
     depths: list[int] = field(default_factory=list)  # blocks in each of the four stages
     groups: int = 1
     width: int = 64  # channels of a group in the first stage, doubled from stage to stage
@@ -31,15 +32,10 @@ class Model:
 
     def __post_init__(self) -> None:
         four = len(self.depths) == 4 and min(self.depths, default=0) > 0
-        check(four, "model.depths", self.depths, "give four numbers above 0, such as [3,4,6,3]")
-        for knob in ("groups", "width", "filters"):
-            check(getattr(self, knob) > 0, f"model.{knob}", getattr(self, knob), "must be above 0")
+        self.check("depths", four, "give four numbers above 0, such as [3,4,6,3]")
+        self.check_above(0, "groups", "width", "filters")
         plain = self.groups == 1 and self.width == self.filters
-        check(
-            self.block is not Block.basic or plain,
-            "model.groups",
-            self.groups,
-            "basic blocks have one group as wide as the stem; use model.block=bottleneck",
-        )
-        check_range("model.batch_norm_momentum", self.batch_norm_momentum, 0, 1)
-        check_range("model.batch_norm_epsilon", self.batch_norm_epsilon, 0, 1, open_low=True)
+        way_out = "basic blocks have one group as wide as the stem; use model.block=bottleneck"
+        self.check("groups", self.block is not Block.basic or plain, way_out)
+        self.check_at_least(0, "batch_norm_momentum", below=1)
+        self.check_above(0, "batch_norm_epsilon", below=1)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from resnet.config.checks import MISSING, check_range
+from resnet.config.checks import MISSING, Settings
 
 
 @dataclass
-class Optim:
-    """What every optimizer has. Decay is added to the gradient once: g + weight_decay * w."""
+class Optim(Settings):
+    """What every optimizer has. Weight decay is added to the gradient: g + weight_decay * w."""
 
+    GROUP = "optim."
     name: str = MISSING
-    lr: float = MISSING  # type: ignore[assignment]  # peak, after warm-up
+    lr: float = MISSING  # peak, after warm-up
     momentum: float = 0.9
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_range("optim.lr", self.lr, 0, math.inf)
-        check_range("optim.momentum", self.momentum, 0, 1)
-        check_range("optim.weight_decay", self.weight_decay, 0, math.inf)
+        self.check_at_least(0, "lr", "weight_decay")
+        self.check_at_least(0, "momentum", below=1)
 
 
 @dataclass
@@ -35,11 +34,11 @@ class Sgd(Optim):
 class LarsRow:
     """LARS settings for global batches up to and including `up_to` (null: any)."""
 
-    up_to: int | None = MISSING  # type: ignore[assignment]
-    lr: float = MISSING  # type: ignore[assignment]
-    warmup_epochs: float = MISSING  # type: ignore[assignment]
-    weight_decay: float = MISSING  # type: ignore[assignment]
-    epochs: float = MISSING  # type: ignore[assignment]
+    up_to: int | None = MISSING
+    lr: float = MISSING
+    warmup_epochs: float = MISSING
+    weight_decay: float = MISSING
+    epochs: float = MISSING
     horizon_epochs: float | None = None  # where the curve ends; null: with the epochs
     source: str = MISSING
 
@@ -55,5 +54,5 @@ class Lars(Optim):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("optim.trust_coefficient", self.trust_coefficient, 0, math.inf, open_low=True)
-        check_range("optim.epsilon", self.epsilon, 0, math.inf)
+        self.check_above(0, "trust_coefficient")
+        self.check_at_least(0, "epsilon")

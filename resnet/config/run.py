@@ -1,15 +1,14 @@
 """What one run is made of: a plain dataclass per variant, checked when it is made.
 
-The YAML files below conf/ say only what differs from the defaults here and in `resnet.settings`. Nothing in this module knows
-Hydra, TensorFlow or the file system; `resnet.compose` turns a command line into a `Run`.
+The YAML files below conf/ say only what differs from the defaults here and beside. Nothing in these modules knows Hydra,
+TensorFlow or the file system; compose.py turns a command line into a `Run`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from resnet.config.checks import MISSING, check, check_range
+from resnet.config.checks import MISSING, Settings, check
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Data, Digits, Folder, Records, Synthetic
 from resnet.config.dtype import Dtype, Policy
@@ -21,22 +20,21 @@ from resnet.config.training import Ema, Finetune, OnNan, Progressive
 
 
 @dataclass
-class Run:
+class Run(Settings):
     """One training, whole."""
 
-    model: Model = MISSING  # type: ignore[assignment]
-    optim: Optim = MISSING  # type: ignore[assignment]
-    schedule: Schedule = MISSING  # type: ignore[assignment]
-    dtype: Dtype = MISSING  # type: ignore[assignment]
-    data: Data = MISSING  # type: ignore[assignment]
-    cluster: Cluster = MISSING  # type: ignore[assignment]
-    track: Track = MISSING  # type: ignore[assignment]
+    model: Model = MISSING
+    optim: Optim = MISSING
+    schedule: Schedule = MISSING
+    dtype: Dtype = MISSING
+    data: Data = MISSING
+    cluster: Cluster = MISSING
+    track: Track = MISSING
     recipe: str | None = None  # name of the recipe this came from
-    out: str = MISSING  # the run's folder, or the sweep's; starting again in it goes on
-    resume: str | None = None  # a run's folder to go on in, with that run's own configuration
-    init: str | None = (
-        None  # weights to start from: .safetensors, .npz, a SavedModel, a run's folder or a checkpoint of one
-    )
+    out: str = MISSING  # the run's folder, or the sweep's; starting again in it resumes
+    resume: str | None = None  # a run's folder to resume, with that run's own configuration
+    # Weights to start from: .safetensors, .npz, a SavedModel, a run's folder or a checkpoint of one
+    init: str | None = None
     batch: int = 256  # images a step over all ranks
     epochs: float = 90.0
     label_smoothing: float = 0.1  # in the training loss only
@@ -73,33 +71,23 @@ class Run:
         return self.data.train_size or self.data.image_size
 
     def __post_init__(self) -> None:
-        for knob in ("batch", "log_every_steps", "keep_checkpoints", "steps_per_loop"):
-            check(getattr(self, knob) > 0, knob, getattr(self, knob), "must be above 0")
-        self.check_lr_find()
+        self.check_above(
+            0, "batch", "log_every_steps", "keep_checkpoints", "steps_per_loop", "epochs", "eval_every_epochs"
+        )
         for knob in ("steps", "eval_steps", "save_every_steps"):
             value = getattr(self, knob)
-            check(value is None or value > 0, knob, value, "must be above 0, or null")
-        asked = self.profile_steps
-        pair = asked is None or (len(asked) == 2 and 1 <= asked[0] <= asked[1])
-        check(pair, "profile_steps", asked, "give the first step and the last, counted from 1, such as [10,20]")
-        check_range("epochs", self.epochs, 0, math.inf, open_low=True)
-        check_range("eval_every_epochs", self.eval_every_epochs, 0, math.inf, open_low=True)
-        check_range("label_smoothing", self.label_smoothing, 0, 1)
-        check_range("mixup", self.mixup, 0, math.inf)
-        check(0 <= self.seed < 2**31, "seed", self.seed, "must be at least 0 and below 2^31")
-        check(
-            self.stop_at_top1 is None or 0 < self.stop_at_top1 <= 1,
-            "stop_at_top1",
-            self.stop_at_top1,
-            "is a share of the images, such as 0.759",
-        )
-        check(
-            self.stop_at_top1 is None or self.eval,
-            "stop_at_top1",
-            self.stop_at_top1,
-            "only an evaluation can tell, and eval=false; use eval=true",
-        )
+            self.check(knob, value is None or value > 0, "must be above 0, or null")
+        steps, goal = self.profile_steps, self.stop_at_top1
+        pair = steps is None or (len(steps) == 2 and 1 <= steps[0] <= steps[1])
+        self.check("profile_steps", pair, "give the first step and the last, counted from 1, such as [10,20]")
+        self.check_at_least(0, "label_smoothing", below=1)
+        self.check_at_least(0, "mixup")
+        self.check("seed", 0 <= self.seed < 2**31, "must be at least 0 and below 2^31")
+        self.check("stop_at_top1", goal is None or 0 < goal <= 1, "is a share of the images, such as 0.759")
+        way_out = "only an evaluation can tell, and eval=false; use eval=true"
+        self.check("stop_at_top1", goal is None or self.eval, way_out)
         check(bool(self.out.strip()), "out", repr(self.out), "give a folder")
+        self.check_lr_find()
         self.check_batch()
         self.check_device()
         self.check_crops()
@@ -107,61 +95,41 @@ class Run:
 
     def check_lr_find(self) -> None:
         """Raise UserError for a range test that cannot be."""
-        check_range("lr_find_start", self.lr_find_start, 0, math.inf, open_low=True)
-        check_range("lr_find_end", self.lr_find_end, self.lr_find_start, math.inf, open_low=True)
-        check(
-            self.lr_find_steps >= 20, "lr_find_steps", self.lr_find_steps, "must be at least 20, or there is no curve"
-        )
-        check(
-            not (self.lr_find and self.mlperf),
-            "mlperf",
-            self.mlperf,
-            "MLPerf's log is of a training, and lr_find=true is none; use mlperf=false",
-        )
+        self.check_above(0, "lr_find_start")
+        self.check_above(self.lr_find_start, "lr_find_end")
+        self.check("lr_find_steps", self.lr_find_steps >= 20, "must be at least 20, or there is no curve")
+        way_out = "MLPerf's log is of a training, and lr_find=true is none; use mlperf=false"
+        self.check("mlperf", not (self.lr_find and self.mlperf), way_out)
 
     def check_batch(self) -> None:
         """Raise UserError for a batch that ranks and accumulated steps cannot share out."""
         ranks, parts = self.cluster.ranks, self.cluster.gradient_accumulation
-        shares = ranks * parts
-        check(
-            self.batch % shares == 0,
+        shares, rest = ranks * parts, self.batch % (ranks * parts)
+        accumulated = f" x {parts} accumulated steps" if parts > 1 else ""
+        self.check(
             "batch",
-            self.batch,
-            f"does not divide over {ranks} ranks{f' x {parts} accumulated steps' if parts > 1 else ''} "
-            f"(cluster={self.cluster.name}); use {max(shares, self.batch - self.batch % shares)} or "
-            f"{self.batch + shares - self.batch % shares}",
+            not rest,
+            f"does not divide over {ranks} ranks{accumulated} (cluster={self.cluster.name}); use "
+            f"{max(shares, self.batch - rest)} or {self.batch + shares - rest}",
         )
 
     def check_device(self) -> None:
         """Raise UserError for arithmetic that the device does not have."""
-        device, dtype = self.cluster.device, self.dtype
-        check(
-            not dtype.jit or device is Device.gpu,
-            "dtype.jit",
-            dtype.jit,
-            f"XLA is for GPUs (on a CPU it was 5 times slower), and cluster={self.cluster.name}; leave it false",
-        )
-        check(
-            dtype.gaudi_conversion is None or (device is Device.hpu and dtype.policy is Policy.float32),
-            "dtype.gaudi_conversion",
-            dtype.gaudi_conversion,
-            f"is for Gaudi with dtype=fp32, instead of dtype=bf16; here are cluster={self.cluster.name} and "
-            f"dtype={dtype.name}",
-        )
-        check(
-            dtype.policy is not Policy.mixed_float16 or device is not Device.hpu,
-            "dtype",
-            dtype.name,
-            f"cluster={self.cluster.name} has no float16; use dtype=bf16",
-        )
+        device, dtype, cluster = self.cluster.device, self.dtype, f"cluster={self.cluster.name}"
+        way_out = f"XLA is for GPUs (on a CPU it was 5 times slower), and {cluster}; leave it false"
+        check(not dtype.jit or device is Device.gpu, "dtype.jit", dtype.jit, way_out)
+        converts = device is Device.hpu and dtype.policy is Policy.float32
+        way_out = f"is for Gaudi with dtype=fp32, instead of dtype=bf16; here are {cluster} and dtype={dtype.name}"
+        check(dtype.gaudi_conversion is None or converts, "dtype.gaudi_conversion", dtype.gaudi_conversion, way_out)
+        float16 = dtype.policy is Policy.mixed_float16 and device is Device.hpu
+        check(not float16, "dtype", dtype.name, f"{cluster} has no float16; use dtype=bf16")
 
     def check_crops(self) -> None:
         """Raise UserError for crops that cannot grow from the one size to the other."""
         full, start, multiple = self.train_size, self.progressive.start_size, self.progressive.multiple
-        check(
+        self.progressive.check(
+            "start_size",
             start is None or (start <= full and full % multiple == 0),
-            "progressive.start_size",
-            start,
             f"grows to {full} px (data.train_size, or data.image_size), which must not be smaller, and a multiple of "
             f"progressive.multiple={multiple}",
         )
@@ -169,20 +137,11 @@ class Run:
     def check_epochs(self) -> None:
         """Raise UserError for a curve that ends within its warm-up, or before the run."""
         if isinstance(self.schedule, Horizon):
-            horizon = self.schedule.horizon_epochs or self.epochs
-            check(
-                horizon > self.schedule.warmup_epochs,
-                "epochs",
-                self.epochs,
-                f"the curve would end within its warm-up; use more than schedule.warmup_epochs="
-                f"{self.schedule.warmup_epochs:g}, or a shorter warm-up",
-            )
-            check(
-                self.epochs <= horizon,
-                "epochs",
-                self.epochs,
-                f"the curve ends at schedule.horizon_epochs={horizon:g}; raise that with it",
-            )
+            horizon, warmup = self.schedule.horizon_epochs or self.epochs, self.schedule.warmup_epochs
+            way_out = f"use more than schedule.warmup_epochs={warmup:g}, or a shorter warm-up"
+            self.check("epochs", horizon > warmup, f"the curve would end within its warm-up; {way_out}")
+            way_out = f"the curve ends at schedule.horizon_epochs={horizon:g}; raise that with it"
+            self.check("epochs", self.epochs <= horizon, way_out)
 
 
 # The variants of each group by the name that config.yaml keeps; a group of one variant has free names.

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from resnet.config.checks import MISSING, check, check_range
+from resnet.config.checks import MISSING, Settings
 
 
 @dataclass
-class Schedule:
+class Schedule(Settings):
     """How the learning rate moves; every schedule starts with a linear warm-up from 0 to optim.lr."""
 
+    GROUP = "schedule."
     name: str = MISSING
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("schedule.warmup_epochs", self.warmup_epochs, 0, math.inf)
+        self.check_at_least(0, "warmup_epochs")
 
 
 @dataclass
@@ -36,14 +37,11 @@ class Piecewise(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rising = [self.warmup_epochs, *self.boundaries_epochs]
-        check(
-            rising == sorted(set(rising)) and all(map(math.isfinite, rising)),
-            "schedule.boundaries_epochs",
-            self.boundaries_epochs,
-            f"must rise, from above schedule.warmup_epochs={self.warmup_epochs:g}",
-        )
-        check_range("schedule.factor", self.factor, 0, math.inf, open_low=True)
+        epochs = [self.warmup_epochs, *self.boundaries_epochs]
+        rising = epochs == sorted(set(epochs)) and all(map(math.isfinite, epochs))
+        way_out = f"must rise, from above schedule.warmup_epochs={self.warmup_epochs:g}"
+        self.check("boundaries_epochs", rising, way_out)
+        self.check_above(0, "factor")
 
 
 @dataclass
@@ -55,14 +53,9 @@ class Horizon(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("schedule.end_lr", self.end_lr, 0, math.inf)
-        if self.horizon_epochs is not None:
-            check(
-                self.horizon_epochs > self.warmup_epochs,
-                "schedule.horizon_epochs",
-                self.horizon_epochs,
-                f"must be above schedule.warmup_epochs={self.warmup_epochs:g}",
-            )
+        self.check_at_least(0, "end_lr")
+        later = self.horizon_epochs is None or self.horizon_epochs > self.warmup_epochs
+        self.check("horizon_epochs", later, f"must be above schedule.warmup_epochs={self.warmup_epochs:g}")
 
 
 @dataclass
@@ -74,7 +67,7 @@ class Polynomial(Horizon):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("schedule.power", self.power, 0, math.inf, open_low=True)
+        self.check_above(0, "power")
 
 
 @dataclass

@@ -139,9 +139,9 @@ def help_text() -> str:
     shared = list(cli.hints(build.Writing))
     for name, kind in COMMANDS.items():
         own = [knob for knob in cli.hints(kind) if knob not in shared or not issubclass(kind, build.Writing)]
-        told += ["", f"{name}{'' if '=' in name else '=DIR'}    {kind.__doc__}", *cli.lines(kind, own)]
+        told += ["", f"{name}{'' if '=' in name else '=DIR'}    {kind.__doc__}", *cli.help_lines(kind, own)]
         if kind is Folder:
-            told += ["", "source=imagenet and source=folder", *cli.lines(kind, shared)]
+            told += ["", "source=imagenet and source=folder", *cli.help_lines(kind, shared)]
     return "\n".join(told)
 
 

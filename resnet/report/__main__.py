@@ -146,7 +146,7 @@ def replace(out: Path, content: dict[str, str]) -> None:
 def main() -> int:
     """Exit status."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        told = "\n".join(cli.lines(Report, list(cli.hints(Report))))
+        told = "\n".join(cli.help_lines(Report, list(cli.hints(Report))))
         print(HELP.format(experiment=Mlflow.experiment, knobs=told))
         return 0
     try:

@@ -147,11 +147,11 @@ class Reader(ast.NodeVisitor):
 
 
 def knobs_read():
-    """(dataclass, knob) of every knob that resnet/ outside of config.py and settings/ reads."""
+    """(dataclass, knob) of every knob that resnet/ outside of config/ reads."""
     folder = Path(resnet.__file__).parent
     reader = Reader()
-    for path in sorted(folder.glob("*.py")):
-        if path.name != "config.py":
+    for path in sorted(folder.rglob("*.py")):
+        if path.parent.name != "config":
             reader.visit(ast.parse(path.read_text()))
     for kind in KINDS.values():  # a property that is read reads what it is made of
         for name, value in vars(kind).items():
