@@ -28,7 +28,7 @@ class Ema(Settings):
         return self.decay is not None or self.half_life_steps is not None
 
     @property
-    def kept(self) -> float:
+    def per_step(self) -> float:
         """Decay over one step."""
         return self.decay if self.decay is not None else 0.5 ** (1 / (self.half_life_steps or math.inf))
 
