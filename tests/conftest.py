@@ -3,6 +3,7 @@
 import functools
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -10,32 +11,6 @@ import pytest
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="resnet-tests-")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-
-# Files of a minute or more, about the longest first.
-LONG = [
-    "test_ranks",
-    "test_recovery",
-    "test_compose",
-    "test_survival",
-    "test_kills",
-    "test_train",
-    "test_many_ranks",
-    "test_cli",
-    "test_conf",
-    "test_launch",
-    "test_export",
-    "test_evaluate",
-    "test_serve",
-    "test_average",
-    "test_finetune",
-    "test_accuracy",
-]
-
-
-def pytest_collection_modifyitems(items) -> None:
-    """They begin, so that at the end no worker is alone with one of them; the others stay in the order that they have."""
-    place = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 def pytest_sessionfinish() -> None:
@@ -84,6 +59,28 @@ def run_of(run_at, tmp_path, monkeypatch):
     """`run_of("model=tiny", "steps=3", ...)`: the checked run of these overrides, its folder below tmp_path."""
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: run_at(tmp_path, *overrides)
+
+
+@pytest.fixture(scope="session")
+def spawn(tmp_path_factory):
+    """`spawn("resnet.train", "model=tiny", ..., cwd=folder)`: that process, under way; `.finish()` waits for it.
+
+    Its environment is this one, changed by `env`. Both outputs go to the file `log` if one is given; `before` are statements
+    that it executes first.
+    """
+    import forked
+
+    started = []
+
+    def start(module, *words, cwd=".", env=None, before="", log=None):
+        folder = tmp_path_factory.mktemp("output")
+        files = (log, log) if log else (folder / "stdout", folder / "stderr")
+        started.append(forked.Process(module, words, Path(cwd).resolve(), {**os.environ, **(env or {})}, before, files))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ then takes a third of the time. Nothing else is different from `python -m resnet
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -45,45 +44,18 @@ MOMENTS = ("training", "checkpoint", "evaluation")
 LATER_S = {"any": 8.0, "training": 1.0, "checkpoint": 0.04, "evaluation": 0.3, "end": 0.3}
 
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tensorflow", "hydra", "pytest", "sklearn.datasets", "rich.progress", "resnet.train"])
-PROGRAM = """
-import os, sys
-sys.path.insert(0, {tests!r})
-log = os.open({log!r}, os.O_WRONLY)
-os.dup2(log, 1), os.dup2(log, 2)
-from resnet import model, train
-from test_recovery import small
-model.build = small
-sys.argv[1:] = {words!r}
-train.main()
+# The network of forked trainings.
+SMALL = """
+import small_network
+from resnet.model import resnet
+resnet.build = small_network.build
 """
 
 
-class Fork:
-    """What is used here of subprocess.Popen, of a process that need not import TensorFlow."""
-
-    def __init__(self, words, log):
-        program = PROGRAM.format(tests=str(Path(__file__).parent), log=str(log), words=words)
-        self.process = FORKS.Process(target=exec, args=(program, {}))
-        self.process.start()
-
-    def poll(self):
-        return self.process.exitcode
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-    def kill(self):
-        self.process.kill()
-
-
-def started(words, log):
+def started(spawn, words, log):
     """A training: its ranks are processes of their own."""
-    log.write_text("")
     if "cluster=cpu2" not in words:
-        return Fork(words, log)
+        return spawn("resnet.train", *words, before=SMALL, log=log)
     with log.open("w") as file:
         command = [sys.executable, "-m", "resnet.train", *words]
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -120,11 +92,11 @@ def weights(out):
 class Start:
     """One start of a training in `out`."""
 
-    def __init__(self, out, *words):
+    def __init__(self, spawn, out, *words):
         self.out, self.from_step = out, newest(out)
         self.before = len(logged(out)[0])
         self.log, self.words = out.with_name(f"{out.name}.log"), [*WORDS, *words, f"out={out}"]
-        self.process = started(self.words, self.log)
+        self.process = started(spawn, self.words, self.log)
 
     def wait_for(self, what):
         """Until that is the case; False if the process ends before."""
@@ -178,9 +150,9 @@ class Start:
         )
 
 
-def finish(out, *words):
+def finish(spawn, out, *words):
     """The last start, which nobody disturbs; its result."""
-    start = Start(out, *words)
+    start = Start(spawn, out, *words)
     assert start.process.wait() == 0, (SEED, start.log.read_text())
     start.check("the last start")
     assert not list(out.glob("checkpoints/.writing-*")) and not list(out.glob(".*.part"))
@@ -210,27 +182,27 @@ def assert_same(out, whole, ranks=1):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(spawn, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(out)
+    finish(spawn, out)
     return out
 
 
-def killed(folder, count, whole, moments, *words, part=0):
+def killed(spawn, folder, count, whole, moments, *words, part=0):
     """Kill `count` starts, of as many runs as it takes; what was killed when. Shown with -s."""
     draw, seen, run = random.Random(f"{SEED} {part}"), [], 0
     while True:
         out = folder / f"run-{run}"
         while len(seen) < count:
             moment = moments[len(seen) % len(moments)]
-            start = Start(out, *words)
+            start = Start(spawn, out, *words)
             ran = start.kill_at(draw, moment)
             start.check((moment, len(seen)))
             if not ran:
                 break
             seen.append((moment, newest(out)))
             print(f"seed {SEED}: kill {len(seen)}, {moment}, of run {run}; step {seen[-1][1]} is saved", flush=True)
-        finish(out, *words)
+        finish(spawn, out, *words)
         assert_same(out, whole, ranks=2 if "cluster=cpu2" in words else 1)
         run += 1
         if len(seen) == count:
@@ -241,21 +213,21 @@ def killed(folder, count, whole, moments, *words, part=0):
             return seen
 
 
-def test_a_training_that_is_killed_goes_on_by_the_same_command_to_the_same_weights(tmp_path, undisturbed):
-    killed(tmp_path, 1, undisturbed, [random.Random(SEED).choice(MOMENTS)])
+def test_a_training_that_is_killed_goes_on_by_the_same_command_to_the_same_weights(spawn, tmp_path, undisturbed):
+    killed(spawn, tmp_path, 1, undisturbed, [random.Random(SEED).choice(MOMENTS)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(3))
-def test_50_kills_of_a_training(tmp_path, undisturbed, part):
-    killed(tmp_path, 50, undisturbed, (*MOMENTS, "checkpoint", "end", "any"), part=part)
+def test_50_kills_of_a_training(spawn, tmp_path, undisturbed, part):
+    killed(spawn, tmp_path, 50, undisturbed, (*MOMENTS, "checkpoint", "end", "any"), part=part)
 
 
 @pytest.mark.slow
-def test_10_kills_of_the_parent_of_two_ranks(tmp_path):
+def test_10_kills_of_the_parent_of_two_ranks(spawn, tmp_path):
     """The ranks, of which nobody knows any more, are ended by the next start."""
-    finish(tmp_path / "whole", "cluster=cpu2")
-    killed(tmp_path, 10, tmp_path / "whole", MOMENTS, "cluster=cpu2")
+    finish(spawn, tmp_path / "whole", "cluster=cpu2")
+    killed(spawn, tmp_path, 10, tmp_path / "whole", MOMENTS, "cluster=cpu2")
 
 
 @pytest.mark.usefixtures("small_network")
@@ -284,7 +256,8 @@ def test_what_the_last_evaluation_said_is_asked_again_by_a_start_that_finds_only
 
 LAST = """
 import os, signal, sys
-from resnet import result, train
+from resnet import train
+from resnet.rundir import result
 result.write = lambda out, came: os.kill(os.getpid(), signal.SIGKILL)
 train.main()
 """
