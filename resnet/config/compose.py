@@ -1,8 +1,8 @@
 """From a command line to a checked `Run`: Hydra composes, freeze() makes plain dataclasses of it.
 
-register()            schemas, resolvers, the search path, the launcher of sweeps: before Hydra starts
-freeze(config)        DictConfig -> Run, or UserError in one line
-part(), lent()        for commands beside training: one part of a run, or a run with other parts
+register()                       schemas, resolvers, the search path, the launcher of sweeps: before Hydra starts
+freeze(config)                   DictConfig -> Run, or UserError in one line
+one_group(), for_inference()     for the other commands: one group of a run, or a run with other groups
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -28,10 +29,8 @@ from resnet.config.run import VARIANTS, Run
 from resnet.config.track import Mlflow
 from resnet.config.training import Progressive
 
-LENT = ("model", "data", "dtype", "cluster")  # parts that a command beside training may choose
-SEEN = ("image_size", "eval_resize", "mean", "std")  # how the network was taught to see: kept over another data=
-
-
+GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
+PREPROCESSING = ("image_size", "eval_resize", "mean", "std")  # of the trained network: kept with another data=
 LAUNCHER = "hydra_plugins.resnet.SubprocessLauncher"  # launch.sweep puts it there
 
 
@@ -44,19 +43,15 @@ class Experiments(SearchPathPlugin):
 
 def register() -> None:
     """Tell Hydra what exists here. Doing it twice is harmless."""
-    known = ConfigStore.instance()
+    store = ConfigStore.instance()
     # Hydra copies it whole whenever it looks at a group, 128 times for --help, and never changes the copy.
-    known.__deepcopy__ = lambda _memo: known  # type: ignore[attr-defined]
-    known.store(group="schema", name="run", node=Run)
+    store.__deepcopy__ = lambda _memo: store  # type: ignore[attr-defined]
+    store.store(group="schema", name="run", node=Run)
     for group, variants in VARIANTS.items():
         for name, variant in variants.items():
-            known.store(group=f"schema/{group}" if name else "schema", name=name or group, node=variant)
-    known.store(group="hydra/launcher", name="processes", node={"_target_": LAUNCHER})
-    known.store(
-        group="hydra/help",
-        name="resnet",
-        node=help.HELP,
-    )
+            store.store(group=f"schema/{group}" if name else "schema", name=name or group, node=variant)
+    store.store(group="hydra/launcher", name="processes", node={"_target_": LAUNCHER})
+    store.store(group="hydra/help", name="resnet", node=help.HELP)
     Plugins.instance().register(Experiments)
     for resolver in (*resolvers.ALL, help.help_text):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
@@ -83,11 +78,11 @@ def freeze(config: DictConfig) -> Run:
 
 
 def stray_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key, dataclass it was put into) that Hydra let through with `+` though the dataclass has no such field."""
+    """(key, its dataclass) of what Hydra let through with `+` though the dataclass has no such field."""
     kind: Any = OmegaConf.get_type(node)
-    known = help.knobs(kind) if dataclasses.is_dataclass(kind) else None
+    names = help.knobs(kind) if dataclasses.is_dataclass(kind) else None
     for key in range(len(node)) if isinstance(node, ListConfig) else map(str, node):
-        if known is not None and key not in known:
+        if names is not None and key not in names:
             yield f"{prefix}{key}", kind.__name__
         else:
             child = node._get_node(key)
@@ -96,7 +91,7 @@ def stray_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_names(config: DictConfig) -> None:
-    """A variant's `name` tells load() which dataclass it was: it must not be overridden to another one's."""
+    """Raise UserError where a variant's `name`, by which load() finds its dataclass, was overridden to another one's."""
     for group, variants in VARIANTS.items():
         name, kind = config[group].get("name"), OmegaConf.get_type(config[group])
         if "" not in variants and variants.get(name) is not kind:
@@ -116,48 +111,47 @@ def task_config(config: DictConfig) -> DictConfig:
     return task
 
 
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of these overrides, without a command line."""
+    register()
+    with hydra.initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
 def one_group(group: str, *overrides: str, **knobs: Any) -> Any:
-    """One part of a run, as a run with these overrides would have it; `knobs` of it are set without Hydra's grammar."""
-    import hydra
-
-    register()
-    with explain(), hydra.initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
-        config = hydra.compose("config", list(overrides))
+    """One group of a run with these overrides, as a dataclass; `knobs` of it are set without Hydra's grammar."""
+    with explain():
+        node = compose(overrides)[group]
         for knob, value in knobs.items():
-            config[group][knob] = value
-        return OmegaConf.to_object(config[group])
+            node[knob] = value
+        return OmegaConf.to_object(node)
 
 
-def for_inference(words: list[str], saved: Run | None = None) -> Run:
-    """A run for a command beside training: `saved` with the parts and knobs that `words` name, or composed of these alone."""
-    import hydra
-
-    for word in words:
-        name = word.partition("=")[0]
-        if name.partition(".")[0] not in LENT and name not in ("batch", "eval_steps"):
+def for_inference(overrides: Sequence[str], saved: Run | None = None) -> Run:
+    """A run for a command other than training: `saved` with the groups and knobs of the overrides, or composed of these alone."""
+    names = [word.partition("=")[0] for word in overrides]
+    for name, word in zip(names, overrides, strict=True):
+        if name.partition(".")[0] not in GROUPS and name not in ("batch", "eval_steps"):
             raise UserError(
-                f"{word}: not for this command; it takes {', '.join(LENT)}, their knobs, batch and eval_steps"
+                f"{word}: not for this command; it takes {', '.join(GROUPS)}, their knobs, batch and eval_steps"
             )
-    named = [word.partition("=")[0] for word in words]
     # Names of models, dtypes and clusters are free; only the variants of data have knobs of their own.
-    own = [f"data={saved.data.name}"] if saved and "data" not in named else []
-    register()
-    with explain(), hydra.initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
-        config = hydra.compose("config", ["track=off", *own, *words])
+    own = [f"data={saved.data.name}"] if saved and "data" not in names else []
+    with explain():
+        config = compose(["track=off", *own, *overrides])
         config.recipe, config.out = None, str(Path.cwd())
-        node = config
         if saved:
             node = to_config(dataclasses.replace(saved, progressive=Progressive()))  # which is training's alone
-        for name in named if saved else ():
-            value = OmegaConf.select(config, name)
-            if name in LENT:
-                kept = [knob for knob in SEEN if name == "data" and f"data.{knob}" not in named]
-                value = OmegaConf.structured(escape(OmegaConf.to_object(value)))
-                for knob in kept:
-                    if knob in value and knob in node.data:
-                        value[knob] = node.data[knob]
-            OmegaConf.update(node, name, value, merge=False)
-    run = freeze(node)
+            for name in names:
+                value = OmegaConf.select(config, name)
+                if name in GROUPS:
+                    value = OmegaConf.structured(escape(OmegaConf.to_object(value)))
+                    for knob in PREPROCESSING if name == "data" else ():
+                        if knob in value and knob in node.data and f"data.{knob}" not in names:
+                            value[knob] = node.data[knob]
+                OmegaConf.update(node, name, value, merge=False)
+            config = node
+    run = freeze(config)
     run.cluster.ranks, run.cluster.hosts = 1, []  # only training starts ranks
     return run
 
@@ -177,7 +171,7 @@ def escape(value: Any) -> Any:
             return [escape(item) for item in value]
         case dict():
             return {key: escape(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = copy.copy(value)  # not replace(), whose checks are for what the user wrote
         for knob in dataclasses.fields(value):
             setattr(value, knob.name, escape(getattr(value, knob.name)))

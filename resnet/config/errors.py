@@ -1,4 +1,4 @@
-"""What Hydra, OmegaConf and YAML complain about, told in one line: the knob, its value, the way out."""
+"""Errors of Hydra, OmegaConf and YAML in one line: the knob, its value, the way out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet import UserError
+from resnet.cli import nearest
 from resnet.config import help
 from resnet.config.run import VARIANTS
 
@@ -20,8 +21,8 @@ PLUGINS = {
     "hydra/sweeper/optuna": "which sweep=lr_search needs, is not installed; pip install hydra-optuna-sweeper==1.3.0"
 }
 OPEN = "finetune.lr_multipliers"  # a mapping whose keys are the user's; to those of a recipe Hydra adds with ++ only
-# What OmegaConf and Hydra say -> what follows the knob here: its value, and the way out.
-SAID = (
+# Message of OmegaConf or Hydra -> what follows the knob in ours: its value, and the way out.
+TRANSLATIONS = (
     (r"Value '(.*)' of type '\w+' could not be converted to Integer", "={0}: must be a whole number"),
     (r"Value '(.*)' of type '\w+' could not be converted to Float", "={0}: must be a number"),
     (r"Value '(.*)' is not a valid bool", "={0}: must be true or false"),
@@ -51,8 +52,8 @@ def explain() -> Iterator[None]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
-        said = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError(f"{place}not YAML ({said})") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{place}not YAML ({problem})") from None
     except TypeError as error:
         if str(error).startswith("argument of type"):  # Hydra's, of model=[1]
             raise UserError(no_option()) from None
@@ -80,31 +81,31 @@ def one_line(error: BaseException) -> str:
         doubled = shlex.quote(f'{knob}="{value}"')
         hint = f", and quote special characters twice: {doubled}" if value else ""
         return f"{error.override}: not an override; write knob=value{hint}"
-    text = f"{error}\n{cause}"
-    file = re.match(r"In '(.+?)': ", text)
+    both = f"{error}\n{cause}"
+    file = re.match(r"In '(.+?)': ", both)
     place = f"{file[1].replace('/', '=')}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if error.missing_cfg_file in PLUGINS:
             return f"{group}={option}: {PLUGINS[error.missing_cfg_file]}"
         if error.options:
-            return f"{place}{group}={option}: no such option; {help.nearest(option, list(error.options))}"
+            return f"{place}{group}={option}: no such option; {nearest(option, list(error.options))}"
         return f"{place}{error.missing_cfg_file}: no such configuration; --help lists what there is"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     if file:
         lines[0] = lines[0].removeprefix(file[0])
     first = lines[1] if lines[0].endswith("raised while composing config:") and len(lines) > 1 else lines[0]
-    told = "UserError raised while resolving interpolation: "
-    if first.startswith(told):
-        return f"{place}{first.removeprefix(told)}"
-    named = re.search(r"full_key: (\S+)", text)
+    ours = "UserError raised while resolving interpolation: "
+    if first.startswith(ours):
+        return f"{place}{first.removeprefix(ours)}"
+    named = re.search(r"full_key: (\S+)", both)
     key = named[1] if named else ""
     if lost := re.search(r"Key '(\S+)' (?:is )?not in", first):
-        kind = re.search(r"object_type=(\w+)", text)
+        kind = re.search(r"object_type=(\w+)", both)
         return f"{place}{unknown(key or lost[1], kind[1] if kind else '')}"
-    for said, ours in SAID:
-        if found := re.match(said, first):
-            return f"{place}{key}{ours.format(*found.groups(), key=key)}"
+    for pattern, text in TRANSLATIONS:
+        if match := re.match(pattern, first):
+            return f"{place}{key}{text.format(*match.groups(), key=key)}"
     return f"{place}{key}: {first}" if key and key not in first else f"{place}{first}"
 
 
@@ -122,14 +123,14 @@ def unknown(key: str, kind: str = "") -> UserError:
         )
     chosen = [variant for variant in variants.values() if variant.__name__ == kind] or list(variants.values())
     inside = sorted({f"{group}.{knob}" for variant in chosen for knob in help.knobs(variant)})
-    return UserError(f"{key}: no such knob; {help.nearest(key, inside or help.known_names())}")
+    return UserError(f"{key}: no such knob; {nearest(key, inside or help.known_names())}")
 
 
 def no_option() -> str:
-    """The line for a group that was given null or a number on the command line, which Hydra reports without its name."""
-    names = {group: [name for of, name, _ in help.options() if of == group] for group, _, _ in help.options()}
+    """The line for a group that was set to null or a number on the command line, which Hydra reports without its name."""
     for word in sys.argv[1:]:
         group, _, option = word.lstrip("+~").partition("=")
-        if group in names and option not in names[group]:
-            return f"{word}: no such option; leave it out, or choose from: {', '.join(names[group])}"
+        names = [name for of, name, _ in help.options() if of == group]
+        if names and option not in names:
+            return f"{word}: no such option; leave it out, or choose from: {', '.join(names)}"
     return f"{' '.join(sys.argv[1:])}: write knob=value, or group=option; --help lists them"

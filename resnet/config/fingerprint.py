@@ -1,4 +1,4 @@
-"""What runs are compared by: every knob by its dotted name, which of them may change, and one mark of the others."""
+"""Every knob by its dotted name, which of them may change when a run is resumed, and a hash of the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from resnet.config.run import Run
 
-# Knobs that do not move the weights' path: they may change when a run goes on in its folder.
+# Knobs that do not change what the weights become: they may change when a run is resumed.
 FREE = (
     "steps",
     "eval",
@@ -36,37 +36,33 @@ FREE_GROUPS = ("cluster", "track", "on_nan")
 
 
 def may_change_on_resume(knob: str) -> bool:
-    """Whether a knob may change when a run goes on."""
+    """Whether a knob may change when a run is resumed."""
     return knob in FREE or knob.partition(".")[0] in FREE_GROUPS
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, value, default) of every knob below a dataclass."""
+    """(dotted name, value, default) of every knob below a dataclass; an Enum by its name, as users write it."""
     for knob in dataclasses.fields(node):
         value = getattr(node, knob.name)
         if dataclasses.is_dataclass(value):
             yield from walk(value, f"{prefix}{knob.name}.")
         else:
             make = knob.default_factory
-            yield prefix + knob.name, value, knob.default if make is dataclasses.MISSING else make()
+            default = knob.default if make is dataclasses.MISSING else make()
+            yield prefix + knob.name, *(part.name if isinstance(part, Enum) else part for part in (value, default))
 
 
 def flat(run: Run) -> dict[str, Any]:
     """Every knob of the run by its dotted name: `optim.lr`, `data.image_size`, `batch`."""
-    return {name: plain(value) for name, value, _ in walk(run)}
-
-
-def plain(value: Any) -> Any:
-    """A value as people search for it: an Enum by its name."""
-    return value.name if isinstance(value, Enum) else value
+    return {name: value for name, value, _ in walk(run)}
 
 
 def fingerprint(run: Run) -> str:
     """Changes when a run must do something else or more than before; not where a newer version has one more knob.
 
-    So it is of the knobs that differ from their defaults, and of the names of the parts, which decide what the defaults are.
+    So it is a hash of the knobs that differ from their defaults, and of the groups' names, which decide what the defaults are.
     """
     ends = ("steps", "eval", "eval_steps", "stop_at_top1")
-    told = [(name, value) for name, value, default in walk(run) if value != default or name.endswith(".name")]
-    knobs = {name: str(plain(value)) for name, value in told if name in ends or not may_change_on_resume(name)}
+    changed = [(name, value) for name, value, default in walk(run) if value != default or name.endswith(".name")]
+    knobs = {name: str(value) for name, value in changed if name in ends or not may_change_on_resume(name)}
     return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]

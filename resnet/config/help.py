@@ -1,9 +1,8 @@
-"""What there is to choose from: groups, options and knobs; how --help lists them, and which comes nearest to a word."""
+"""Groups, options and knobs, and how --help lists them."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,18 +31,18 @@ def options() -> Iterator[tuple[str, str, str]]:
     for top in (files.tree("conf"), files.tree("experiments")):
         for path in sorted(top.glob("*/*.yaml")):
             comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-            said = [line for line in comments if not line.startswith("@package")]
-            yield path.parent.name, path.stem, said[0] if said else ""
+            texts = [line for line in comments if not line.startswith("@package")]
+            yield path.parent.name, path.stem, texts[0] if texts else ""
 
 
 def help_text() -> str:
     """Every group and option, one line each, in the order of the defaults list."""
     lines, group = [], ""
-    for name, option, said in options():
+    for name, option, text in options():
         if name != group:
             lines += ["", name]
             group = name
-        lines.append(f"  {name + chr(61) + option:<29} {said}".rstrip())
+        lines.append(f"  {f'{name}={option}':<29} {text}".rstrip())
     return "\n".join(lines)
 
 
@@ -58,13 +57,3 @@ def known_names() -> list[str]:
     for group, variants in VARIANTS.items():
         names += sorted({f"{group}.{knob}" for kind in variants.values() for knob in knobs(kind)})
     return names
-
-
-def nearest(word: str, words: list[str]) -> str:
-    """`did you mean ...?` and what exists, as one clause."""
-    leaf = {name: name.rsplit(".", 1)[-1] for name in words}
-    close = difflib.get_close_matches(word, words, 1, 0.75)
-    close = close or [n for n in words if difflib.get_close_matches(word.rsplit(".", 1)[-1], [leaf[n]], 1, 0.75)][:1]
-    beside = [n for n in words if n.rpartition(".")[0] == word.rpartition(".")[0]]
-    beside = beside or [n for n in words if "." not in n] or words
-    return f"did you mean {close[0]}? There are: {', '.join(beside)}" if close else f"there are: {', '.join(beside)}"

@@ -1,4 +1,4 @@
-"""What option files may ask for: `lr: ${linear_lr:0.1}`. The parameters that OmegaConf fills are _root_ and _parent_."""
+"""OmegaConf's resolvers for option files: `lr: ${linear_lr:0.1}`. OmegaConf fills the parameters _root_ and _parent_."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def lars_row(column: str, *, _root_: DictConfig) -> Any:
 
 
 def must_be_given(knob: str) -> None:
-    """What a recipe leaves to its user. ??? would not do: merging keeps the default of a knob that has one."""
+    """Raise UserError: a recipe leaves the knob to its user. With ??? instead, merging would keep the knob's default."""
     raise UserError(f"{knob}: must be given, as in {knob}=...")
 
 
 def tracking_server() -> str:
-    """The server that MLflow's own variable names."""
+    """The server of MLflow's own environment variable."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return track.strip_credentials(uri)
     raise UserError("track.uri: must be given, as in track.uri=http://host:5000; or set MLFLOW_TRACKING_URI")
