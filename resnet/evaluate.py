@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,30 +29,23 @@ this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging
 
 def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
     """Evaluate, write the files into `out` and return what scores.json holds."""
-    import tensorflow as tf
-
     from resnet.data import pipeline, source
-    from resnet.training import evaluation, plots, trained
+    from resnet.distributed.ranks import Ranks
+    from resnet.training import plots, trained
+    from resnet.training.evaluation import Evaluator
 
     made = trained.load(path, words)
     for line in made.notes:
         print(line)
     images = source.open_source(made.run.data)
     check_out(out)
-    expected = min(images.eval_images, (made.run.eval_steps or images.eval_images) * made.run.batch)
-    step = evaluation.step(made.network, None, made.run.data)
-    answers: list[evaluation.Predictions] = []
-    batches = pipeline.evaluation(images, made.run.batch, made.run.eval_steps)
-    try:
-        found, _ = evaluation.evaluate(batches, step, lambda: expected - images.lost(expected), told=answers.append)
-    except tf.errors.OpError:  # as in training: a reading thread's error, or an image that its decoder refused
-        if fault := images.fault or pipeline.undecodable(images, made.run.seed, 0, made.run.batch, steps=0):
-            raise fault from None
-        raise
+    evaluator = Evaluator(made.run, images, [made.network], Ranks())
+    with pipeline.naming_bad_images(images, made.run.seed, made.run.batch):
+        (scores, _), predictions = evaluator(), evaluator.predictions()
     names = made.names or [str(number) for number in range(made.run.data.classes)]
-    told = {"weights": str(Path(path).resolve()), "data": made.run.data.name, **asdict(found)}
-    write(out, told, answers[0].confusion(len(names)), names)
-    plots.of_answers(out, images, answers[0], names)
+    told = {"weights": str(Path(path).resolve()), "data": made.run.data.name, **scores.as_dict()}
+    write(out, told, predictions.confusion(len(names)), names)
+    plots.of_predictions(out, images, predictions, names)
     return told
 
 

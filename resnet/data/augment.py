@@ -1,4 +1,4 @@
-"""What is done to a batch on the device, inside the step. The host hands over uint8; see `resnet.data`."""
+"""Augmentation of a batch on the device, inside the step. The host provides uint8; see `resnet.data.pipeline`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STREAM = 1 << 32  # keys of the mixing ratios: apart from those of the order, wh
 def mix_ratios(alpha: float, seed: int, steps: Iterable[int]) -> NDArray[np.float32]:
     """The share of the batch itself in each step's mixture, from Beta(alpha, alpha) (arXiv:1710.09412); 1 for alpha 0.
 
-    A function of (seed, step): the same on every rank and after going on.
+    A function of (seed, step): the same on every rank and after resuming.
     """
     keys = [np.array([seed, STREAM + step], np.uint64) for step in steps]
     return np.array(
@@ -25,7 +25,7 @@ def mix_ratios(alpha: float, seed: int, steps: Iterable[int]) -> NDArray[np.floa
 
 
 def prepare_images(images: Any, flip: Any, mean: list[float], std: list[float]) -> Any:
-    """On the device: mirror where `flip` (bool [B], or None), then (x - mean) / std. uint8 [B, S, S, 3] -> float32."""
+    """Mirror where `flip` (bool [B], or None), then (x - mean) / std. uint8 [B, S, S, 3] -> float32."""
     if flip is not None:
         images = tf.where(flip[:, None, None, None], tf.reverse(images, [2]), images)
     # Rows of W * 3 numbers: broadcasting over 3 channels does not vectorise on a CPU.

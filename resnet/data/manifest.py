@@ -1,4 +1,4 @@
-"""What a prepared folder says of itself: classes.txt, manifest.json, and how a file comes to stand there whole or not at all."""
+"""manifest.json, the description of a prepared folder: its options, and the images, bytes and CRC of every shard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 def versions() -> dict[str, str]:
-    """What the bytes of converted images depend on."""
+    """The versions on which the bytes of converted images depend."""
     import PIL
     from PIL import features
 
@@ -40,43 +40,43 @@ def split(written: Sequence[Shard], classes: dict[str, int]) -> dict[str, Any]:
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
-    """Write manifest.json, which says that everything else is there."""
+    """Write manifest.json: the last file, so the folder is complete when it is there."""
     with files.atomic_write(folder / NAME) as file:
         file.write(json.dumps({"schema": SCHEMA, **content}, indent=1).encode() + b"\n")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a prepared folder, if there is one. Raises UserError for one that cannot be understood."""
+    """The manifest of a prepared folder, None if there is none. Raises UserError if it is damaged."""
     path = folder / NAME
     try:
-        return understood(path.read_bytes(), str(path))
+        return parse(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def understood(text: bytes | str, path: str) -> dict[str, Any]:
-    """The manifest that stands in a file. Raises UserError for one that cannot be understood, or whose sums do not agree."""
+def parse(text: bytes | str, path: str) -> dict[str, Any]:
+    """The manifest in a text. Raises UserError if it is damaged: no JSON, another schema, or sums that do not agree."""
     try:
-        made: Any = json.loads(text)
+        content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(made, dict) or made.get("schema") != SCHEMA:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path}: not a manifest of schema {SCHEMA}, which is what this version writes")
     try:
-        wrong = disagreement(made)
+        wrong = disagreement(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
         raise UserError(f"{path}: damaged ({wrong}); copy it again, or prepare the images again")
-    return made
+    return content
 
 
-def disagreement(made: dict[str, Any]) -> str | None:
-    """What in a manifest contradicts the rest of it, if anything does. Raises what comes of values of other types."""
-    counts: list[int] = [made["classes"]]
-    for name, split in made["splits"].items():
+def disagreement(content: dict[str, Any]) -> str | None:
+    """What in a manifest contradicts the rest of it, if anything. Values of other types may raise anything."""
+    counts: list[int] = [content["classes"]]
+    for name, split in content["splits"].items():
         for kind in ("images", "bytes"):
             parts = [shard[kind] for shard in split["shards"]]
             counts += [split[kind], *parts]
@@ -85,25 +85,25 @@ def disagreement(made: dict[str, Any]) -> str | None:
         counts += split["classes"].values()
         if sum(split["classes"].values()) != split["images"]:
             return f"{name}: {split['images']} images, but {sum(split['classes'].values())} in its classes"
-        if len(split["classes"]) != made["classes"]:
-            return f"{name}: {len(split['classes'])} of {made['classes']} classes"
-    files = [shard["file"] for shard in shards_of(made)]
-    if strange := [file for file in files if file.startswith("/") or ".." in file.split("/")]:
+        if len(split["classes"]) != content["classes"]:
+            return f"{name}: {len(split['classes'])} of {content['classes']} classes"
+    names = [shard["file"] for shard in shards_of(content)]
+    if strange := [file for file in names if file.startswith("/") or ".." in file.split("/")]:
         return f"{strange[0]!r} is no file of this folder"
-    if len(set(files)) < len(files):
+    if len(set(names)) < len(names):
         return "a shard is named twice"
-    sums = all(isinstance(shard["crc32c"], str) for shard in shards_of(made))
-    if {"train", "val"} - set(made["splits"]) or not isinstance(made["options"], dict) or not sums:
+    sums = all(isinstance(shard["crc32c"], str) for shard in shards_of(content))
+    if {"train", "val"} - set(content["splits"]) or not isinstance(content["options"], dict) or not sums:
         return "a part of it is missing"
     if strays := [count for count in counts if type(count) is not int or count < 0]:
         return f"{strays[0]!r} is no count"
-    total = sum(split["images"] for split in made["splits"].values())
-    if (kinds := sum(made.get("kinds", {"JPEG": total}).values())) != total:
+    total = sum(split["images"] for split in content["splits"].values())
+    if (kinds := sum(content.get("kinds", {"JPEG": total}).values())) != total:
         return f"{total} images, but {kinds} of all kinds"
     return None
 
 
-def shards_of(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def shards_of(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every shard that a manifest names."""
-    for split in made["splits"].values():
+    for split in content["splits"].values():
         yield from split["shards"]

@@ -1,16 +1,19 @@
-"""Reading: shards to batches of uint8 images.
+"""The input pipeline: shards to batches of uint8 images.
 
-Order and augmentation are functions of (seed, epoch, image), never of ranks, cores or history: epoch e is
+Order and augmentation are functions of (seed, epoch, image), not of ranks, cores or history: epoch e is
 `shards.permutation(seed, e, n)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
-Going on at step s is a slice of that order: nothing is read or decoded to be thrown away.
+Resuming at step s is a slice of that order: nothing is read or decoded only to be dropped.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from resnet import UserError
 from resnet.config.data import Cache, Records
@@ -19,8 +22,8 @@ from resnet.data.reader import Reader
 from resnet.data.source import Source, check_memory
 from resnet.data.tfexample import MAX_ASPECT, MAX_PIXELS
 
-CHUNK = 16  # records to one call into Python: enough to make its cost small, few enough to share out
-TRIES = 10  # of the random crop, then the centre (torchvision's RandomResizedCrop)
+CHUNK = 16  # records per call into Python: enough to make its cost small, few enough to balance the threads
+TRIES = 10  # of the random crop before the centre crop (torchvision's RandomResizedCrop)
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
@@ -38,7 +41,7 @@ def train(
     size: int | None = None,
     parts: int = 1,
 ) -> Any:
-    """Endless batches of this rank from global step `step` on, in `parts` to the step.
+    """Endless batches of this rank from global step `step` on, `parts` of them per step.
 
     A batch is (images uint8 [B, S, S, 3], labels int32 [B] in 0..classes-1, flip bool [B]), B = batch / ranks / parts. S is
     `size` in pixels, else the settings' train_size, else their image_size; order and augmentation do not depend on it.
@@ -51,10 +54,10 @@ def train(
     count = len(records)
     epoch, skip = divmod(step, count // batch)
 
-    def plan(number: Any) -> Any:
-        """(places in `records`, keys of the augmentation) of one epoch, both int64 [n]."""
-        places = shards.positions_of_rank(count, batch, rank, ranks, skip if number == epoch else 0)
-        images = shards.permutation(seed, int(number), count)[places]
+    def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
+        positions = shards.positions_of_rank(count, batch, rank, ranks, skip if number == epoch else 0)
+        images = shards.permutation(seed, int(number), count)[positions]
         return images, int(number) * count + images
 
     def epoch_of(number: Any) -> Any:
@@ -62,7 +65,7 @@ def train(
         images, keys = (tf.ensure_shape(part, [None]) for part in pair)
         return tf.data.Dataset.from_tensor_slices((images, keys))
 
-    def decode(encoded: Any, label: Any, key: Any, _whole: Any) -> Any:
+    def decode(encoded: Any, label: Any, key: Any, _intact: Any) -> Any:
         draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
         image = random_crop(encoded, draws[:-1], settings, side)
         return image, label, (draws[-1] < 0.5) & settings.flip
@@ -73,45 +76,46 @@ def train(
 
 
 def read(numbers: Any, source: Source, reader: Reader | None) -> Any:
-    """Dataset of (record number, key) -> Dataset of (image, label int32 from 0, key, whole), in the same order.
+    """Dataset of (record number, key) -> Dataset of (image, label int32 from 0, key, intact), in the same order.
 
-    The image is encoded, a string; with data.cache=decoded it is uint8 [H, W, 3]. `whole` is False where another record
-    took a corrupt one's place.
+    The image is encoded, a string; with data.cache=decoded it is uint8 [H, W, 3]. `intact` is False where another record
+    replaces a corrupt one.
     """
     settings = source.settings
     assert reader is not None and isinstance(settings, Records)
 
-    def blocks(chunk: Any) -> Any:
+    def read_chunk(chunk: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
         try:
             data = np.array([reader(int(number)) for number in chunk], object)
-            return data, np.array([reader.whole(int(number)) for number in chunk])
-        except UserError as fault:
-            source.fault = fault
+            return data, np.array([reader.is_intact(int(number)) for number in chunk])
+        except UserError as error:
+            source.error = error
             raise
 
-    def label_checked(labels: Any, chunk: Any) -> Any:
+    def check_labels(labels: NDArray[np.int64], chunk: NDArray[np.int64]) -> NDArray[np.int32]:
         bad = np.flatnonzero((labels < 1) | (labels > settings.classes))
         if len(bad):
-            source.fault = UserError(
+            source.error = UserError(
                 f"{reader.records.place(int(chunk[bad[0]]))}: label {labels[bad[0]]} is not in 1..{settings.classes}; "
                 "set data.classes, or prepare the shards again"
             )
-            raise source.fault
+            raise source.error
         return (labels - 1).astype(np.int32)
 
     def parse(chunk: Any, keys: Any) -> Any:
-        block, whole = (tf.ensure_shape(x, [None]) for x in tf.numpy_function(blocks, [chunk], (tf.string, tf.bool)))
-        example = tf.io.parse_example(block, FEATURES)
-        labels = tf.numpy_function(label_checked, [example["image/class/label"], chunk], tf.int32)
-        return example["image/encoded"], tf.ensure_shape(labels, [None]), keys, whole
+        records = tf.numpy_function(read_chunk, [chunk], (tf.string, tf.bool))
+        data, intact = (tf.ensure_shape(part, [None]) for part in records)
+        example = tf.io.parse_example(data, FEATURES)
+        labels = tf.numpy_function(check_labels, [example["image/class/label"], chunk], tf.int32)
+        return example["image/encoded"], tf.ensure_shape(labels, [None]), keys, intact
 
     if settings.cache is Cache.decoded:
-        return kept_decoded(numbers, source, reader, parse)
+        return cache_pixels(numbers, source, reader, parse)
     return numbers.batch(CHUNK).map(parse, tf.data.AUTOTUNE).unbatch()
 
 
-def kept_decoded(numbers: Any, source: Source, reader: Reader, parse: Any) -> Any:
-    """As read(), with every image's pixels kept in memory once they have been decoded."""
+def cache_pixels(numbers: Any, source: Source, reader: Reader, parse: Callable[[Any, Any], tuple[Any, ...]]) -> Any:
+    """As read(), with the pixels of every decoded image cached in memory."""
     settings = source.settings
     assert isinstance(settings, Records)
     count = len(reader.records)
@@ -119,30 +123,47 @@ def kept_decoded(numbers: Any, source: Source, reader: Reader, parse: Any) -> An
     encoded = parse(sample, sample)[0]
     pixels = np.mean([np.prod(tf.image.extract_jpeg_shape(one).numpy()[:2]) for one in encoded])
     check_memory(settings, int(3 * pixels * (source.train_images + source.eval_images)))
-    kept: dict[int, tuple[Any, Any, Any]] = {}
+    cache: dict[int, tuple[Any, Any, Any]] = {}
 
-    def pixels_of(number: Any) -> Any:
-        if int(number) not in kept:
-            one, label, _, whole = parse(tf.constant([number]), tf.constant([number]))
+    def pixels_of(number: Any) -> tuple[Any, Any, Any]:
+        if int(number) not in cache:
+            one, label, _, intact = parse(tf.constant([number]), tf.constant([number]))
             jpeg_shape(one[0])
             image = tf.io.decode_jpeg(one[0], channels=3, dct_method="INTEGER_ACCURATE")
-            kept[int(number)] = image.numpy(), label[0].numpy(), whole[0].numpy()
-        return kept[int(number)]
+            cache[int(number)] = image.numpy(), label[0].numpy(), intact[0].numpy()
+        return cache[int(number)]
 
     def one(number: Any, key: Any) -> Any:
-        image, label, whole = tf.numpy_function(pixels_of, [number], (tf.uint8, tf.int32, tf.bool))
-        return (
-            tf.ensure_shape(image, [None, None, 3]),
-            tf.ensure_shape(label, []),
-            key,
-            tf.ensure_shape(whole, []),
-        )
+        image, label, intact = tf.numpy_function(pixels_of, [number], (tf.uint8, tf.int32, tf.bool))
+        return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, []), key, tf.ensure_shape(intact, [])
 
     return numbers.map(one, tf.data.AUTOTUNE)
 
 
-def undecodable(source: Source, seed: int, step: int, batch: int, steps: int = 64) -> UserError | None:
-    """Look for the image that stopped the decoder: in what training reads from `step` on, then in what evaluation reads."""
+class Position(Protocol):
+    """Where a run is."""
+
+    step: int
+
+
+@contextlib.contextmanager
+def naming_bad_images(source: Source, seed: int, batch: int, state: Position | None = None) -> Iterator[None]:
+    """Turn TensorFlow's error for an image that cannot be read or decoded into a UserError that names the image.
+
+    It is searched for from the step of `state` on; without `state` among the evaluation images.
+    """
+    try:
+        yield
+    except tf.errors.OpError:
+        step, steps = (state.step, 64) if state else (0, 0)
+        error = source.error or undecodable(source, seed, step, batch, steps)
+        if error:
+            raise error from None
+        raise
+
+
+def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) -> UserError | None:
+    """The error for the image that stopped the decoder: searched for in training from `step` on, then in evaluation."""
     for reader in (source.train_reader, source.val_reader):
         if reader is None:
             return None
@@ -156,18 +177,20 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int = 6
                 jpeg_shape(example["image/encoded"])
                 tf.io.decode_jpeg(example["image/encoded"], channels=3)
             except (UserError, tf.errors.OpError) as error:
-                told = str(error).splitlines()[0]
-                return UserError(f"{reader.records.place(number)}: no JPEG that can be decoded ({told}); prepare again")
+                reason = str(error).splitlines()[0]
+                return UserError(
+                    f"{reader.records.place(number)}: no JPEG that can be decoded ({reason}); prepare again"
+                )
     return None
 
 
 def jpeg_shape(jpeg: Any) -> Any:
-    """int32 [H, W, C] of a JPEG, from its header. Fails for PNG, which decode_jpeg takes, and for what would need gigabytes."""
+    """int32 [H, W, C] from the header of a JPEG. Fails for PNG, which decode_jpeg accepts, and for more than MAX_PIXELS."""
     shape = tf.image.extract_jpeg_shape(jpeg)
     sides = tf.cast(shape[:2], tf.float32)
     small = (tf.reduce_prod(sides) <= MAX_PIXELS) & (tf.reduce_max(sides) <= MAX_ASPECT * tf.reduce_min(sides))
-    told = f"more than {MAX_PIXELS:,} pixels, or one side more than {MAX_ASPECT} times the other"
-    with tf.control_dependencies([tf.debugging.Assert(small, [told, shape])]):
+    message = f"more than {MAX_PIXELS:,} pixels, or one side more than {MAX_ASPECT} times the other"
+    with tf.control_dependencies([tf.debugging.Assert(small, [message, shape])]):
         return tf.identity(shape)
 
 
@@ -186,7 +209,7 @@ def random_crop(image: Any, draws: Any, settings: Records, size: int) -> Any:
 
 
 def resize(image: Any, size: Any) -> Any:
-    """Bilinear, uint8 [H, W, 3] -> float32 of `size`. The kernel is vectorised for float input only: casting first is faster."""
+    """Bilinear, uint8 [H, W, 3] -> float32 of `size`. Casting first is faster: only the float kernel is vectorised."""
     return tf.image.resize(tf.cast(image, tf.float32), size)
 
 
@@ -218,40 +241,30 @@ def to_uint8(image: Any, size: int) -> Any:
 def evaluation(source: Source, batch: int, steps: int | None = None, rank: int = 0, ranks: int = 1) -> Any:
     """Every image once over all ranks: image i belongs to rank i % ranks.
 
-    A batch is (images uint8 [batch, S, S, 3], labels int32 [batch], mask float32 [batch]); the last is filled up with images
+    A batch is (images uint8 [batch, S, S, 3], labels int32 [batch], mask float32 [batch]); the last is padded with images
     of mask 0. `batch` is local; `steps` limits the batches.
     """
     if source.val is None:
-        dataset = synthetic(source, batch, 0, rank, source.settings.image_size)
-        batches = -(-len(range(rank, source.eval_images, ranks)) // batch)
-        last = len(range(rank, source.eval_images, ranks)) - (batches - 1) * batch
-
-        def masked(number: Any, images: Any, labels: Any, _flip: Any) -> Any:
-            return images, labels, tf.cast(tf.range(batch) < tf.where(number == batches - 1, last, batch), tf.float32)
-
-        dataset = dataset.enumerate().map(lambda number, parts: masked(number, *parts)).take(batches)
-        return dataset if steps is None else dataset.take(steps)
+        count = len(range(rank, source.eval_images, ranks))
+        masks = (np.arange(-(-count // batch) * batch) < count).astype(np.float32).reshape(-1, batch)
+        images = synthetic(source, batch, 0, rank, source.settings.image_size)
+        dataset = tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(masks)))
+        return dataset.map(lambda parts, mask: (parts[0], parts[1], mask)).take(-1 if steps is None else steps)
     settings = source.settings
     assert isinstance(settings, Records)
 
-    def decode(image: Any, label: Any, _key: Any, whole: Any) -> Any:
-        return centre_crop(image, settings), label, tf.cast(whole, tf.float32)
+    def decode(image: Any, label: Any, _key: Any, intact: Any) -> Any:
+        return centre_crop(image, settings), label, tf.cast(intact, tf.float32)
 
-    def fill(images: Any, labels: Any, mask: Any) -> Any:
-        missing = batch - tf.shape(labels)[0]
-        mask = tf.pad(mask, [[0, missing]])
-        images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
-        size = settings.image_size
-        return (
-            tf.ensure_shape(images, [batch, size, size, 3]),
-            tf.ensure_shape(tf.pad(labels, [[0, missing]]), [batch]),
-            tf.ensure_shape(mask, [batch]),
-        )
+    def pad(*parts: Any) -> Any:
+        missing = batch - tf.shape(parts[1])[0]
+        padded = (tf.pad(part, [[0, missing]] + [[0, 0]] * (len(part.shape) - 1)) for part in parts)
+        return tuple(tf.ensure_shape(part, [batch, *part.shape[1:]]) for part in padded)
 
     mine = np.arange(rank, len(source.val), ranks, dtype=np.int64)
     dataset = tf.data.Dataset.from_tensor_slices((mine if steps is None else mine[: steps * batch],) * 2)
     dataset = read(dataset, source, source.val_reader).map(decode, tf.data.AUTOTUNE).batch(batch)
-    return finalize(dataset.map(fill, tf.data.AUTOTUNE))
+    return finalize(dataset.map(pad, tf.data.AUTOTUNE))
 
 
 def centre_crop(image: Any, settings: Records) -> Any:
@@ -269,14 +282,14 @@ def centre_crop(image: Any, settings: Records) -> Any:
 
 # ------------------------------------------------------------------------------------------------------------------ both
 def finalize(dataset: Any) -> Any:
-    """Order kept whatever the number of threads, and batches made ahead."""
+    """The same order whatever the number of threads, with batches prefetched."""
     options = tf.data.Options()
     options.deterministic = True
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def synthetic(source: Source, batch: int, seed: int, rank: int, size: int) -> Any:
-    """One random batch for ever."""
+    """The same random batch for ever."""
     random = np.random.Generator(np.random.Philox(key=np.array([seed, rank], np.uint64)))
     images = random.integers(0, 256, [batch, size, size, 3], np.uint8)
     labels = random.integers(0, source.settings.classes, [batch], np.int32)

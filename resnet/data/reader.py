@@ -10,44 +10,44 @@ from resnet.data import shards
 
 
 class Reader:
-    """Reads one index for as long as a run takes. Safe to call from several threads.
+    """Reads the records of one index. Safe to call from several threads.
 
-    With data.on_corrupt=skip a corrupt record's place is taken by the next good one of its shards, so that batches stay
-    full, steps stay counted and every rank goes on alike; `corrupt` keeps what was wrong with it.
+    With data.on_corrupt=skip the next good record replaces a corrupt one, so that batches stay full, steps keep their
+    numbers and every rank computes the same; `corrupt` has the error of each corrupt record by number.
     """
 
     def __init__(self, records: shards.Index, settings: Records) -> None:
         self.records, self.settings = records, settings
         self.corrupt: dict[int, str] = {}
-        self.kept: dict[int, bytes] | None = {} if settings.cache is Cache.encoded else None
+        self.cache: dict[int, bytes] | None = {} if settings.cache is Cache.encoded else None
         self.lock = threading.Lock()
 
-    def whole(self, number: int) -> bool:
-        """Whether a record that was asked for could be read."""
+    def is_intact(self, number: int) -> bool:
+        """Whether a record that was read is itself, not a replacement."""
         return number not in self.corrupt
 
     def __call__(self, number: int) -> bytes:
-        """The data of a record, or of the one in its place. Raises UserError naming file and byte."""
+        """The data of a record, or of its replacement. Raises UserError naming file and byte."""
         for step in range(len(self.records)):
             place = (number + step) % len(self.records)
             if place in self.corrupt:
                 continue
-            if self.kept is not None and place in self.kept:
-                return self.kept[place]
+            if self.cache is not None and place in self.cache:
+                return self.cache[place]
             try:
                 data = shards.read(self.records, place)
             except UserError as error:
                 if self.settings.on_corrupt is OnCorrupt.stop:
                     raise
-                self.pass_over(place, error)
+                self.skip(place, error)
                 continue
-            if self.kept is not None:
-                self.kept[place] = data
+            if self.cache is not None:
+                self.cache[place] = data
             return data
         raise UserError(f"data.dir={self.settings.dir}: no record can be read; prepare the shards again")
 
-    def pass_over(self, number: int, error: UserError) -> None:
-        """Remember a corrupt record, up to data.max_corrupt of them."""
+    def skip(self, number: int, error: UserError) -> None:
+        """Remember a corrupt record. Raises UserError when there are more than data.max_corrupt."""
         with self.lock:
             self.corrupt[number] = str(error)
             count = len(self.corrupt)

@@ -1,7 +1,7 @@
-"""TFRecord shards as what they are: files of framed records that can be read in any order.
+"""TFRecord shards: files of framed records that can be read in any order.
 
 A record is: length (uint64), masked CRC-32C of it, the data, masked CRC-32C of that, all little-endian
-(tensorflow/core/lib/io/record_writer.h). Walking the lengths once gives every record's place; after that an epoch is a
+(tensorflow/core/lib/io/record_writer.h). Scanning the lengths once gives every record's offset; after that an epoch is a
 permutation of numbers, resuming is a slice, and ranks share images out by counting. No TensorFlow is needed for local
 folders; others (gs://, s3://) are read through tf.io.gfile.
 """
@@ -15,18 +15,17 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import google_crc32c
 
 from resnet import UserError, files
-from resnet.files import atomic_write
 
-if TYPE_CHECKING:  # imported where it is needed: an answer to --help or to a typo need not wait for it
+if TYPE_CHECKING:  # imported where it is needed: --help and a typo do not wait for NumPy
     import numpy as np
     from numpy.typing import NDArray
 
@@ -45,7 +44,7 @@ def listing(folder: str, pattern: str) -> list[str]:
     inside = f"{folder.rstrip('/')}/{sub}".rstrip("/")
     try:
         if files.is_remote(folder):
-            files.gfile().stat(inside)  # tells why not; to listdir, whatever it cannot reach is not found
+            files.gfile().stat(inside)  # raises the reason; listdir reports whatever it cannot reach as not found
         names = files.gfile().listdir(inside) if files.is_remote(folder) else os.listdir(inside)
     except files.io_errors(folder) as error:
         if type(error).__name__ in ("FileNotFoundError", "NotADirectoryError", "NotFoundError"):
@@ -57,39 +56,39 @@ def listing(folder: str, pattern: str) -> list[str]:
 def find(folder: str, prepare: str) -> tuple[list[str], list[str]]:
     """(training, validation) shard paths below `folder`, in the first layout that has both.
 
-    `prepare` is the command that would make them, for the error's sake.
+    `prepare` is the command that would make them, for the error.
     """
-    found = [(listing(folder, train), listing(folder, val)) for train, val in LAYOUTS]
-    for train, val in found:
+    pairs = [(listing(folder, train), listing(folder, val)) for train, val in LAYOUTS]
+    for train, val in pairs:
         if train and val:
-            for files in (train, val):
-                whole_set(files)
+            check_complete(train)
+            check_complete(val)
             return train, val
-    for (train, val), patterns in zip(found, LAYOUTS, strict=True):
+    for (train, val), patterns in zip(pairs, LAYOUTS, strict=True):
         if train or val:
-            there, missing = (patterns[0], patterns[1]) if train else (patterns[1], patterns[0])
-            raise UserError(f"data.dir={folder}: has {there} but no {missing}; prepare both with: {prepare}")
+            present, missing = patterns if train else reversed(patterns)
+            raise UserError(f"data.dir={folder}: has {present} but no {missing}; prepare both with: {prepare}")
     tried = ", ".join(pattern for pair in LAYOUTS for pattern in pair)
     raise UserError(f"data.dir={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
 
 
-def whole_set(files: Sequence[str]) -> None:
-    """`x-00003-of-00016` tells how many there must be: none may be missing."""
-    counts = {path.rsplit("-of-", 1)[-1] for path in files}
+def check_complete(paths: Sequence[str]) -> None:
+    """Raise UserError if a shard is missing: `x-00003-of-00016` says how many there must be."""
+    counts = {path.rsplit("-of-", 1)[-1] for path in paths}
     if len(counts) != 1 or not next(iter(counts)).isdigit():
         raise UserError(
-            f"{os.path.dirname(files[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"
+            f"{os.path.dirname(paths[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"
             "); keep one set to a folder"
         )
     total = int(next(iter(counts)))
-    numbers = {path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]: path for path in files}
+    numbers = {path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]: path for path in paths}
     for number, path in numbers.items():
         if not number.isdigit() or int(number) >= total:
             raise UserError(f"{path}: is none of the shards 0 to {total - 1}; move it elsewhere")
     missing = sorted(set(range(total)) - {int(number) for number in numbers})
     if missing:
         raise UserError(
-            f"{os.path.dirname(files[0])}: {len(missing)} of {total} shards are missing, first "
+            f"{os.path.dirname(paths[0])}: {len(missing)} of {total} shards are missing, first "
             f"{missing[0]:05d}-of-{total:05d}; copy or prepare them again"
         )
 
@@ -97,7 +96,7 @@ def whole_set(files: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------------------------------------------- index
 @dataclass(frozen=True)
 class Index:
-    """Where every record lies: `files`, and for record i its file's number, its data's offset and length in bytes."""
+    """The location of every record: `files`, and for record i its file's number, its data's offset and length in bytes."""
 
     files: tuple[str, ...]
     file: NDArray[np.int32]
@@ -108,67 +107,80 @@ class Index:
         return len(self.file)
 
     def place(self, number: int) -> str:
-        """Where record `number` begins, in words."""
+        """The file and byte where record `number` begins, for people."""
         return f"{self.files[self.file[number]]}, byte {self.offset[number] - FRAME + 4}"
 
 
+class FrameError(Exception):
+    """The frame at byte `at` of a shard is damaged, so that the next one cannot be found; the message says how."""
+
+    def __init__(self, at: int, message: str) -> None:
+        super().__init__(message)
+        self.at = at
+
+
+def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
+    """(offset of the record, its header, length of its data) for a file of `size` bytes. Raises FrameError.
+
+    The file's position is then where the data begins.
+    """
+    at = 0
+    while at < size:
+        shard.seek(at)
+        head = shard.read(12)
+        length = int.from_bytes(head[:8], "little")
+        if len(head) < 12 or masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
+            raise FrameError(at, "corrupt record header")
+        if at + length + FRAME > size:
+            raise FrameError(at, f"truncated record ({at + length + FRAME - size:,} bytes are missing)")
+        yield at, head, length
+        at += length + FRAME
+
+
 def scan(path: str) -> tuple[list[int], list[int]]:
-    """(offsets, lengths) of the records' data in one shard. Raises UserError where the frames do not add up."""
+    """(offsets, lengths) of the records' data in one shard. Raises UserError for a damaged frame."""
     offsets, lengths = [], []
     with (
         files.explain_io_errors(path),
         files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", buffering=0) as shard,
     ):
         size = files.gfile().stat(path).length if files.is_remote(path) else os.fstat(shard.fileno()).st_size
-        at = 0
-        while at < size:
-            shard.seek(at)
-            head = shard.read(12)
-            length = int.from_bytes(head[:8], "little")
-            if len(head) < 12 or masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
-                raise UserError(f"{path}: corrupt record header at byte {at}; copy or prepare this shard again")
-            if at + length + FRAME > size:
-                raise UserError(
-                    f"{path}: truncated in the record at byte {at}: it needs {at + length + FRAME - size} "
-                    "more bytes; copy or prepare this shard again"
-                )
-            offsets.append(at + 12)
-            lengths.append(length)
-            at += length + FRAME
+        try:
+            for at, _, length in frames(shard, size):
+                offsets.append(at + 12)
+                lengths.append(length)
+        except FrameError as error:
+            raise UserError(f"{path}: {error} at byte {error.at}; copy or prepare this shard again") from error
     if not offsets:
         raise UserError(f"{path}: empty shard; copy or prepare it again")
     return offsets, lengths
 
 
-def index(files: Sequence[str]) -> Index:
-    """The places of all records of `files`, in order. Kept in a cache, told apart by the shards' sizes and times."""
+def index(paths: Sequence[str]) -> Index:
+    """The index of all records of `paths`, in order. It is cached under a key of the shards' sizes and times."""
     import numpy as np
 
-    stamps = [stamp(path) for path in files]
+    stamps = [stamp(path) for path in paths]
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet" / "index" / f"{key}.npz"
-    # Exception, because what np.load raises for a damaged file is of half a dozen kinds; it is made again below.
-    with contextlib.suppress(Exception), np.load(kept) as saved:
-        return Index(tuple(files), saved["shard"], saved["offset"], saved["length"])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet" / "index" / f"{key}.npz"
+    # Exception, because np.load raises half a dozen kinds for a damaged file; then the shards are scanned again.
+    with contextlib.suppress(Exception), np.load(cache) as saved:
+        return Index(tuple(paths), saved["shard"], saved["offset"], saved["length"])
     with ThreadPoolExecutor(16) as pool:  # waits for the disk, not for a core
-        walked = list(pool.map(scan, files))
-    made = Index(
-        tuple(files),
-        np.repeat(np.arange(len(files), dtype=np.int32), [len(offsets) for offsets, _ in walked]),
-        np.concatenate([np.asarray(offsets, np.int64) for offsets, _ in walked]),
-        np.concatenate([np.asarray(lengths, np.int64) for _, lengths in walked]),
+        scanned = list(pool.map(scan, paths))
+    result = Index(
+        tuple(paths),
+        np.repeat(np.arange(len(paths), dtype=np.int32), [len(offsets) for offsets, _ in scanned]),
+        np.concatenate([np.asarray(offsets, np.int64) for offsets, _ in scanned]),
+        np.concatenate([np.asarray(lengths, np.int64) for _, lengths in scanned]),
     )
-    aside = kept.with_suffix(f".{os.getpid()}.npz")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        packed = io.BytesIO()  # a full disk has zipfile say things of its own
-        np.savez(packed, shard=made.file, offset=made.offset, length=made.length)
-        aside.write_bytes(packed.getvalue())
-        aside.replace(kept)
-    except OSError:  # a cache that cannot be written costs a walk next time, nothing else
-        with contextlib.suppress(OSError):
-            aside.unlink()
-    return made
+    with contextlib.suppress(OSError):  # without a cache the next start scans again, nothing else
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        packed = io.BytesIO()  # np.savez to a file on a full disk raises errors of zipfile's own
+        np.savez(packed, shard=result.file, offset=result.offset, length=result.length)
+        with files.atomic_write(cache) as file:
+            file.write(packed.getbuffer())
+    return result
 
 
 def stamp(path: str) -> tuple[str, int, int]:
@@ -207,7 +219,7 @@ class Shard:
 def write(folder: Path, file: str, records: Iterable[bytes], aside: Path | None = None) -> Shard:
     """Write <folder>/<file>, which gets its name when it is complete and on disk; until then it is `aside`."""
     count = size = crc = 0
-    with atomic_write(folder / file, aside) as shard:
+    with files.atomic_write(folder / file, aside) as shard:
         for record in records:
             framed = encode_record(record)
             shard.write(framed)
@@ -244,7 +256,7 @@ def read(records: Index, number: int) -> bytes:
 
 # ------------------------------------------------------------------------------------------------------------------ order
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The permutation of 0..count-1 that (seed, epoch) stands for, on every machine and NumPy version."""
+    """The permutation of 0..count-1 for (seed, epoch): the same on every machine and NumPy version."""
     import numpy as np
 
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
@@ -252,12 +264,12 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 def positions_of_rank(count: int, batch: int, rank: int, ranks: int, skip: int = 0) -> NDArray[np.int64]:
-    """Places in an epoch's order that `rank` of `ranks` sees, from step `skip` on, step after step.
+    """Positions in an epoch's order that `rank` of `ranks` reads, from step `skip` on, step after step.
 
-    Step s of the epoch is places s*batch .. (s+1)*batch-1 whatever the number of ranks; the incomplete last one is left out.
+    Step s of the epoch is positions s*batch .. (s+1)*batch-1 whatever the number of ranks; the incomplete last one is dropped.
     """
     import numpy as np
 
-    places = np.arange(count // batch * batch, dtype=np.int64).reshape(-1, batch)[skip:]
+    positions = np.arange(count // batch * batch, dtype=np.int64).reshape(-1, batch)[skip:]
     local = batch // ranks
-    return places[:, rank * local : (rank + 1) * local].reshape(-1)
+    return positions[:, rank * local : (rank + 1) * local].reshape(-1)

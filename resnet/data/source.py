@@ -1,4 +1,4 @@
-"""Where the images come from: how many there are, and the places of their records. Told without TensorFlow."""
+"""The data set of a run: its numbers of images and the index of their records. Does not need TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnet.data.reader import Reader
 
 @dataclass
 class Source:
-    """Opened data. `train` and `val` are None for synthetic images."""
+    """An open data set. The indexes and readers are None for synthetic images."""
 
     settings: Data
     train_images: int
@@ -25,21 +25,21 @@ class Source:
     val: shards.Index | None = None
     train_reader: Reader | None = None
     val_reader: Reader | None = None
-    told: int = 0  # of the corrupt records
-    fault: UserError | None = None  # what a reading thread ran into; TensorFlow reports only its text
+    reported: int = 0  # corrupt records that have been logged
+    error: UserError | None = None  # of a reading thread; TensorFlow raises an error of its own with only its text
 
-    def lost(self, first: int) -> int:
-        """How many of the `first` evaluation images were passed over."""
+    def skipped(self, first: int) -> int:
+        """How many of the `first` evaluation images were skipped because they are corrupt."""
         return sum(number < first for number in self.val_reader.corrupt) if self.val_reader else 0
 
     def corrupt(self) -> list[str]:
-        """What was wrong with each record that data.on_corrupt=skip passed over."""
+        """The error of each record that data.on_corrupt=skip has skipped."""
         readers = (self.train_reader, self.val_reader)
-        return [told for reader in readers if reader for told in list(reader.corrupt.values())]
+        return [error for reader in readers if reader for error in list(reader.corrupt.values())]
 
 
 def open_source(settings: Data) -> Source:
-    """Find and index the images of `settings`; the embedded digits are written first. Raises UserError where there are none."""
+    """Index the images of `settings`; the embedded digits are written first. Raises UserError if there are none."""
     match settings:
         case Synthetic():
             return Source(settings, settings.train_images, settings.eval_images)
@@ -47,7 +47,7 @@ def open_source(settings: Data) -> Source:
             if isinstance(settings, Digits):
                 digits.write(settings.dir)
             command = f"python -m resnet.prepare source={settings.name} dir=<your images> out={settings.dir}"
-            train, val = (shards.index(files) for files in shards.find(settings.dir, command))
+            train, val = (shards.index(paths) for paths in shards.find(settings.dir, command))
             check_counts(settings.dir, train, val)
             if settings.cache is Cache.encoded:
                 check_memory(settings, int(train.length.sum() + val.length.sum()))
@@ -57,28 +57,28 @@ def open_source(settings: Data) -> Source:
 
 
 def check_counts(folder: str, *halves: shards.Index) -> None:
-    """Hold the numbers of records, and the classes, against manifest.json, where there is one. Raises UserError.
+    """Compare the numbers of records, and the classes, with manifest.json, if there is one. Raises UserError.
 
-    A shard that was cut between two records has no other fault.
+    Nothing else detects a shard that was truncated between two records.
     """
     known, names = beside(folder, manifest.NAME), beside(folder, files.CLASSES)
     if known is None:
         return
-    made = manifest.understood(known, f"{folder}/{manifest.NAME}")
-    told = {f"{folder.rstrip('/')}/{shard['file']}": shard["images"] for shard in manifest.shards_of(made)}
+    content = manifest.parse(known, f"{folder}/{manifest.NAME}")
+    expected = {f"{folder.rstrip('/')}/{shard['file']}": shard["images"] for shard in manifest.shards_of(content)}
     for half in halves:
         for file, count in zip(half.files, np.bincount(half.file, minlength=len(half.files)), strict=True):
-            if told.get(file) != count:
-                said = f"says {told[file]}" if file in told else "does not name it"
+            if expected.get(file) != count:
+                claim = f"says {expected[file]}" if file in expected else "does not name it"
                 raise UserError(
-                    f"{file}: {count} records, and {manifest.NAME} {said}; copy or prepare this shard again"
+                    f"{file}: {count} records, and {manifest.NAME} {claim}; copy or prepare this shard again"
                 )
-    if names is not None and sorted(files.read_classes(names)) != sorted(made["splits"]["train"]["classes"]):
+    if names is not None and sorted(files.read_classes(names)) != sorted(content["splits"]["train"]["classes"]):
         raise UserError(f"{folder}/{files.CLASSES}: not the classes of {manifest.NAME}; copy it again")
 
 
 def beside(folder: str, name: str) -> str | None:
-    """The text of a small file in the folder of the shards, if there is one. Raises UserError where it is no text."""
+    """The text of a small file in the folder of the shards, None if there is none. Raises UserError if it is not UTF-8."""
     path = f"{folder}/{name}"
     try:
         return files.read_text(path)
@@ -87,7 +87,7 @@ def beside(folder: str, name: str) -> str | None:
 
 
 def described(images: Source) -> dict[str, Any]:
-    """The data as MLflow's dataset input wants it. The digest is that of the manifest, where the shards have one."""
+    """The fields of MLflow's dataset input. The digest is that of the manifest, if the shards have one."""
     settings = images.settings
     folder = settings.dir if isinstance(settings, Records) else ""
     counts = {
@@ -101,7 +101,7 @@ def described(images: Source) -> dict[str, Any]:
 
 
 def class_names(settings: Data) -> list[str] | None:
-    """What the network's outputs are called: the lines of classes.txt beside the shards; None where there is none."""
+    """The names of the network's outputs: the lines of classes.txt beside the shards; None if there is none."""
     if not isinstance(settings, Records):
         return None
     names = beside(settings.dir, files.CLASSES)
@@ -109,7 +109,7 @@ def class_names(settings: Data) -> list[str] | None:
 
 
 def check_memory(settings: Records, needed: int) -> None:
-    """Refuse a cache of `needed` bytes that would not fit into nine tenths of the memory that is free."""
+    """Raise UserError if a cache of `needed` bytes does not fit into nine tenths of the free memory."""
     import psutil
 
     free = psutil.virtual_memory().available

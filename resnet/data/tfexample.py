@@ -47,17 +47,17 @@ def encode(features: dict[str, bytes | int]) -> bytes:
 
 
 def decode(data: bytes) -> dict[str, bytes | int]:
-    """The first value of every bytes and int64 feature. Raises ValueError for what is not an Example."""
-    found: dict[str, bytes | int] = {}
+    """The first value of every bytes and int64 feature. Raises ValueError if this is no Example."""
+    result: dict[str, bytes | int] = {}
     for features in values(data, 1):
         for entry in values(features, 1):
             name, feature = dict(walk(entry)).get(1, b""), dict(walk(entry)).get(2, b"")
             for kind, content in walk(feature):
                 if kind in (BYTES, INTS) and (value := next(iter(values(content, 1)), None)) is not None:
-                    # An int64 may stand packed, in a field of bytes, or by itself.
+                    # An int64 may be packed, in a field of bytes, or not.
                     packed = kind == INTS and not isinstance(value, int)
-                    found[str(name, "utf-8")] = number(value, 0)[0] if packed else value
-    return found
+                    result[str(name, "utf-8")] = number(value, 0)[0] if packed else value
+    return result
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Counts of an evaluation, and what they come to. Summed over batches and ranks first, divided once."""
+"""Evaluation: counts summed over batches and ranks first, divided once."""
 
 from __future__ import annotations
 
@@ -11,82 +11,92 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet.config.data import Data
+from resnet.config.run import Run
+from resnet.data import pipeline
 from resnet.data.augment import prepare_images
+from resnet.data.source import Source
+from resnet.distributed.ranks import Ranks
+from resnet.training.watchdog import Watchdog
+
+Results = tuple["EvalResult", "EvalResult | None"]  # of the network, and of the averaged weights if there are any
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """An evaluation's result: shares in 0..1, mean cross-entropy in nats without smoothing, and the images it is over."""
+    """Accuracies in 0..1, mean cross-entropy in nats without label smoothing, and the number of images."""
 
     top1: float
     top5: float
     loss: float
-    seen: int
+    images: int
+
+    def as_dict(self) -> dict[str, float]:
+        """As checkpoints and scores.json have it."""
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss, "seen": self.images}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The network's predictions for evaluation images, in their order: arrays [n]. `valid` is False where there was no image."""
+
+    labels: NDArray[np.int32]
+    predicted: NDArray[np.int32]
+    probability: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+    def gather(self, images: int, ranks: Ranks) -> Predictions:
+        """Those of all ranks, [images]: image i is the (i // ranks)th of rank i % ranks."""
+        local = len(range(ranks.rank, images, ranks.size))
+        parts = np.zeros([4, images])
+        for part, own in zip(parts, (self.labels, self.predicted, self.probability, self.valid), strict=True):
+            part[ranks.rank :: ranks.size] = own[:local]
+        labels, predicted, probability, valid = ranks.allreduce_sum(parts)
+        integers = labels.astype(np.int32), predicted.astype(np.int32)
+        return Predictions(*integers, probability.astype(np.float32), valid > 0)
+
+    def confusion(self, classes: int) -> NDArray[np.int64]:
+        """Image counts [classes, classes]: rows are labels, columns are predictions."""
+        counts = np.zeros([classes, classes], np.int64)
+        np.add.at(counts, (self.labels[self.valid], self.predicted[self.valid]), 1)
+        return counts
+
+    def mistakes(self, most: int) -> NDArray[np.int64]:
+        """Numbers of at most so many misclassified images, the most confident mistake first."""
+        wrong = np.flatnonzero(self.valid & (self.labels != self.predicted))
+        return wrong[np.argsort(-self.probability[wrong], kind="stable")][:most]
 
 
 def counts(logits: Any, labels: Any, mask: Any) -> Any:
-    """float32 [4]: images right at first, right within the first five, sum of cross-entropy, images; all where mask is 1.
+    """float32 [4]: images correct at rank 1, within the first 5, sum of cross-entropy, number of images; all where mask is 1.
 
     logits float32 [B, classes], labels int32 [B], mask float32 [B]. Ties count as argsort would order them, and a label
-    whose logit is not a number is wrong.
+    whose logit is not finite is wrong.
     """
     target = tf.gather(logits, labels, axis=1, batch_dims=1)[:, None]
     before = tf.range(tf.shape(logits)[1])[None, :] < labels[:, None]
     ahead = tf.reduce_sum(tf.cast((logits > target) | ((logits == target) & before), tf.int32), axis=1)
-    number = tf.math.is_finite(target[:, 0])
+    finite = tf.math.is_finite(target[:, 0])
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    right = [tf.cast(number & (ahead < k), tf.float32) * mask for k in (1, 5)]
+    right = [tf.cast(finite & (ahead < k), tf.float32) * mask for k in (1, 5)]
     return tf.stack([tf.reduce_sum(part) for part in (*right, tf.where(mask > 0, loss, 0.0), mask)])
 
 
 def step(network: Any, mean: Any, data: Data) -> Any:
-    """The compiled function (images, labels, mask) -> (counts [1, 4], said int32 [B], probability float32 [B]).
+    """The compiled function (images, labels, mask) -> (counts [1, 4], predicted int32 [B], probability float32 [B]).
 
-    `said` is the likeliest class of each image. With the network `mean` counts are [2, 4], and it is `mean` that says so.
+    With the network `mean` of averaged weights counts are [2, 4], and the predictions are those of `mean`.
     """
     networks = [network, mean] if mean else [network]
 
     @tf.function(reduce_retracing=True)
     def evaluation_step(images: Any, labels: Any, mask: Any) -> Any:
         inputs = prepare_images(images, None, data.mean, data.std)
-        logits = [judged(inputs, training=False) for judged in networks]
-        counted = tf.stack([counts(found, labels, mask) for found in logits])
-        sure = tf.reduce_max(tf.nn.softmax(logits[-1]), axis=1)
-        return counted, tf.argmax(logits[-1], axis=1, output_type=tf.int32), sure
+        logits = [evaluated(inputs, training=False) for evaluated in networks]
+        totals = tf.stack([counts(each, labels, mask) for each in logits])
+        probability = tf.reduce_max(tf.nn.softmax(logits[-1]), axis=1)
+        return totals, tf.argmax(logits[-1], axis=1, output_type=tf.int32), probability
 
     return evaluation_step
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What one rank's network said of its evaluation images, in their order: arrays [n]. `seen` is False where there was none."""
-
-    labels: NDArray[np.int32]
-    said: NDArray[np.int32]
-    probability: NDArray[np.float32]
-    seen: NDArray[np.bool_]
-
-    def gathered(
-        self, images: int, rank: int, ranks: int, summed: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-    ) -> Predictions:
-        """Those of all ranks, [images], by the number of the image: image i is the (i // ranks)th of rank i % ranks."""
-        mine = len(range(rank, images, ranks))
-        parts = np.zeros([4, images])
-        for part, own in zip(parts, (self.labels, self.said, self.probability, self.seen), strict=True):
-            part[rank::ranks] = own[:mine]
-        labels, said, probability, seen = summed(parts)
-        return Predictions(labels.astype(np.int32), said.astype(np.int32), probability.astype(np.float32), seen > 0)
-
-    def confusion(self, classes: int) -> NDArray[np.int64]:
-        """Images by class and by what was said of them, [classes, classes]: rows are the truth."""
-        found = np.zeros([classes, classes], np.int64)
-        np.add.at(found, (self.labels[self.seen], self.said[self.seen]), 1)
-        return found
-
-    def mistakes(self, most: int) -> NDArray[np.int64]:
-        """Numbers of at most so many images that were taken for another class: the surest mistake first."""
-        wrong = np.flatnonzero(self.seen & (self.labels != self.said))
-        return wrong[np.argsort(-self.probability[wrong], kind="stable")][:most]
 
 
 def evaluate(
@@ -94,27 +104,56 @@ def evaluate(
     evaluation_step: Any,
     expected: Callable[[], int],
     networks: int = 1,
-    summed: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda counts: counts,
-    told: Callable[[Predictions], object] | None = None,
-) -> tuple[EvalResult, EvalResult | None]:
-    """Evaluate this rank's `batches` on so many `networks`: (network, mean or None), over the images of all ranks.
+    ranks: Ranks | None = None,
+) -> tuple[Results, Predictions]:
+    """Evaluate `networks` networks on this rank's `batches`: results over the images of all ranks, predictions of this rank's.
 
-    `summed` adds an array up over the ranks. All must hold `expected()` images, asked once they have been read. Nothing is read
-    from the device before the last batch. `told` is given what was said of this rank's images.
+    `expected()` is the number of images of all ranks, checked after the last batch. Nothing is read from the device before.
     """
     parts = [(*evaluation_step(images, labels, mask), labels, mask) for images, labels, mask in batches]
-    nothing = np.zeros([networks, 4])  # what a rank without images has
-    totals = summed(np.sum([nothing, *(np.asarray(part[0]) for part in parts)], axis=0, dtype=np.float64))
+    nothing = np.zeros([networks, 4])  # of a rank without images
+    totals = np.sum([nothing, *(np.asarray(part[0]) for part in parts)], axis=0, dtype=np.float64)
+    totals = (ranks or Ranks()).allreduce_sum(totals)
     assert totals[0, 3] == expected(), f"evaluated {totals[0, 3]:.0f} images of {expected()}"
-    if told:
-        told(answers(parts))
-    found = [EvalResult(right1 / seen, right5 / seen, loss / seen, int(seen)) for right1, right5, loss, seen in totals]
-    return found[0], found[1] if len(found) > 1 else None
+    results = [
+        EvalResult(top1 / images, top5 / images, loss / images, int(images)) for top1, top5, loss, images in totals
+    ]
+    return (results[0], results[1] if len(results) > 1 else None), concatenate(parts)
 
 
-def answers(parts: Iterable[tuple[Any, ...]]) -> Predictions:
-    """Of batches of (counts, said, probability, labels, mask), each [B] but the first."""
+def concatenate(parts: Iterable[tuple[Any, ...]]) -> Predictions:
+    """Predictions of batches of (counts, predicted, probability, labels, mask), each [B] but the first."""
     empty = (np.zeros(0, kind) for kind in (np.int32, np.float32, np.int32, np.float32))
     columns = zip(empty, *(map(np.asarray, part[1:]) for part in parts), strict=True)
-    said, probability, labels, mask = map(np.concatenate, columns)
-    return Predictions(labels, said, probability, mask > 0)
+    predicted, probability, labels, mask = map(np.concatenate, columns)
+    return Predictions(labels, predicted, probability, mask > 0)
+
+
+class Evaluator:
+    """Evaluates a run's network, and its averaged weights, on all evaluation images or the first eval_steps batches."""
+
+    def __init__(
+        self, run: Run, source: Source, networks: list[Any], ranks: Ranks, watchdog: Watchdog | None = None
+    ) -> None:
+        self.source, self.networks, self.ranks, self.watchdog = source, networks, ranks, watchdog
+        self.images = min(source.eval_images, (run.eval_steps or source.eval_images) * run.batch)
+        self.batches = pipeline.evaluation(source, run.local_batch, run.eval_steps, ranks.rank, ranks.size)
+        self.step = step(networks[0], networks[1] if len(networks) > 1 else None, run.data)
+        self.newest: Predictions | None = None  # of this rank's images
+
+    def expected(self) -> int:
+        """Images that an evaluation counts, over all ranks: all but those that data.on_corrupt=skip skips."""
+        return self.images - int(self.ranks.allreduce_sum(np.array([self.source.skipped(self.images)], np.float64))[0])
+
+    def __call__(self) -> Results:
+        """Evaluate the weights as they are. Every rank calls it."""
+        batches = self.watchdog.watching(self.batches) if self.watchdog else self.batches
+        results, self.newest = evaluate(batches, self.step, self.expected, len(self.networks), self.ranks)
+        return results
+
+    def predictions(self) -> Predictions:
+        """The newest predictions for the images of all ranks; evaluates if this start has not. Every rank calls it."""
+        if self.newest is None:
+            self()
+        assert self.newest
+        return self.newest.gather(self.images, self.ranks)

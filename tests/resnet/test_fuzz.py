@@ -218,7 +218,7 @@ def shard(tmp_path, sound, **_):
         if skipping:
             for reader, records in zip((skipping.train_reader, skipping.val_reader), wanted, strict=True):
                 got, _ = refused(lambda: [reader(number) for number in range(len(reader.records))])  # noqa: B023
-                sane = [number for number in range(len(records)) if reader.whole(number)]
+                sane = [number for number in range(len(records)) if reader.is_intact(number)]
                 assert len(records) == len(reader.records) and (not got or all(got[n] == records[n] for n in sane))
         path.write_bytes(good[path])
         return "refused" if error else "as before"
@@ -641,7 +641,7 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
     with pytest.raises(tf.errors.InvalidArgumentError):
         list(pipeline.evaluation(found, 1))
     assert peak() - before < LITTLE
-    told = str(pipeline.undecodable(found, 1, 0, 1))
+    told = str(pipeline.undecodable(found, 1, 0, 1, 64))
     assert "validation-00000-of-00001, byte 0: no JPEG that can be decoded" in told and "100 times the other" in told
 
 

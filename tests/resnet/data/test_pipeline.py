@@ -212,11 +212,11 @@ def test_grey_four_colour_and_progressive_jpegs_are_read_as_three_channels(tmp_p
 # ---------------------------------------------------------------------------------------------------------------- faults
 def fault_of(records, read):
     """The error that a reading thread left, after TensorFlow passed on its text."""
-    assert records.fault is None
+    assert records.error is None
     with pytest.raises(tf.errors.OpError):
         taken(read(records), 10)
-    assert isinstance(records.fault, UserError)
-    return str(records.fault)
+    assert isinstance(records.error, UserError)
+    return str(records.error)
 
 
 def train_once(records):

@@ -93,8 +93,8 @@ def test_a_corrupt_evaluation_image_is_masked_and_counted_as_lost(folder, ranks)
             seen += [int(label) for label, kept in zip(found, mask, strict=True) if kept]
 
     assert sorted(seen) == sorted(set(range(20)) - {12})
-    assert records.lost(20) == (6 % ranks == ranks - 1)
-    assert records.lost(6) == 0
+    assert records.skipped(20) == (6 % ranks == ranks - 1)
+    assert records.skipped(6) == 0
 
 
 def test_more_corrupt_records_than_allowed_end_the_run_with_the_count(folder):
@@ -103,7 +103,7 @@ def test_more_corrupt_records_than_allowed_end_the_run_with_the_count(folder):
         flip_byte(records.train, number)
     with pytest.raises(tf.errors.OpError):
         labels(pipeline.train(records, BATCH, 1, 0), 5)
-    assert str(records.fault).startswith("data.max_corrupt=2: 3 records could not be read, the last: ")
+    assert str(records.error).startswith("data.max_corrupt=2: 3 records could not be read, the last: ")
 
 
 @pytest.mark.parametrize("cache", [Cache.encoded, Cache.decoded])
@@ -155,7 +155,7 @@ def test_an_image_that_no_decoder_takes_is_named(folder):
     batches = pipeline.train(records, BATCH, 1, 0)
     with pytest.raises(tf.errors.OpError):
         labels(batches, 5)
-    told = str(pipeline.undecodable(records, 1, 0, BATCH))
+    told = str(pipeline.undecodable(records, 1, 0, BATCH, 64))
     at = sum(len(one) + 16 for one in examples[:4])
     assert told.startswith(f"{bad}, byte {at}: no JPEG that can be decoded")
 

@@ -101,7 +101,7 @@ def test_several_faults_are_several_lines(copy, capsys):
         (lambda path: path.unlink(), "byte 0: cannot be read (No such file or directory)"),
         (lambda path: path.write_bytes(b""), "byte 0: images 0 where manifest.json says 3"),
         (lambda path: change(path, 0, b"\x99"), "byte 0: corrupt record header; what follows cannot be read"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "truncated record, 5 bytes are missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "truncated record (5 bytes are missing); what follows"),
         (
             lambda path: path.write_bytes(path.read_bytes() + b"123"),
             "corrupt record header; what follows cannot be read",
@@ -196,7 +196,7 @@ def test_without_a_manifest_the_records_are_checked_and_it_is_said(copy, capsys)
 def test_a_length_that_lies_within_its_crc_does_not_read_beyond_the_file(copy, capsys):
     length = struct.pack("<Q", 2**62)
     change(shard(copy), 0, length + struct.pack("<I", shards.masked_crc(length)))
-    assert "byte 0: truncated record, " in faults(copy, capsys)[0]
+    assert "byte 0: truncated record (" in faults(copy, capsys)[0]
 
 
 @pytest.mark.parametrize(
