@@ -1,5 +1,6 @@
 """Shared by all tests: nothing is read from or written to the user's own caches, and TensorFlow is quiet."""
 
+import copy
 import functools
 import os
 import tempfile
@@ -31,25 +32,41 @@ def registered_once():
 
 
 @pytest.fixture(scope="session")
-def run_at():
-    """`run_at(folder, "model=tiny", "steps=3", ...)`: the checked run of these overrides, in folder/run unless out= is told."""
+def composed():
+    """`composed("model=tiny", ...)`: what Hydra composes of these overrides, its own part included. A copy: it composes once."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
 
     from resnet import files
     from resnet.config import compose
+    from resnet.config.errors import explain
+
+    @functools.cache
+    def once(config, *overrides: str):
+        compose.register()
+        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"), explain():
+            return hydra_compose(config, list(overrides), return_hydra_config=True)
+
+    return lambda *overrides, config="config": copy.deepcopy(once(config, *overrides))
+
+
+@pytest.fixture(scope="session")
+def run_at(composed):
+    """`run_at(folder, "model=tiny", "steps=3", ...)`: the checked run of these overrides, in folder/run unless out= is given."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from resnet.config import compose
 
     def make(folder, *overrides: str):
-        compose.register()
-        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
-            config = hydra_compose("config", [f"out={folder / 'run'}", *overrides], return_hydra_config=True)
-            config.hydra.runtime.cwd = str(folder)
-            HydraConfig.instance().set_config(config)
-            try:
-                return compose.freeze(compose.task_config(config))
-            finally:
-                HydraConfig.instance().cfg = None
+        config = composed(*overrides)
+        if not any(word.startswith("out=") for word in overrides):
+            config.out = str(folder / "run")
+        config.hydra.runtime.cwd = str(folder)
+        HydraConfig.instance().set_config(config)
+        try:
+            return compose.freeze(compose.task_config(config))
+        finally:
+            HydraConfig.instance().cfg = None
 
     return make
 

@@ -1,18 +1,15 @@
 """Every file below conf/ and experiments/: it composes, freezes, says what it is, and holds the published numbers."""
 
 import dataclasses
-import functools
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from resnet import files, rundir
+from resnet import rundir
 from resnet.config import compose, fingerprint, help
 from resnet.config.checks import MISSING
 from resnet.config.data import Digits, Synthetic
@@ -30,15 +27,12 @@ USERS = {"finetune_folder": ("init=/weights", "data.classes=16")}  # what only t
 SWEEPS = [name for group, name in WHOLES if group == "sweep"]
 
 
-@pytest.fixture(scope="module")
-def frozen():
-    """`frozen("model=tiny", ...)`: the checked run, composed once."""
-    compose.register()
+@pytest.fixture
+def frozen(composed):
+    """`frozen("model=tiny", ...)`: the checked run."""
 
-    @functools.cache
     def make(*overrides):
-        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
-            config = hydra_compose("config", list(overrides), return_hydra_config=True)
+        config = composed(*overrides)
         HydraConfig.instance().set_config(config)
         return compose.freeze(compose.task_config(config))
 
@@ -93,9 +87,8 @@ def test_every_recipe_can_be_tried_small(frozen, name):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_composes_to_its_grid_and_every_point_freezes(frozen, name):
-    with initialize_config_dir(str(files.tree("conf")), version_base="1.3"):
-        config = hydra_compose("config", [f"sweep={name}"], return_hydra_config=True)
+def test_every_sweep_composes_to_its_grid_and_every_point_freezes(composed, frozen, name):
+    config = composed(f"sweep={name}")
     assert config.hydra.mode.name == "MULTIRUN"
     points = [[]]
     for knob, said in OmegaConf.to_container(config.hydra.sweeper.params).items():

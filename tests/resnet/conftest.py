@@ -1,5 +1,6 @@
 """Images of every kind, trees of them, and a pair of nested tars in the shape of ImageNet's."""
 
+import hashlib
 import io
 import random
 import tarfile
@@ -225,25 +226,17 @@ def imagenet(tmp_path_factory):
 
 
 @pytest.fixture
-def raw(tmp_path, monkeypatch):
+def raw(composed, tmp_path, monkeypatch):
     """`raw("model=tiny", ...)`: what Hydra composes, before freeze(); Hydra knows of it until the test ends."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
-    from resnet import files
-    from resnet.config import compose
-    from resnet.config.errors import explain
-
     monkeypatch.chdir(tmp_path)
-    compose.register()
 
     def make(*overrides, config="config"):
-        with initialize_config_dir(str(files.tree("conf")), version_base="1.3"), explain():
-            made = hydra_compose(config, list(overrides), return_hydra_config=True)
-        made.hydra.runtime.cwd = str(tmp_path)
-        HydraConfig.instance().set_config(made)
-        return made
+        node = composed(*overrides, config=config)
+        node.hydra.runtime.cwd = str(tmp_path)
+        HydraConfig.instance().set_config(node)
+        return node
 
     yield make
     HydraConfig.instance().cfg = None
@@ -263,7 +256,9 @@ def recipe(tmp_path, raw):
     from resnet.config import compose
 
     def make(text, *overrides):
-        folder = tmp_path / "own" / "recipe"
+        folder = (
+            tmp_path / f"own-{hashlib.sha256(text.encode()).hexdigest()}" / "recipe"
+        )  # the folder tells compositions apart
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "mine.yaml").write_text(text)
         searched = f"hydra.searchpath=[file://{folder.parent}]"
