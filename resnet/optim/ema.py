@@ -1,4 +1,4 @@
-"""The exponential moving average of all weights, in a network of its own: it is evaluated and kept like the other."""
+"""The exponential moving average (EMA) of all weights, in a network of its own: it is evaluated and saved like the other."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import tensorflow as tf
 
 
 class Ema:
-    """`mean` has the layers of `network`; its weights, batch norm's statistics among them, follow those of `network`."""
+    """`mean` has the layers of `network`; its weights, batch norm's statistics included, follow those of `network`."""
 
     def __init__(self, network: Any, mean: Any) -> None:
         self.network, self.mean = network, mean
 
     def start(self) -> None:
-        """Take the weights as they are."""
+        """Copy the weights as they are."""
         for mean, now in zip(self.mean.weights, self.network.weights, strict=True):
             mean.assign(now)
 
     @tf.function
-    def follow(self, decay: Any) -> None:
+    def update(self, decay: Any) -> None:
         """mean = decay * mean + (1 - decay) * now; `decay` is a float32 scalar."""
         for mean, now in zip(self.mean.weights, self.network.weights, strict=True):
             mean.assign_sub((1 - decay) * (mean - now))

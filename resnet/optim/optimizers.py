@@ -1,6 +1,6 @@
-"""SGD and LARS: the published update rules over a list of variables, their velocities in the checkpoint.
+"""SGD and LARS: the published update rules for a list of variables.
 
-Both decay once, by adding weight_decay * w to the gradient of what decays.
+Weight decay adds weight_decay * w to the gradients of decayed variables, once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import tensorflow as tf
 from resnet.config.optim import Lars, Optim, Sgd
 
 NORM = ("gamma", "beta")  # of batch norm: never decayed
-NORM_AND_BIAS = (*NORM, "bias")  # what LARS leaves alone
+NORM_AND_BIAS = (*NORM, "bias")  # plain momentum under LARS
 
 
 class Momentum(tf.Module):
     """v = momentum * v + lr_in * g;  w -= lr_out * v (Nesterov: w -= lr_out * (g + momentum * v)).
 
-    One fused op a variable. The velocities, one a variable and of its shape, are all the state there is.
+    One fused op per variable. The state is a velocity per variable, of its shape.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class Momentum(tf.Module):
 
     @property
     def state(self) -> list[Any]:
-        """Variables that go with the weights."""
+        """Variables to save with the weights."""
         return self.velocity
 
     def scaled(self, loss: Any) -> Any:
-        """What is to be differentiated."""
+        """The loss to differentiate; LossScaleOptimizer scales it."""
         return loss
 
     def rate(self, number: int, lr: Any) -> Any:
@@ -45,7 +45,7 @@ class Momentum(tf.Module):
         return lr if self.factors[number] == 1 else lr * self.factors[number]
 
     def update(self, number: int, gradient: Any, lr: Any) -> None:
-        """Move variable `number` along `gradient`."""
+        """Update variable `number` with `gradient`."""
         w, v = self.variables_to_train[number], self.velocity[number]
         tf.raw_ops.ResourceApplyMomentum(
             var=w.handle, accum=v.handle, lr=lr, grad=gradient, momentum=self.momentum, use_nesterov=self.nesterov
@@ -73,7 +73,7 @@ class SgdUpdate(Momentum):
 
 
 def norm(tensor: Any) -> Any:
-    """Euclidean, in one pass over the tensor; tf.norm writes all of its squares down first."""
+    """The Euclidean norm in one pass over the tensor; tf.norm stores all squares first."""
     return tf.sqrt(2 * tf.nn.l2_loss(tensor))
 
 
@@ -104,7 +104,7 @@ class LarsUpdate(Momentum):
 
 
 def build(settings: Optim, variables: Sequence[Any], factors: Sequence[float] | None = None) -> Momentum:
-    """The optimizer that `settings` describes, for float32 `variables`, each with a factor of its own on the learning rate."""
+    """The optimizer for float32 `variables`, each with a factor on the learning rate."""
     factors = [1.0] * len(variables) if factors is None else factors
     match settings:
         case Sgd():

@@ -6,7 +6,7 @@ A step is counted by the updates made before it: the first is 0, the last of a r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,67 +101,65 @@ def crop_size(epoch: int, full: int, growth: Progressive) -> int:
     )
 
 
-def ema_decay(kept: float, every: int, done: int) -> float:
-    """What the average keeps of itself in its update after `done` steps, `every` steps after the one before.
+def ema_decay(decay: float, every: int, step: int) -> float:
+    """Decay of the average in its update after `step` steps, `every` steps after the one before; `decay` is of one step.
 
-    Less than `kept` ** every at first, or the initial weights would stay in it for long (tf.train.ExponentialMovingAverage).
+    Warmed up as tf.train.ExponentialMovingAverage does, or the initial weights would stay in it for long.
     """
-    return float(min(kept, (1 + done) / (10 + done)) ** every)
+    return float(min(decay, (1 + step) / (10 + step)) ** every)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run in steps. Evaluation and saving happen after `n` updates, for `n` in their sets of multiples or at the end."""
+    """A run in steps. `step` is the number of updates made so far; what is due after them is due at multiples and at the end."""
 
     steps_per_epoch: int
     total_steps: int
     eval_every: int | None  # None: never
     save_every: int
     log_every: int
-    loop: int
+    loop: int  # steps in one graph call
     lr: Curve
     average_every: int | None  # None: the weights are not averaged
+    decay: Callable[[int], float]  # step -> decay of the average in its update after that step
     size: Callable[[int], int]  # step -> side of its training crops, pixels
 
-    def calls(self, done: int) -> Iterator[tuple[int, int]]:
-        """(first step, one past the last) of every graph call from `done` on; none runs past an evaluation, a save, an
-        update of the average, or into another size of images."""
-        while done < self.total_steps:
-            stops = [self.total_steps, done + self.loop, next_multiple(done, self.save_every)]
-            stops += [next_multiple(done, every) for every in (self.eval_every, self.average_every) if every]
-            epoch_ends = range(next_multiple(done, self.steps_per_epoch), min(stops), self.steps_per_epoch)
-            stops += [end for end in epoch_ends if self.size(end) != self.size(done)][:1]
-            yield done, min(stops)
-            done = min(stops)
+    def next_call(self, step: int) -> tuple[int, int]:
+        """(first step, one past the last) of the next graph call: to an evaluation, a save, an EMA update or a crop size."""
+        ends = [self.total_steps, step + self.loop, next_multiple(step, self.save_every)]
+        ends += [next_multiple(step, every) for every in (self.eval_every, self.average_every) if every]
+        epochs = range(next_multiple(step, self.steps_per_epoch), min(ends), self.steps_per_epoch)
+        ends += [end for end in epochs if self.size(end) != self.size(step)][:1]
+        return step, min(ends)
 
-    def evaluates(self, done: int) -> bool:
-        """Whether an evaluation is due after `done` updates."""
-        return self.eval_every is not None and (done % self.eval_every == 0 or done == self.total_steps)
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due."""
+        return self.eval_every is not None and (step % self.eval_every == 0 or step == self.total_steps)
 
-    def saves(self, done: int) -> bool:
-        """Whether a checkpoint is due after `done` updates; every evaluation's weights are kept too."""
-        return done % self.save_every == 0 or done == self.total_steps or self.evaluates(done)
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due; the weights of every evaluation are saved."""
+        return step % self.save_every == 0 or step == self.total_steps or self.evaluates(step)
 
-    def logs(self, before: int, done: int) -> bool:
-        """Whether a multiple of log_every was reached by the updates before+1 .. done."""
-        return before // self.log_every != done // self.log_every or done == self.total_steps
+    def logs(self, before: int, step: int) -> bool:
+        """Whether the losses of the updates before+1 .. step are to be read: log_every_steps, the end, a new crop size next."""
+        return before // self.log_every != step // self.log_every or step == self.total_steps or self.resizes(step)
 
-    def averages(self, done: int) -> bool:
-        """Whether the average of the weights takes them in after `done` updates."""
-        return self.average_every is not None and done % self.average_every == 0
+    def averages(self, step: int) -> bool:
+        """Whether an update of the averaged weights is due."""
+        return self.average_every is not None and step % self.average_every == 0
 
-    def resizes(self, done: int) -> bool:
-        """Whether step `done` has another size of images than the one before."""
-        return done > 0 and self.size(done) != self.size(done - 1)
+    def resizes(self, step: int) -> bool:
+        """Whether step `step` has crops of another size than the one before."""
+        return step > 0 and self.size(step) != self.size(step - 1)
 
-    def epoch(self, done: int) -> float:
-        """Epochs finished after `done` updates."""
-        return done / self.steps_per_epoch
+    def epoch(self, step: int) -> float:
+        """Epochs completed."""
+        return step / self.steps_per_epoch
 
 
-def next_multiple(done: int, every: int) -> int:
-    """The least multiple of `every` above `done`."""
-    return (done // every + 1) * every
+def next_multiple(step: int, every: int) -> int:
+    """The least multiple of `every` above `step`."""
+    return (step // every + 1) * every
 
 
 def plan(run: Run, train_images: int) -> Plan:
@@ -185,5 +183,6 @@ def plan(run: Run, train_images: int) -> Plan:
         loop=run.steps_per_loop,
         lr=curve(run.schedule, run.optim.lr, run.epochs, per_epoch),
         average_every=run.ema.every_steps if run.ema.on else None,
+        decay=lambda step: ema_decay(run.ema.per_step, run.ema.every_steps, step),
         size=lambda step: crop_size(step // per_epoch, run.train_size, run.progressive),
     )

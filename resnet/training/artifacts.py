@@ -1,68 +1,60 @@
-"""What is kept of a training that has ended: its curves, confusions and mistakes, the model. What fails costs it nothing."""
+"""What a finished run leaves beside its checkpoints: curves, confusion matrix, mistakes, the MLflow model."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from resnet.config.data import Records
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
-from resnet.data import source
+from resnet.data.source import Source, class_names
 from resnet.serving import mlflow_model
 from resnet.training import plots, trained
 from resnet.training.evaluation import Predictions
+from resnet.training.run_log import RunLog
 
 
-def make(
-    run: Run,
-    out: Path,
-    images: source.Source,
-    answers: Predictions | None,
-    tracker: Any,
-    model: bool,
-    register: str | None,
-) -> list[str]:
-    """Write the pictures, and <out>/model if asked, and have the tracker keep them; lines about what could not be.
+def make(run: Run, out: Path, source: Source, predictions: Predictions | None, log: RunLog) -> None:
+    """With MLflow, write plots and <out>/model and log them. A failure is reported in a line and costs the run nothing.
 
-    `answers` are those of the last evaluation to all of its images, by all ranks; None where there was none. `register` is the
-    name in MLflow's registry, if any.
+    `predictions` are those of the last evaluation for the images of all ranks, if there was one.
     """
-    known = source.class_names(run.data)
-    names = known if known and len(known) == run.data.classes else None
+    if not isinstance(run.track, Mlflow):
+        return
+    names = class_names(run.data)
+    names = names if names and len(names) == run.data.classes else None
+    attempt("curves.png", log, lambda: log.artifact(plots.curves(out)))
+    if predictions:
+        listed = names or [str(number) for number in range(run.data.classes)]
+        attempt("confusion.png and mistakes.png", log, lambda: log_plots(out, source, predictions, listed, log))
+    if wants_model(run.track) and isinstance(run.data, Records):  # a network of synthetic images is no use to anybody
+        attempt("the MLflow model", log, lambda: log_model(run, out, names, run.track, log))
 
-    def seen() -> None:
-        if answers:
-            listed = names or [str(number) for number in range(run.data.classes)]
-            for path in plots.of_answers(out, images, answers, listed):
-                tracker.artifact(path)
 
-    def served() -> None:
-        if model and isinstance(run.data, Records):  # synthetic images leave nothing to serve
-            place = mlflow_model.save(run, out, names, trained.read(str(out)))
-            tracker.later(functools.partial(mlflow_model.log_model, place=place, register=register))
+def log_plots(out: Path, source: Source, predictions: Predictions, names: list[str], log: RunLog) -> None:
+    """Plots of an evaluation; `names` are of the classes."""
+    for path in plots.of_predictions(out, source, predictions, names):
+        log.artifact(path)
 
-    work: dict[str, Callable[[], object]] = {
-        "curves.png": lambda: tracker.artifact(plots.curves(out)),
-        "confusion.png and mistakes.png": seen,
-        "the MLflow model": served,
-    }
-    return [trouble for what, do in work.items() if (trouble := attempted(what, do))]
+
+def log_model(run: Run, out: Path, names: list[str] | None, settings: Mlflow, log: RunLog) -> None:
+    """The MLflow model, registered if settings.register names a model of the registry."""
+    path = mlflow_model.save(run, out, names, trained.read(str(out)))
+    log.tracker.later(functools.partial(mlflow_model.log_model, place=path, register=settings.register))
 
 
 def wants_model(settings: Mlflow) -> bool:
-    """Whether the model goes to MLflow: a sweep would keep one for each of its jobs, and does if told to."""
+    """Whether the model goes to MLflow. By default not from the jobs of a sweep: there would be one for each."""
     if settings.log_model is None:
         return settings.parent_run is None or settings.register is not None
     return settings.log_model
 
 
-def attempted(what: str, work: Callable[[], object]) -> str | None:
-    """What went wrong, in one line."""
+def attempt(what: str, log: RunLog, work: Callable[[], object]) -> None:
+    """Report in a line that `what` could not be written."""
     try:
         work()
     except Exception as error:
-        return f"{what} could not be written: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    return None
+        log.say(f"{what} could not be written: {type(error).__name__}: {str(error).partition(chr(10))[0]}")

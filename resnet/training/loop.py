@@ -2,280 +2,127 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from resnet import files
+import tensorflow as tf
+
+from resnet import files, rundir
 from resnet.cli import Stopped
+from resnet.config.fingerprint import fingerprint
+from resnet.config.run import Run
+from resnet.config.track import Mlflow
+from resnet.config.training import NanPolicy
+from resnet.data import pipeline
+from resnet.data import source as sources
+from resnet.distributed import device
+from resnet.optim import schedule
+from resnet.rundir import result
+from resnet.training import artifacts, checkpoint, lr_find, mlperf
+from resnet.training.checkpoint import CheckpointWriter
+from resnet.training.evaluation import Evaluator
+from resnet.training.meter import Meter, NotFinite
+from resnet.training.nonfinite import NanHandler
+from resnet.training.profiling import Profiler
+from resnet.training.run_log import RunLog
+from resnet.training.signals import Signals
+from resnet.training.state import TrainState, summary
+from resnet.training.step import TrainStep
+from resnet.training.watchdog import Watchdog
 
-if TYPE_CHECKING:
-    from resnet.config.run import Run
 
+def train(
+    run: Run, out: Path, on_stall: Callable[[str], object] = print, make_step: type[TrainStep] = TrainStep
+) -> dict[str, Any]:
+    """Train `run` in the folder `out`, resuming from its newest checkpoint. Every rank calls it.
 
-def train(run: Run, out: Path, stalled: Callable[[str], object] = print) -> dict[str, Any]:
-    """Train `run` in the folder `out`, going on from its newest checkpoint if there is one.
-
-    With several ranks each of them calls it. `stalled` is told before a run that makes no progress ends its process. Returns
-    what it also writes to <out>/result.json. Raises UserError for what the user can mend, Stopped after a signal.
+    `on_stall` is called before a run without progress ends its process. Returns the content of result.json. Raises UserError
+    for what the user can fix, Stopped after a signal.
     """
-    import numpy as np
-    import tensorflow as tf
-
-    from resnet import rundir
-    from resnet.config import fingerprint
-    from resnet.config.track import Mlflow
-    from resnet.config.training import NanPolicy
-    from resnet.data import augment, pipeline, source
-    from resnet.distributed import device as machine
-    from resnet.optim import schedule
-    from resnet.rundir import result
-    from resnet.track import provenance
-    from resnet.track import tracker as track
-    from resnet.training import checkpoint, evaluation, lr_find, mlperf, nonfinite, profiling, progress, state, step
-    from resnet.training.meter import Meter, NotFinite
-    from resnet.training.signals import Signals
-    from resnet.training.watchdog import Watchdog
-
-    began = time.monotonic()
-    ranks = machine.init(run.cluster, run.dtype)
-    first = ranks.rank == 0
-    mllog = mlperf.open_log(run, out, ranks)
-    machine.seed(run.seed)
-    images = source.open_source(run.data)
-    plan = schedule.plan(run, images.train_images)
-    ranks.assert_same(
-        {
-            "fingerprint": fingerprint.fingerprint(run),
-            "training images": images.train_images,
-            "evaluation images": images.eval_images,
-            "TensorFlow": tf.__version__,
-        }
-    )
-    if first:
+    # ------------------------------------------------------------------------------------------------------------ set-up
+    started = time.monotonic()
+    ranks = device.init(run.cluster, run.dtype)
+    mlperf_log = mlperf.open_log(run, out, ranks)
+    device.seed(run.seed)
+    source = sources.open_source(run.data)
+    plan = schedule.plan(run, source.train_images)  # the one place where epochs become steps
+    images = {"training images": source.train_images, "evaluation images": source.eval_images}
+    ranks.assert_same({"fingerprint": fingerprint(run), **images, "TensorFlow": tf.__version__})
+    if ranks.primary:
         rundir.claim(run, out)
-        if (names := source.class_names(run.data)) and len(names) == run.data.classes:
+        if (names := sources.class_names(run.data)) and len(names) == run.data.classes:
             files.write_classes(out, names)
-    eval_images = min(images.eval_images, (run.eval_steps or images.eval_images) * run.batch)
+    state = TrainState(run, ranks, started)
+    notes = state.restore(out)  # newest good checkpoint, else init=, else fresh weights
+    train_step = make_step(run, plan, source, state, ranks)
+    log = RunLog(run, out, plan, source, state, ranks, mlperf_log)
+    signals, watchdog = Signals(), Watchdog(run.cluster.stall_s, ranks.rank, on_stall)
+    evaluate = Evaluator(run, source, state.networks, ranks, watchdog)
+    nan_handler = NanHandler(run, out, plan, state, log)
+    checkpoints = CheckpointWriter(out, state.trackable, run.keep_checkpoints)
+    profiler = Profiler(run.profile_steps if ranks.primary else None, out)
+    meter = Meter(state.step, run.batch, ranks, run.on_nan.policy is NanPolicy.skip)
+    unreadable = pipeline.naming_bad_images(source, run.seed, run.batch, state)
 
-    trained = state.build(run, ranks)
-    saved, notes = state.begin(trained, run, out, ranks)
-    done, standing = (saved.step, state.Progress(**saved.state)) if saved else (0, state.Progress())
-
-    eval_batches = pipeline.evaluation(images, run.local_batch, run.eval_steps, ranks.rank, ranks.size)
-    tags = provenance.tags(run, ranks.device)
-    tracker = (
-        track.Tracker(out, run.track, fingerprint.flat(run), tags, source.described(images), provenance.FILES)
-        if first
-        else track.NullTracker()
-    )
-    display = progress.Display(plan.total_steps, done, run.epochs, None if first else progress.null_console())
-    timed = mllog.begin(plan, done, images.train_images, eval_images)
-    for line in (*progress.headline(run, plan, images, ranks.device, done), *ranks.warnings, *notes, *timed):
-        display.say(line)
-    rescue = nonfinite.Recovery(run, out, ranks, trained.stored, trained.state, display, tracker)
-    earlier = standing.minutes
-    asked, watch, status = Signals(), Watchdog(run.cluster.stall_s, ranks.rank, stalled), "FAILED"
-    writer = checkpoint.CheckpointWriter(out, trained.stored, run.keep_checkpoints)
-    watched = profiling.Profiler(run.profile_steps if first else None, out)
-
-    def ready(start: int) -> tuple[Any, Callable[[Any, Any, Any, Any], Any]]:
-        """(batches, graph that trains on them) from step `start` on."""
-        size, parts = plan.size(start), run.cluster.gradient_accumulation
-        dataset = pipeline.train(images, run.batch, run.seed, start, ranks.rank, ranks.size, size, parts)
-        batches = iter(machine.prefetch_to_device(dataset, run.cluster))
-        return batches, step.compiled(trained.network, trained.optimizer, run, ranks, batches.element_spec)
-
-    def range_test() -> dict[str, Any]:
-        """What `lr_find=true` does instead of training; the result."""
-        batches, train_steps = ready(0)
-
-        def loss_at(number: int, lr: float) -> float:
-            ratios = augment.mix_ratios(run.mixup, run.seed, range(number, number + 1))
-            flag = tf.constant(float(asked.stop))
-            losses, flag = train_steps(batches, tf.constant([lr], tf.float32), tf.constant(ratios), flag)
-            watch.alive()
-            if asked.agreed(flag, ranks.size):
-                raise Stopped("a range test keeps nothing; start it again")
-            return float(ranks.allreduce_sum(losses.numpy().astype(np.float64))[0] / ranks.size)
-
-        came = lr_find.run(run, out if first else None, loss_at, plan.total_steps, tracker, display)
-        came["fingerprint"] = fingerprint.fingerprint(run)
-        ranks.barrier()
-        if first:
-            tracker.artifact(result.write(out, came))
-        return came
-
-    def profiled(rows: list[profiling.Row]) -> None:
-        """Tell and keep what a profile has shown, if it is there."""
-        if rows:
-            display.say(profiling.told(rows, watched.folder))
-            tracker.artifact(watched.folder / profiling.TABLE)
-
-    def metered() -> Meter:
-        """A meter of what comes after `done`."""
-        skips = run.on_nan.policy is NanPolicy.skip
-        return Meter(done, run.batch, over_ranks=lambda losses: ranks.allreduce_sum(losses) / ranks.size, skips=skips)
-
-    told: deque[evaluation.Predictions] = deque(maxlen=1)  # of the newest evaluation, of this rank's images
-
-    def expected() -> int:
-        """Images an evaluation must have seen, over all ranks."""
-        return eval_images - int(ranks.allreduce_sum(np.array([images.lost(eval_images)], np.float64))[0])
-
-    def scored() -> tuple[evaluation.EvalResult, evaluation.EvalResult | None]:
-        """Of the weights as they are, and of their average; the answers are in `told`."""
-        sides = len(trained.networks)
-        return evaluation.evaluate(
-            watch.over(eval_batches), trained.evaluate, expected, sides, ranks.allreduce_sum, told.append
-        )
-
-    def judge(standing: state.Progress) -> state.Progress:
-        """Evaluate the weights as they are, and their average."""
-        mllog.evaluating(done)
-        found, averaged = scored()
-        mllog.evaluated(done, (averaged or found).top1)
-        standing = standing.judged(found, done, averaged)
-        tracker.log(
-            done, {**state.metrics("eval", found), **state.metrics("ema", averaged), "best/top1": standing.best_top1}
-        )
-        display.scores(done, plan.epoch(done), found, averaged)
-        return standing
-
-    def minutes() -> float:
-        """Of this start and those before it."""
-        return earlier + (time.monotonic() - began) / 60
-
-    def keep(standing: state.Progress) -> checkpoint.Saved:
-        """Write a checkpoint of the weights as they are; rank 0 does."""
-        top1, standing = standing.top1(done), replace(standing, minutes=minutes())
-        if first:
-            return writer.save(done, top1, standing)
-        return checkpoint.Saved(checkpoint.path_of(out, done), done, top1, {})
-
-    try:
-        with asked, watch, machine.device_scope(run.cluster), writer:
+    with log:
+        log.start(notes, evaluate.images)
+        with signals, watchdog, device.device_scope(run.cluster), checkpoints, log.profiling(profiler), unreadable:
             if run.lr_find:
-                came = range_test()
-                status = "FINISHED"
-                return came
-            if saved and done and plan.evaluates(done) and standing.scored_at != done:  # ended before its evaluation
-                standing = judge(standing)
-                saved = checkpoint.amend(saved, standing.top1(done), standing) if first else saved
-            if not saved and run.on_nan.policy is NanPolicy.rollback:
-                saved = keep(standing)  # to go back to
-            meter = metered()
-            while done < plan.total_steps and not standing.reached(run.stop_at_top1, done):
-                start, end = next(plan.calls(done))
-                mllog.training(start)
-                if meter.calls == 0 or plan.resizes(start):
-                    batches, train_steps = ready(start)
-                    meter.rebuilt()
-                lrs = plan.lr(np.arange(start, end)) * standing.lr_scale
-                ratios = augment.mix_ratios(run.mixup, run.seed, range(start, end))
-                flag = tf.constant(float(asked.stop))
-                watched.before(start, end)
-                losses, flag = train_steps(batches, tf.constant(lrs, tf.float32), tf.constant(ratios), flag)
-                meter.add(losses)
-                stop = asked.agreed(flag, ranks.size)
-                watch.alive()
-                done = end
-                if trained.average and plan.averages(done):
-                    trained.average.follow(
-                        tf.constant(schedule.ema_decay(run.ema.kept, run.ema.every_steps, done), tf.float32)
-                    )
-                display.move(done)
-                profiled(watched.after(done, losses))
-                pauses = plan.saves(done) or stop
-                if pauses or plan.logs(start, done) or meter.calls == 1 or plan.resizes(done):
+                return lr_find.run(run, out, train_step, plan, signals, watchdog, log)
+            if state.step and plan.evaluates(state.step) and not state.evaluated:  # killed before its evaluation
+                log.evaluation(evaluate)
+                state.amend()
+            if not state.saved and run.on_nan.policy is NanPolicy.rollback:
+                state.save(checkpoints)  # to roll back to
+            # ------------------------------------------------------------------------------------------------------ loop
+            while state.step < plan.total_steps and not state.reached(run.stop_at_top1):
+                first, last = plan.next_call(state.step)
+                mlperf_log.training(first)
+                if train_step.prepare(first):
+                    meter.skip_first_call()
+                profiler.before(first, last)
+                losses, flag = train_step.train(*train_step.inputs(first, last), signals.flag)
+                meter.add(losses)  # the device may still be working
+                stop = signals.agree(flag, ranks.size)
+                watchdog.reset()
+                state.step = last
+                if state.ema and plan.averages(last):
+                    state.ema.update(tf.constant(plan.decay(last), tf.float32))
+                log.advance(last)
+                log.profile(profiler.after(last, losses))
+                save = plan.saves(last) or stop
+                if save or plan.logs(first, last) or meter.first_call:
                     try:
-                        loss, speed = meter.read()
-                        if pauses:
-                            ranks.average_variables(trained.statistics)
-                            rescue.check(done - 1)
+                        reading = meter.read()  # waits for the device
+                        if save:
+                            state.average_statistics()
+                            state.assert_finite()
                     except NotFinite as error:
-                        writer.wait()
-                        saved, standing = rescue.back(error, standing)
-                        done = saved.step
-                        meter = metered()
+                        nan_handler.roll_back(error, checkpoints)  # or raises UserError
+                        meter = Meter(state.step, run.batch, ranks)
                         continue
-                    standing, skipped = rescue.left_out(standing, meter.skipped)
-                    tracker.log(
-                        done,
-                        {
-                            "train/loss": loss,
-                            "train/lr": float(lrs[-1]),
-                            "train/images_per_s": speed,
-                            "train/epoch": plan.epoch(done),
-                            "train/images": done * run.batch,
-                            **corrupt(images, display),
-                            **skipped,
-                        },
-                    )
-                    display.step(done, plan.epoch(done), loss, float(lrs[-1]), speed)
-                if pauses:
-                    standing = standing.timed(*meter.take())
-                    if plan.evaluates(done) and not stop:
-                        standing = judge(standing)
-                    saved = keep(standing)
+                    log.train(last, reading, nan_handler.count_skipped(reading))
+                if save:
+                    state.progress = state.progress.add_time(*meter.take())
+                    if plan.evaluates(last) and not stop:
+                        log.evaluation(evaluate)
+                    state.save(checkpoints)
                     meter.resume()
-                if stop and saved:
-                    writer.wait()
-                    raise Stopped(
-                        f"saved {saved.path.name}; go on with: python -m resnet.train resume={shlex.quote(str(out))}"
-                    )
-            pictured = isinstance(run.track, Mlflow) and standing.scored_at == done
-            if pictured and not told:  # an earlier start ended after its last checkpoint, and its answers went with it
-                scored()
-        mark = fingerprint.fingerprint(run)
-        came = state.summary(run, standing, done, plan.epoch(done), minutes(), mark, mllog.end(finished=True))
-        tracker.log(done, {name: value for name, value in came.items() if name.startswith("final/")})
-        answers = told[0].gathered(eval_images, ranks.rank, ranks.size, ranks.allreduce_sum) if pictured else None
+                if stop:
+                    checkpoints.wait()
+                    way = f"python -m resnet.train resume={shlex.quote(str(out))}"
+                    raise Stopped(f"saved {checkpoint.path_of(out, last).name}; resume with: {way}")
+            predictions = evaluate.predictions() if isinstance(run.track, Mlflow) and state.evaluated else None
+        # -------------------------------------------------------------------------------------------------------- result
+        to_train = mlperf_log.end(finished=True)
+        state.record_time()
+        content = summary(state, plan.epoch(state.step), fingerprint(run), to_train)
+        log.metrics(state.step, {name: value for name, value in content.items() if name.startswith("final/")})
         ranks.barrier()
-        if first and isinstance(run.track, Mlflow):
-            from resnet.training import artifacts  # with matplotlib: nothing that the first step should wait for
-
-            settings = run.track
-            for line in artifacts.make(
-                run, out, images, answers, tracker, artifacts.wants_model(settings), settings.register
-            ):
-                display.say(line)
-        if first:  # last: a start that finds it makes nothing of the above
-            tracker.artifact(result.write(out, came))
-        if "final/time_to_train_minutes" in came:
-            tracker.artifact(out / mlperf.FILE)
-        status = "FINISHED"
-    except NotFinite as error:
-        lr = float(plan.lr(error.step)) * standing.lr_scale
-        raise rescue.ended(error, lr, saved, standing) from None
-    except (Stopped, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    except tf.errors.OpError:
-        # A reading thread's error, of which TensorFlow passes on only the text; or an image that its decoder refused.
-        fault = images.fault or pipeline.undecodable(images, run.seed, done, run.batch)
-        if fault:
-            raise fault from None
-        raise
-    finally:
-        with contextlib.suppress(Exception):  # a profile cut short is worth no other ending
-            profiled(watched.end(done))
-        mllog.end(finished=False)
-        display.close()
-        if trouble := tracker.close(status):
-            display.say(trouble)
-    return came
-
-
-def corrupt(images: Any, display: Any) -> dict[str, float | None]:
-    """The metric of records passed over, if any; each is told once."""
-    told = images.corrupt()
-    for line in told[images.told :]:
-        display.say(f"data.on_corrupt=skip: {line}")
-    images.told = len(told)
-    return {"data/corrupt_records": len(told)} if told else {}
+        if ranks.primary:
+            artifacts.make(run, out, source, predictions, log)  # a failure costs a line, not the run
+            log.result(result.write(out, content), content)  # last: a folder that has it is finished
+        return content

@@ -1,7 +1,7 @@
-"""A learning-rate range test (arXiv:1506.01186 sec. 3.3): the rate grows exponentially, step by step, until the loss is lost.
+"""A learning-rate range test (arXiv:1506.01186 sec. 3.3): the rate grows exponentially, step by step, until the loss diverges.
 
 The suggested peak is where the smoothed loss falls steepest over the logarithm of the rate, and at most a tenth of the rate
-at which it is least. The steps are the training's own; nothing that they learn is kept.
+at which it is least. The steps are those of training; the weights are discarded.
 """
 
 from __future__ import annotations
@@ -17,31 +17,39 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resnet import UserError
+from resnet.cli import Stopped
+from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
+from resnet.optim.schedule import Plan
+from resnet.rundir import result
+from resnet.training.progress import RANGE_TEST_CSV, RANGE_TEST_PNG
+from resnet.training.run_log import RunLog
+from resnet.training.signals import Signals
+from resnet.training.step import TrainStep
+from resnet.training.watchdog import Watchdog
 
-STATUS = "lr_find"  # in result.json: no training
-CSV, PNG = "lr_find.csv", "lr_find.png"
-KEPT = 0.9  # what the average of the losses keeps of itself at a step
-LOST = 4.0  # the test ends when that average is so many times its least
+STATUS = "lr_find"  # in result.json
+DECAY = 0.9  # of the average of the losses
+DIVERGED = 4.0  # the test ends when that average is so many times its least
 SHARE = 0.1  # of the rate with the least loss: the most that is suggested
-EARLY = 10  # steps at first, 1 / (1 - KEPT), where the average is of too few losses to have a slope
+EARLY = 10  # steps at first, 1 / (1 - DECAY), where the average is of too few losses to have a slope
 
 Step = Callable[[int, float], float]  # (number from 0, learning rate) -> loss, the same on every rank
 
 
 @dataclass
 class Curve:
-    """What the test saw; `smoothed` is the average of the losses up to each step."""
+    """The losses of the test; `smoothed` is their average up to each step."""
 
     lrs: list[float]
     losses: list[float]
     smoothed: list[float]
 
     @property
-    def lost(self) -> bool:
-        """Whether to stop: the newest loss is not finite, or far above the best."""
+    def diverged(self) -> bool:
+        """Whether the newest loss is not finite, or far above the best."""
         newest = self.smoothed[-1]
-        return not math.isfinite(newest) or newest > LOST * min(self.smoothed)
+        return not math.isfinite(newest) or newest > DIVERGED * min(self.smoothed)
 
 
 @dataclass(frozen=True)
@@ -62,23 +70,23 @@ def rates(start: float, end: float, steps: int) -> NDArray[np.float64]:
     return np.geomspace(start, end, steps)
 
 
-def explore(step: Step, lrs: Iterable[float], seen: Callable[[Curve], object]) -> Curve:
-    """Make a step at each rate until the loss is lost; `seen` is told after each."""
+def explore(step: Step, lrs: Iterable[float], report: Callable[[Curve], object]) -> Curve:
+    """Make a step at each rate until the loss diverges; `report` is called after each."""
     curve, average = Curve([], [], []), 0.0
     for number, lr in enumerate(lrs):
         loss = step(number, float(lr))
-        average = KEPT * average + (1 - KEPT) * loss
+        average = DECAY * average + (1 - DECAY) * loss
         curve.lrs.append(float(lr))
         curve.losses.append(loss)
-        curve.smoothed.append(average / (1 - KEPT ** (number + 1)))  # it began at 0 (arXiv:1412.6980 sec. 3)
-        seen(curve)
-        if curve.lost:
+        curve.smoothed.append(average / (1 - DECAY ** (number + 1)))  # it starts at 0 (arXiv:1412.6980 sec. 3)
+        report(curve)
+        if curve.diverged:
             break
     return curve
 
 
 def peak(lrs: ArrayLike, losses: ArrayLike) -> Peak | None:
-    """What these averaged losses say of the peak learning rate; None if they never fall."""
+    """The peak learning rate by these averaged losses; None if they never fall."""
     rates, heights = np.asarray(lrs, np.float64), np.asarray(losses, np.float64)
     rates, heights = rates[np.isfinite(heights)], heights[np.isfinite(heights)]
     least = int(heights.argmin()) if len(heights) else 0
@@ -89,72 +97,78 @@ def peak(lrs: ArrayLike, losses: ArrayLike) -> Peak | None:
     return Peak(float(rates[early + slopes.argmin()]), float(rates[least]))
 
 
-def run(run: Run, out: Path | None, step: Step, steps: int, tracker: Any, display: Any) -> dict[str, Any]:
-    """The whole test; what came of it, for result.json. Writes lr_find.csv and lr_find.png into `out`, where there is one.
+def run(
+    run: Run, out: Path, train_step: TrainStep, plan: Plan, signals: Signals, watchdog: Watchdog, log: RunLog
+) -> dict[str, Any]:
+    """The range test; returns the content of result.json. Rank 0 writes lr_find.csv, lr_find.png and result.json into `out`.
 
-    Raises UserError if the loss never falls.
+    Every rank calls it. Raises UserError if the loss never falls, Stopped after a signal.
     """
-    lrs = rates(run.lr_find_start, run.lr_find_end, steps)
-    display.say(f"range test: {len(lrs)} steps, lr {lrs[0]:g} to {lrs[-1]:g}; nothing that they learn is kept")
+    lrs = rates(run.lr_find_start, run.lr_find_end, plan.total_steps)
+    log.say(f"range test: {len(lrs)} steps, lr {lrs[0]:g} to {lrs[-1]:g}; the weights are discarded")
+    train_step.prepare(0)
 
-    def seen(curve: Curve) -> None:
-        done, lr, loss, smoothed = len(curve.lrs), curve.lrs[-1], curve.losses[-1], curve.smoothed[-1]
-        tracker.log(done, {"lr_find/lr": lr, "lr_find/loss": loss, "lr_find/smoothed_loss": smoothed})
-        display.move(done)
+    def loss_at(step: int, lr: float) -> float:
+        losses, flag = train_step.train(*train_step.inputs(step, step + 1, [lr]), signals.flag)
+        watchdog.reset()
+        if signals.agree(flag, log.ranks.size):
+            raise Stopped("a range test saves nothing; start it again")
+        return float(log.ranks.allreduce_sum(losses.numpy().astype(np.float64))[0] / log.ranks.size)
 
-    curve = explore(step, lrs, seen)
-    found = peak(curve.lrs, curve.smoothed)
-    if out:
-        write_csv(out / CSV, curve)
-        draw(out / PNG, curve, found, f"{run.model.name} {run.optim.name} b{run.batch}")
-        tracker.artifact(out / CSV)
-        tracker.artifact(out / PNG)
-    if found is None:
+    def report(curve: Curve) -> None:
+        step, lr, loss, smoothed = len(curve.lrs), curve.lrs[-1], curve.losses[-1], curve.smoothed[-1]
+        log.metrics(step, {"lr_find/lr": lr, "lr_find/loss": loss, "lr_find/smoothed_loss": smoothed})
+        log.advance(step)
+
+    curve = explore(loss_at, lrs, report)
+    best = peak(curve.lrs, curve.smoothed)
+    if log.ranks.primary:
+        write_csv(out / RANGE_TEST_CSV, curve)
+        draw(out / RANGE_TEST_PNG, curve, best, f"{run.model.name} {run.optim.name} b{run.batch}")
+        log.artifact(out / RANGE_TEST_CSV)
+        log.artifact(out / RANGE_TEST_PNG)
+    if best is None:
         raise UserError(
-            f"lr_find_start={run.lr_find_start:g}: the loss fell at no rate from there on; give a lower one "
-            f"({Path(run.out) / PNG} shows it)"
+            f"lr_find_start={run.lr_find_start:g}: the loss falls at no rate from there on; give a lower one "
+            f"({Path(run.out) / RANGE_TEST_PNG} shows it)"
         )
-    return {
+    content = {
         "status": STATUS,
         "steps": len(curve.lrs),
-        "suggested_lr": found.suggested,
-        "steepest_lr": found.steepest,
-        "least_loss_lr": found.least,
+        "suggested_lr": best.suggested,
+        "steepest_lr": best.steepest,
+        "least_loss_lr": best.least,
         "out": run.out,
+        "fingerprint": fingerprint(run),
     }
+    log.ranks.barrier()
+    if log.ranks.primary:
+        log.artifact(result.write(out, content))
+    return content
 
 
 def write_csv(path: Path, curve: Curve) -> None:
-    """A row each step."""
+    """Write a row for each step."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["step", "lr", "loss", "smoothed_loss"])
         rows.writerows(zip(range(len(curve.lrs)), curve.lrs, curve.losses, curve.smoothed, strict=True))
 
 
-def draw(path: Path, curve: Curve, found: Peak | None, title: str) -> None:
-    """The losses over the rate, and the suggestion."""
+def draw(path: Path, curve: Curve, best: Peak | None, title: str) -> None:
+    """Plot the losses over the rate, and the suggestion, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(curve.lrs, curve.losses, color="tab:blue", alpha=0.3, label="loss of the step")
     axes.plot(curve.lrs, curve.smoothed, color="tab:blue", label="smoothed")
-    if found:
-        axes.axvline(found.suggested, color="tab:red", linestyle="--", label=f"suggested peak {found.suggested:.3g}")
+    if best:
+        axes.axvline(best.suggested, color="tab:red", linestyle="--", label=f"suggested peak {best.suggested:.3g}")
     finite = [loss for loss in curve.smoothed if math.isfinite(loss)]
-    if finite:  # else one lost step would flatten all others
-        axes.set_ylim(0.8 * min(finite), 1.1 * min(max(finite), LOST * min(finite)))
+    if finite:  # else one diverged step would flatten all others
+        axes.set_ylim(0.8 * min(finite), 1.1 * min(max(finite), DIVERGED * min(finite)))
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
-
-
-def told(made: dict[str, Any]) -> str:
-    """The last words of a range test, from its result."""
-    return (
-        f"suggested peak: optim.lr={made['suggested_lr']:.3g} (the averaged loss falls steepest at {made['steepest_lr']:.3g} and "
-        f"is least at {made['least_loss_lr']:.3g}: the first, but at most a tenth of the second)\n"
-        f"{Path(made['out']) / PNG}, {CSV} beside it; to train give another out="
-    )

@@ -1,50 +1,72 @@
-"""Losses that wait on the device until someone asks, and the time that training alone took."""
+"""Losses that stay on the device until they are read, and the throughput of training alone."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resnet import UserError
+from resnet.distributed.ranks import Ranks
+
+
+class NotFinite(UserError):
+    """The loss or a weight is not finite after `step`, counted from 0."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step + 1}: {reason}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What happened since the last reading."""
+
+    loss: float  # mean over steps and ranks; NaN if every step was skipped
+    images_per_s: float | None  # None for the first call of a graph, which traces it
+    skipped: tuple[int, ...] = ()  # steps from 0 whose update was skipped
 
 
 class Meter:
-    """Reading waits for the device, so it happens at log points only; time is taken from one reading to the next.
+    """Reading waits for the device, so it happens at log points only; time counts from one reading to the next.
 
-    The first call of a graph builds it, and counts nowhere.
+    The first call of a graph traces it, and does not count.
     """
 
     def __init__(
         self,
-        done: int,
+        step: int,
         batch: int,
-        clock: Callable[[], float] = time.monotonic,
-        over_ranks: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda losses: losses,
+        ranks: Ranks | None = None,
         skips: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`skips`: steps whose loss is not finite were left out, and are counted only."""
-        self.clock, self.batch, self.over_ranks, self.skips = clock, batch, over_ranks, skips
-        self.skipped: list[int] = []  # such steps of the last reading, counted from 0
-        self.calls, self.first_unread = 0, done
+        """`step` comes next. With `skips` steps whose loss is not finite are counted as skipped."""
+        self.clock, self.batch, self.ranks, self.skips = clock, batch, ranks or Ranks(), skips
+        self.calls, self.first_unread = 0, step
         self.unread: list[Any] = []
         self.since = clock()
         self.seconds, self.images = 0.0, 0
         self.speeds: list[float] = []
 
+    @property
+    def first_call(self) -> bool:
+        """Whether the newest call was the first of its graph."""
+        return self.calls == 1
+
     def add(self, losses: Any) -> None:
-        """The losses of one graph call, a float tensor [k], unread."""
+        """Add the losses of one graph call, a float tensor [k], without reading them."""
         self.unread.append(losses)
         self.calls += 1
 
-    def read(self) -> tuple[float, float | None]:
-        """(mean loss, images/s) since the last reading; no speed for the first call. Raises NotFinite for the first step whose
-        loss is not finite, unless such steps are skipped; NaN if all were."""
-        losses = self.over_ranks(np.concatenate([np.asarray(part, np.float64) for part in self.unread]))
+    def read(self) -> Reading:
+        """Loss and throughput since the last reading. Raises NotFinite for the first step whose loss is not finite."""
+        local = np.concatenate([np.asarray(part, np.float64) for part in self.unread])
+        losses = self.ranks.allreduce_sum(local) / self.ranks.size
         seconds, images, speed = max(self.clock() - self.since, 1e-9), len(losses) * self.batch, None
         if self.calls > 1:
             speed = images / seconds
@@ -53,32 +75,24 @@ class Meter:
         bad = np.flatnonzero(~np.isfinite(losses))
         if len(bad) and not self.skips:
             raise NotFinite(self.first_unread + int(bad[0]), f"the loss is {losses[bad[0]]}")
-        self.skipped = [self.first_unread + int(number) for number in bad]
+        skipped = tuple(self.first_unread + int(number) for number in bad)
         self.unread, self.first_unread = [], self.first_unread + len(losses)
         self.since = self.clock()
         finite = losses[np.isfinite(losses)]
-        return float(finite.mean()) if len(finite) else math.nan, speed
+        return Reading(float(finite.mean()) if len(finite) else math.nan, speed, skipped)
 
     def resume(self) -> None:
-        """What happened since the last reading was no training."""
+        """Leave the time since the last reading out: it was not training."""
         assert not self.unread
         self.since = self.clock()
 
-    def rebuilt(self) -> None:
-        """The next graph call builds its graph, and counts nowhere."""
+    def skip_first_call(self) -> None:
+        """The next call traces a graph: leave it out of the throughput."""
         self.calls = 0
         self.resume()
 
     def take(self) -> tuple[float, int, list[float]]:
-        """(seconds, images, speeds) since they were last taken."""
+        """(seconds, images, speeds) since the last take()."""
         taken = self.seconds, self.images, self.speeds
         self.seconds, self.images, self.speeds = 0.0, 0, []
         return taken
-
-
-class NotFinite(UserError):
-    """`step` (counted from 0) came to something that is no number."""
-
-    def __init__(self, step: int, said: str) -> None:
-        super().__init__(f"step {step + 1}: {said}")
-        self.step = step

@@ -1,9 +1,9 @@
-"""What `on_nan` has a run do about a loss, a gradient or a weight that is not finite; `guard` is its part in the graph."""
+"""on_nan: what happens when a loss, a gradient or a weight is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +12,102 @@ import tensorflow as tf
 from resnet import UserError
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
-from resnet.optim.loss_scale import all_finite
+from resnet.optim.loss_scale import LossScaleOptimizer, all_finite
+from resnet.optim.schedule import Plan
 from resnet.training import checkpoint
-from resnet.training.meter import NotFinite
-from resnet.training.state import Progress
+from resnet.training.checkpoint import CheckpointWriter
+from resnet.training.meter import NotFinite, Reading
+from resnet.training.run_log import RunLog
+from resnet.training.state import Progress, TrainState
 
 
-@dataclass(frozen=True, eq=False)
-class Recovery:
-    """Of one run. `stored` is what checkpoints hold, `state` its variables; ranks call the same in the same order."""
+class SkipNonFinite:
+    """on_nan.policy=skip around a step: unless its loss and gradients are finite, no variable changes.
 
-    run: Run
-    out: Path
-    ranks: Any  # device.World
-    stored: Any
-    state: Sequence[Any]
-    display: Any  # progress.Display
-    tracker: Any  # track.Tracker
+    That includes batch norm's moving statistics in `network`, which the forward pass updates before the loss is known.
+    Whether a step counts is decided in the graph by means over the ranks, so that all ranks decide the same.
+    """
 
-    def check(self, step: int) -> None:
-        """Raise NotFinite unless every variable is finite after `step`, counted from 0: no checkpoint is to be of others."""
-        if not self.sound():
-            raise NotFinite(step, "the loss is finite, and the weights after it are not")
+    def __init__(self, optimizer: Any, network: Any) -> None:
+        self.optimizer, self.statistics = optimizer, network.non_trainable_weights
 
-    @tf.function(autograph=False)
-    def sound(self) -> Any:
-        """Whether every variable is finite."""
-        return all_finite(variable for variable in self.state if variable.dtype.is_floating)
+    def snapshot(self) -> list[Any]:
+        """The statistics before the forward pass; no copy is made unless they change."""
+        return [weight.read_value() for weight in self.statistics]
 
-    def left_out(self, standing: Progress, steps: Sequence[int]) -> tuple[Progress, dict[str, float | None]]:
-        """(standing, metric) after these updates were not made; tells of them. Raises UserError if they are too many in all."""
-        if self.run.on_nan.policy is not NanPolicy.skip:
-            return standing, {}
-        standing, limit = replace(standing, skipped=standing.skipped + len(steps)), self.run.on_nan.max_skips
+    def apply(self, gradients: Sequence[Any], loss: Any, lr: Any, before: Sequence[Any]) -> Any:
+        """In a graph: apply the gradients, or restore the statistics `before`; a bool scalar, whether they were applied.
+
+        Gradients and loss are means over the ranks. Under float16 gradients overflow every now and then, which
+        LossScaleOptimizer handles; only the loss counts.
+        """
+        finite = all_finite([loss] if isinstance(self.optimizer, LossScaleOptimizer) else [loss, *gradients])
+
+        def accept() -> Any:
+            self.optimizer.apply(gradients, lr)
+            return finite
+
+        def refuse() -> Any:
+            for weight, value in zip(self.statistics, before, strict=True):
+                weight.assign(value)
+            return finite
+
+        return tf.cond(finite, accept, refuse)
+
+
+class NanHandler:
+    """on_nan around the loop. Every rank calls the same methods in the same order."""
+
+    def __init__(self, run: Run, out: Path, plan: Plan, state: TrainState, log: RunLog) -> None:
+        self.run, self.out, self.plan, self.state, self.log = run, out, plan, state, log
+        self.policy = run.on_nan.policy
+
+    def count_skipped(self, reading: Reading) -> dict[str, float | None]:
+        """Count and report skipped updates; the metric. Raises UserError for more than on_nan.max_skips in all."""
+        if self.policy is not NanPolicy.skip:
+            return {}
+        steps, limit = reading.skipped, self.run.on_nan.max_skips
+        progress = self.state.progress = replace(self.state.progress, skipped=self.state.progress.skipped + len(steps))
         if steps:
             listed = ", ".join(str(step + 1) for step in steps[:8]) + (", ..." if len(steps) > 8 else "")
-            said = f"step {listed}: loss or gradients not finite, update left out; {standing.skipped} in all (on_nan.policy=skip)"
-            if standing.skipped > limit:
+            line = f"step {listed}: loss or gradients not finite, update skipped; {progress.skipped} in all (on_nan.policy=skip)"
+            if progress.skipped > limit:
                 raise UserError(
-                    f"{said}, and on_nan.max_skips={limit}; lower optim.lr={self.run.optim.lr:g} in another out=, "
-                    "or go on in this one with on_nan.policy=rollback"
+                    f"{line}, and on_nan.max_skips={limit}; lower optim.lr={self.run.optim.lr:g} in another out=, "
+                    "or resume this run with on_nan.policy=rollback"
                 )
-            self.display.say(said)
-        return standing, {"train/skipped": standing.skipped}
+            self.log.say(line)
+        return {"train/skipped": progress.skipped}
 
-    def back(self, error: NotFinite, standing: Progress) -> tuple[checkpoint.Saved, Progress]:
-        """To the newest good checkpoint, to go on from there at a lower learning rate; raises `error` where that is not to be."""
-        limit = self.run.on_nan.max_rollbacks
-        if self.run.on_nan.policy is not NanPolicy.rollback or standing.rollbacks >= limit:
-            raise error
-        saved, notes = checkpoint.restore(self.out, self.stored) if self.ranks.rank == 0 else (None, [])
-        if (saved := self.ranks.broadcast_object(saved)) is None:
-            raise error
-        self.ranks.broadcast_variables(self.state)
-        lowered = Progress(**saved.state).rolled_back(self.run.on_nan.lr_factor)
-        if self.ranks.rank == 0:
-            saved = checkpoint.amend(saved, saved.top1, lowered)  # a start after this one is to know of it
-        said = f"{error}; back to step {saved.step}, from there on at {lowered.lr_scale:g} times the learning rate"
-        for line in (*notes, f"{said} (on_nan.policy=rollback, {lowered.rollbacks} of at most {limit})"):
-            self.display.say(line)
-        self.tracker.log(saved.step, {"train/rollbacks": lowered.rollbacks, "train/lr_scale": lowered.lr_scale})
-        return saved, lowered
+    def roll_back(self, error: NotFinite, checkpoints: CheckpointWriter) -> None:
+        """Restore the newest good checkpoint, with a lower learning rate. Raises UserError if the policy does not allow it."""
+        state, limit = self.state, self.run.on_nan.max_rollbacks
+        checkpoints.wait()
+        if self.policy is not NanPolicy.rollback or state.progress.rollbacks >= limit:
+            raise self.as_user_error(error) from None
+        primary = state.ranks.primary
+        saved, notes = checkpoint.restore(self.out, state.trackable) if primary else (None, [])
+        if (saved := state.ranks.broadcast_object(saved)) is None:
+            raise self.as_user_error(error) from None
+        state.ranks.broadcast_variables(state.variables)
+        progress = Progress(**saved.state).rolled_back(self.run.on_nan.lr_factor)
+        if primary:
+            saved = checkpoint.amend(saved, saved.top1, progress)  # so that a later start knows of it
+        state.step, state.progress, state.saved = saved.step, progress, saved
+        scale = f"{progress.lr_scale:g} times the learning rate"
+        count = f"{progress.rollbacks} of at most {limit}"
+        for line in (*notes, f"{error}; back at step {saved.step}, with {scale} (on_nan.policy=rollback, {count})"):
+            self.log.say(line)
+        self.log.metrics(saved.step, {"train/rollbacks": progress.rollbacks, "train/lr_scale": progress.lr_scale})
 
-    def ended(self, error: NotFinite, lr: float, saved: checkpoint.Saved | None, standing: Progress) -> UserError:
-        """What is told when that is the end of the run; `lr` is that of the step."""
-        run, most = self.run, self.run.on_nan.max_rollbacks
-        kept = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was written yet"
-        used_up = f"on_nan.max_rollbacks={max(1, 2 * most)}, for there were {standing.rollbacks}"
-        more = used_up if run.on_nan.policy is NanPolicy.rollback else "on_nan.policy=rollback"
+    def as_user_error(self, error: NotFinite) -> UserError:
+        """The error that ends the run: step, learning rate, the last checkpoint and what to do."""
+        run, saved, progress = self.run, self.state.saved, self.state.progress
+        lr = float(self.plan.lr(error.step)) * progress.lr_scale
+        last = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was written yet"
+        more = f"on_nan.max_rollbacks={max(1, 2 * run.on_nan.max_rollbacks)}, after {progress.rollbacks} rollbacks"
+        way = more if self.policy is NanPolicy.rollback else "on_nan.policy=rollback"
         return UserError(
-            f"{error} at lr {lr:.6g}; {kept}; lower optim.lr={run.optim.lr:g} or lengthen schedule.warmup_epochs="
-            f"{run.schedule.warmup_epochs:g}, in another out=, or go on in this one with {more}"
+            f"{error} at lr {lr:.6g}; {last}; lower optim.lr={run.optim.lr:g} or lengthen schedule.warmup_epochs="
+            f"{run.schedule.warmup_epochs:g}, in another out=, or resume this run with {way}"
         )

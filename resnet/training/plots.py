@@ -1,30 +1,29 @@
-"""What a training looks like: its curves, which classes it takes for which, and its surest mistakes. PNG files."""
+"""Plots of a training as PNG files: its curves, the confusion matrix, the most confident mistakes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from resnet import files
+from resnet.config.data import Records
 from resnet.data import pipeline, tfexample
 from resnet.data.source import Source
-from resnet.prepare import show
 from resnet.rundir import metrics
 from resnet.training.evaluation import Predictions
 
-LONGEST = 40  # characters of a class's name beside the confusion matrix
-NAMED, COUNTED = 60, 20  # up to so many classes their names, their counts can be read
-MISTAKES = 24
-WRONG = "#b42318"  # what the network said, on the page of mistakes
-EPOCH = "train/epoch"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABEL_CHARACTERS = 40  # of a class name in a plot
+MAX_NAMES, MAX_COUNTS = 60, 20  # up to so many classes the confusion matrix has names, counts
+MISTAKES, COLUMNS = 24, 6
 PANELS = {  # title -> (scale, {metric: its name in the legend})
     "loss": (1, {"train/loss": "training", "eval/loss": "evaluation", "ema/loss": "averaged weights"}),
     "top-1, %": (100, {"eval/top1": "evaluation", "ema/top1": "averaged weights"}),
@@ -33,18 +32,32 @@ PANELS = {  # title -> (scale, {metric: its name in the legend})
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------- curves
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, inches. Matplotlib is imported here: the first step must not wait for it."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, complete or not at all."""
+    with warnings.catch_warnings(), files.atomic_write(path) as file:
+        warnings.simplefilter("ignore")  # letters that the font lacks become boxes
+        figure.savefig(file, format="png", dpi=120)
+    return path
+
+
 def curves(out: Path) -> Path:
     """<out>/curves.png: loss, top-1, learning rate and images/s over epochs, from <out>/metrics.jsonl."""
-    found = metrics.read(out / "metrics.jsonl")
-    rates = [step / epoch for step, epoch in found.get(EPOCH, {}).items() if epoch]
-    scale = rates[-1] if rates else 1.0
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    values = metrics.read(out / "metrics.jsonl")
+    rates = [step / epoch for step, epoch in values.get("train/epoch", {}).items() if epoch]
+    steps_per_epoch = rates[-1] if rates else 1.0
+    figure = new_figure(11, 7.5)
     for axes, (title, (factor, names)) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
-        for name, told in names.items():
-            if curve := found.get(name):
-                x, y = np.array(list(curve)) / scale, factor * np.array(list(curve.values()))
-                axes.plot(x, y, label=told, marker="." if len(x) <= 50 else None)
+        for name, label in names.items():
+            if curve := values.get(name):
+                x, y = np.array(list(curve)) / steps_per_epoch, factor * np.array(list(curve.values()))
+                axes.plot(x, y, label=label, marker="." if len(x) <= 50 else None)
         axes.set(title=title, xlabel="epoch" if rates else "step", xlim=(0, None))
         if title != "loss":
             axes.set_ylim(bottom=0)
@@ -54,83 +67,63 @@ def curves(out: Path) -> Path:
         elif any(names.values()):
             axes.legend()
     figure.suptitle(files.escape(out.resolve().name), parse_math=False)
-    return saved(figure, out / "curves.png")
+    return save(figure, out / "curves.png")
 
 
-def saved(figure: Figure, path: Path) -> Path:
-    """Write the picture whole or not at all."""
-    with warnings.catch_warnings(), files.atomic_write(path) as file:
-        warnings.simplefilter("ignore")  # letters that the font lacks become boxes
-        figure.savefig(file, format="png", dpi=120)
-    return path
+def of_predictions(out: Path, source: Source, predictions: Predictions, names: Sequence[str]) -> list[Path]:
+    """confusion.png and, unless images are synthetic, mistakes.png for all evaluation images; `names` are of the classes."""
+    counts = predictions.confusion(len(names))
+    images = int(counts.sum())
+    title = f"top-1 {100 * np.trace(counts) / max(images, 1):.2f} % of {images:,} images"
+    paths = [confusion(out / "confusion.png", counts, names, title)]
+    if source.val_reader is not None:
+        paths.append(mistakes(out / "mistakes.png", source, predictions, names, title))
+    return paths
 
 
-# ---------------------------------------------------------------------------------------------- the answers of an evaluation
-def of_answers(out: Path, images: Source, answers: Predictions, names: Sequence[str]) -> list[Path]:
-    """confusion.png and mistakes.png of what was said of all of the evaluation images; no mistakes of synthetic ones."""
-    counted = answers.confusion(len(names))
-    seen = int(counted.sum())
-    told = f"top-1 {100 * np.trace(counted) / max(seen, 1):.2f} % of {seen:,} images"
-    made = [confusion(out / "confusion.png", counted, names, told)]
-    if images.val_reader is not None:
-        made.append(mistakes(out / "mistakes.png", images, answers, names, told))
-    return made
-
-
-def confusion(path: Path, counted: NDArray[np.int64], names: Sequence[str], title: str) -> Path:
-    """The matrix [classes, classes] as shares of each row; with names and figures as far as they can be read."""
+def confusion(path: Path, counts: NDArray[np.int64], names: Sequence[str], title: str) -> Path:
+    """The confusion matrix [classes, classes] as shares of each row; with names and counts as far as they are readable."""
     classes = len(names)
-    labels = [files.escape(name)[:LONGEST] for name in names]
-    shares = counted / np.maximum(counted.sum(axis=1, keepdims=True), 1)
+    labels = [files.escape(name)[:LABEL_CHARACTERS] for name in names]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(4 + 0.35 * classes, 16)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = new_figure(side + 1, side)
     axes = figure.add_subplot()
-    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    figure.colorbar(shown, label="share of the class's images", shrink=0.8)
-    axes.set(xlabel="said by the network", ylabel="class", title=title)
-    if classes <= NAMED:
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(image, label="share of the class's images", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="class", title=title)
+    if classes <= MAX_NAMES:
         axes.set_xticks(range(classes), labels, rotation=90, parse_math=False)
         axes.set_yticks(range(classes), labels, parse_math=False)
-    if classes <= COUNTED:
-        for row, column in zip(*np.nonzero(counted), strict=True):
+    if classes <= MAX_COUNTS:
+        for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counted[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    return saved(figure, path)
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    return save(figure, path)
 
 
-def mistakes(path: Path, images: Source, answers: Predictions, names: Sequence[str], title: str) -> Path:
-    """The surest MISTAKES, read again: under each its class, and what the network took it for, how surely."""
-    chosen = answers.mistakes(MISTAKES)
-    wrong = int((answers.seen & (answers.labels != answers.said)).sum())
-    which = f"the {len(chosen)} surest of {wrong:,} mistakes" if wrong else "no mistake"
-    cell, gap, margin, caption = show.CELL, show.GAP, show.MARGIN, 2 * show.CAPTION
-    rows = -(-len(chosen) // show.COLUMNS)
-    width = 2 * margin + show.COLUMNS * (cell + gap) - gap
-    page = Image.new("RGB", (width, 2 * margin + 40 + rows * (cell + caption + gap)), show.PAPER)
-    pen, small = ImageDraw.Draw(page), 15
-    pen.text((margin, margin), f"{title}; {which}", show.INK, show.font(24))
-    for place, number in enumerate(chosen):
-        left = margin + place % show.COLUMNS * (cell + gap)
-        top = margin + 40 + place // show.COLUMNS * (cell + caption + gap)
-        page.paste(show.fitted(pixels(images, int(number))), (left, top))
-        share = f" ({100 * answers.probability[number]:.1f} %)"
-        room = cell - int(show.font(small).getlength(f"→ {share}"))
-        said = f"→ {show.short(names[answers.said[number]], small, room)}{share}"
-        pen.text(
-            (left, top + cell + 4),
-            show.short(names[answers.labels[number]], small, cell),
-            show.INK,
-            show.font(small),
-        )
-        pen.text((left, top + cell + show.CAPTION), said, WRONG, show.font(small))
-    with files.atomic_write(path) as file:
-        page.save(file, "PNG")
-    return path
+def mistakes(path: Path, source: Source, predictions: Predictions, names: Sequence[str], title: str) -> Path:
+    """The most confident mistakes, read again; under each image its class, the predicted class and its probability."""
+    chosen = predictions.mistakes(MISTAKES)
+    wrong = int((predictions.valid & (predictions.labels != predictions.predicted)).sum())
+    what = f"the {len(chosen)} most confident of {wrong:,} mistakes" if wrong else "no mistake"
+    rows = max(1, -(-len(chosen) // COLUMNS))
+    figure = new_figure(2.2 * COLUMNS, 2.6 * rows + 0.5)
+    figure.suptitle(f"{title}; {what}")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, number in zip(grid.flat, chosen, strict=False):
+        axes.imshow(pixels(source, int(number)))
+        label, predicted = (files.escape(names[part[number]]) for part in (predictions.labels, predictions.predicted))
+        line = f"{label[:24]}\n→ {predicted[:18]} ({100 * predictions.probability[number]:.1f} %)"
+        axes.set_title(line, y=-0.02, va="top", fontsize=9, parse_math=False)
+    return save(figure, path)
 
 
-def pixels(images: Source, number: int) -> NDArray[np.uint8]:
-    """The evaluation image of that number as the network saw it, uint8 [S, S, 3]."""
-    reader: Any = images.val_reader
-    encoded = tfexample.decode(reader(number))["image/encoded"]
-    settings: Any = images.settings
+def pixels(source: Source, number: int) -> NDArray[np.uint8]:
+    """The evaluation image of that number as the network gets it, uint8 [S, S, 3]."""
+    reader, settings = source.val_reader, source.settings
+    assert reader is not None and isinstance(settings, Records)
+    encoded: Any = tfexample.decode(reader(number))["image/encoded"]
     return np.asarray(pipeline.centre_crop(tf.constant(encoded), settings))

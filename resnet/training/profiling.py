@@ -127,7 +127,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         )
 
 
-def told(rows: Sequence[Row], folder: Path) -> str:
-    """The longest of them in one line."""
+def as_line(rows: Sequence[Row], folder: Path) -> str:
+    """The longest operations in one line."""
     longest = ", ".join(f"{row.operation} {100 * row.share:.0f} %" for row in rows[:5])
     return f"profiled: {longest}; {folder / TABLE}, and tensorboard --logdir {folder}"

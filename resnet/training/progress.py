@@ -1,11 +1,12 @@
-"""What a person sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
+"""What a person sees of a run: one live line on a terminal, plain lines elsewhere, a table at the end."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,23 +16,31 @@ from rich.text import Text
 from resnet.config.optim import Lars
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
-from resnet.training import lr_find
+
+if TYPE_CHECKING:  # the process that launches ranks prints report(), and does without TensorFlow
+    from resnet.data.source import Source
+    from resnet.optim.schedule import Plan
+    from resnet.training.evaluation import EvalResult
+
+RANGE_TEST_CSV, RANGE_TEST_PNG = "lr_find.csv", "lr_find.png"
 
 
 def null_console() -> Console:
-    """Where every rank but the first shows what it does."""
+    """The console of every rank but the first."""
     return Console(quiet=True)
 
 
 class Display:
-    """`say` is a line that stays; `step` is the state of the loop, redrawn on a terminal and printed as a line elsewhere."""
+    """`print` writes a line that stays; the state of the loop is redrawn on a terminal and printed as a line elsewhere."""
 
-    def __init__(self, total_steps: int, done: int, epochs: float, console: Console | None = None) -> None:
+    def __init__(self, total_steps: int, epochs: float, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.total, self.epochs = total_steps, epochs
-        self.first, self.began = done, time.monotonic()
-        self.bar = (
-            Progress(
+        # After the first graph call, which traces the graph: it says nothing about the time left.
+        self.first: tuple[int, float] | None = None  # (step, time)
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(None),
                 MofNCompleteColumn(),
@@ -41,50 +50,49 @@ class Display:
                 transient=True,
                 refresh_per_second=4,
             )
-            if self.console.is_terminal
-            else None
-        )
-        if self.bar:
             self.bar.start()
-            self.task = self.bar.add_task("train", total=total_steps, completed=done, epoch="", text="building")
+            self.task = self.bar.add_task("train", total=total_steps, epoch="", text="building")
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print(self, text: str) -> None:
+        """Print a line that stays."""
         (self.bar.console if self.bar else self.console).print(text, markup=False, emoji=False)
 
-    def move(self, done: int) -> None:
-        """The bar alone: cheap enough for every step."""
+    def advance(self, step: int) -> None:
+        """Move the bar alone: cheap enough for every step."""
+        self.first = self.first or (step, time.monotonic())
         if self.bar:
-            self.bar.update(self.task, completed=done)
+            self.bar.update(self.task, completed=step)
 
-    def step(self, done: int, epoch: float, loss: float, lr: float, images_per_s: float | None) -> None:
-        """New figures."""
+    def train_line(self, step: int, epoch: float, loss: float, lr: float, images_per_s: float | None) -> None:
+        """Show new figures."""
         speed = "" if images_per_s is None else f"  {images_per_s:,.1f} images/s"
         text = f"loss {loss:.4f}  lr {lr:.4g}{speed}"
         if self.bar:
-            self.bar.update(self.task, completed=done, epoch=f"{epoch:.1f}/{self.epochs:g}", text=text)
-        else:
-            left = (time.monotonic() - self.began) / max(done - self.first, 1) * (self.total - done)
-            self.say(f"step {done}/{self.total}  epoch {epoch:.2f}/{self.epochs:g}  {text}  left {clock(left)}")
+            self.bar.update(self.task, completed=step, epoch=f"{epoch:.1f}/{self.epochs:g}", text=text)
+            return
+        first, since = self.first or (step, 0.0)
+        seconds = (time.monotonic() - since) / max(step - first, 1) * (self.total - step)
+        left = f"  left {clock(seconds)}" if step > first else ""
+        self.print(f"step {step}/{self.total}  epoch {epoch:.2f}/{self.epochs:g}  {text}{left}")
 
-    def scores(self, done: int, epoch: float, scores: Any, averaged: Any = None) -> None:
-        """An evaluation's result (`scores.Scores`), and that of the averaged weights."""
-        for found, of in ((scores, ""), (averaged, "averaged weights: ")):
-            if found:
-                self.say(
-                    f"epoch {epoch:g}  step {done}  {of}top-1 {100 * found.top1:.2f} %  top-5 {100 * found.top5:.2f} %  "
-                    f"loss {found.loss:.4f}  ({found.seen:,} images)"
+    def evaluation_lines(self, step: int, epoch: float, result: EvalResult, averaged: EvalResult | None = None) -> None:
+        """Print the result of an evaluation, and that of the averaged weights."""
+        for scores, prefix in ((result, ""), (averaged, "averaged weights: ")):
+            if scores:
+                self.print(
+                    f"epoch {epoch:g}  step {step}  {prefix}top-1 {100 * scores.top1:.2f} %  "
+                    f"top-5 {100 * scores.top5:.2f} %  loss {scores.loss:.4f}  ({scores.images:,} images)"
                 )
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Stop the live line."""
         if self.bar:
             self.bar.stop()
             self.bar = None
 
 
-def headline(run: Run, plan: Any, source: Any, device: str, done: int) -> list[str]:
-    """What is about to happen, and on what (`schedule.Plan`, `data.Source`)."""
+def headline(run: Run, plan: Plan, source: Source, device: str, step: int) -> list[str]:
+    """What is about to happen, from `step` on, and on what."""
     lines = [
         f"{run.model.name}, {run.optim.name}, {run.schedule.name}, {run.dtype.name}, batch {run.batch} on {device}",
         f"{run.data.name}: {source.train_images:,} training and {source.eval_images:,} evaluation images of "
@@ -97,39 +105,39 @@ def headline(run: Run, plan: Any, source: Any, device: str, done: int) -> list[s
         batches = f"up to {row.up_to}" if row.up_to else "above all others"
         lines.append(f"LARS lr, warm-up and decay: the row of global batches {batches} ({row.source})")
     if run.progressive.start_size is not None:
-        grown = f"{run.progressive.start_epochs:g} to {run.progressive.end_epochs:g}"
-        lines.append(f"training crops of {plan.size(0)} px, growing over the epochs {grown} to {run.train_size}")
-    if done:
-        lines.append(f"going on from step {done:,}, epoch {plan.epoch(done):.2f}")
+        epochs = f"{run.progressive.start_epochs:g} to {run.progressive.end_epochs:g}"
+        lines.append(f"training crops of {plan.size(0)} px, growing over the epochs {epochs} to {run.train_size}")
+    if step:
+        lines.append(f"resuming at step {step:,}, epoch {plan.epoch(step):.2f}")
     return lines
 
 
-def report(made: dict[str, Any], run: Run) -> None:
-    """Print the result (`result.conclusion`) as a small table, and how to open the MLflow store."""
-    if made["status"] == lr_find.STATUS:
-        print(lr_find.told(made))
+def report(content: dict[str, Any], run: Run) -> None:
+    """Print the result of a run (the content of result.json) as a small table, and how to open the MLflow store."""
+    if run.lr_find:
+        print(
+            f"suggested peak: optim.lr={content['suggested_lr']:.3g} (the averaged loss falls steepest at "
+            f"{content['steepest_lr']:.3g} and is least at {content['least_loss_lr']:.3g}: the first, but at most a tenth of the "
+            f"second)\n{Path(content['out']) / RANGE_TEST_PNG}, {RANGE_TEST_CSV} beside it; to train give another out="
+        )
         return
-    uri = run.track.uri if isinstance(run.track, Mlflow) else None
-
-    def percent(share: float | None) -> str:
-        return "not evaluated" if share is None else f"{100 * share:.2f} %"
-
-    mean, median = made["final/images_per_s"], made["final/images_per_s_median"]
+    mean, median = content["final/images_per_s"], content["final/images_per_s_median"]
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("top-1", percent(made["final/top1"]))
-    table.add_row("top-5", percent(made["eval/top5"]))
+    for name, share in (("top-1", content["final/top1"]), ("top-5", content["eval/top5"])):
+        table.add_row(name, "not evaluated" if share is None else f"{100 * share:.2f} %")
     table.add_row("images/s", "-" if mean is None else f"{mean:,.1f} (steady median {median:,.1f})")
-    digits = 1 if made["final/minutes"] >= 1 else 2
-    trained, whole = made["final/training_minutes"], made["final/minutes"]
-    table.add_row("minutes", f"{trained:.{digits}f} of training, {whole:.{digits}f} in all")
-    table.add_row("run", Text(made["out"]))  # Text: a folder's brackets are no markup
+    digits = 1 if content["final/minutes"] >= 1 else 2
+    training, total = content["final/training_minutes"], content["final/minutes"]
+    table.add_row("minutes", f"{training:.{digits}f} of training, {total:.{digits}f} in all")
+    table.add_row("run", Text(content["out"]))  # Text: a folder's brackets are no markup
     # As wide as it takes where there is no terminal: a path in one piece can be copied.
     Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)
-    if uri:
-        local = uri.startswith("sqlite:")
-        print(f"Compare runs: mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else f"Compare runs at {uri}")
+    if isinstance(run.track, Mlflow):
+        local = run.track.uri.startswith("sqlite:")
+        command = f"Compare runs: mlflow ui --backend-store-uri {shlex.quote(run.track.uri)}"
+        print(command if local else f"Compare runs at {run.track.uri}")
 
 
 def clock(seconds: float) -> str:

@@ -1,176 +1,201 @@
-"""What a run trains: the network, its optimizer and the average of its weights, the same on every rank."""
+"""Everything that a run changes: the network, its optimizer, the averaged weights, the step and the progress beside them."""
 
 from __future__ import annotations
 
-import functools
 import statistics
-from dataclasses import asdict, dataclass, field, replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from resnet.config.cluster import Cluster, Device
+from resnet import rundir
 from resnet.config.dtype import Policy
 from resnet.config.run import Run
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
 from resnet.model import resnet, weights
-from resnet.model.norm import RowNorm
+from resnet.model.norm import batch_norm_class
 from resnet.optim import optimizers
 from resnet.optim.ema import Ema
-from resnet.optim.loss_scale import LossScaleOptimizer
-from resnet.rundir import stamp
-from resnet.training import checkpoint, evaluation
-
-
-@dataclass(frozen=True, eq=False)
-class Learner:
-    """`stored` is what a checkpoint holds, `state` all of its variables, `statistics` those that each rank has of its own."""
-
-    network: Any
-    optimizer: Any
-    average: Ema | None
-    stored: Any
-    evaluate: Any  # the compiled step of an evaluation: scores.step
-
-    @property
-    def networks(self) -> list[Any]:
-        """The network, and that of the averaged weights where there is one."""
-        return [self.network, *([self.average.mean] if self.average else [])]
-
-    @property
-    def state(self) -> list[Any]:
-        """Every variable that training changes."""
-        return [*self.network.weights, *self.optimizer.state, *(self.average.mean.weights if self.average else ())]
-
-    @property
-    def statistics(self) -> list[Any]:
-        """Batch norm's moving statistics."""
-        return [weight for network in self.networks for weight in network.non_trainable_weights]
-
-
-def batch_norm_class(cluster: Cluster, ranks: Ranks) -> Any:
-    """The batch norm layer: Keras's, by rows on a CPU, or Horovod's with statistics over all ranks.
-
-    Horovod's moving variance is that of the batch; Keras's fused kernel multiplies it by N / (N - 1). So one rank with
-    cluster.sync_batch_norm=true is not fused.
-    """
-    if not cluster.sync_batch_norm:
-        return RowNorm if cluster.device is Device.cpu else tf.keras.layers.BatchNormalization
-    if ranks.hvd is None:
-        return functools.partial(tf.keras.layers.BatchNormalization, fused=False)
-    return ranks.hvd.SyncBatchNormalization
-
-
-def build(run: Run, ranks: Ranks) -> Learner:
-    """As `run` says, on the device, with new weights."""
-    with device.device_scope(run.cluster):
-        batch_norm, amx = batch_norm_class(run.cluster, ranks), device.uses_amx(run.cluster, run.dtype)
-        made = (run.model, run.data.classes, run.dtype.policy.value, batch_norm, amx)
-        network = resnet.build(*made)
-        resnet.freeze(network, run.finetune.freeze)
-        factors = resnet.lr_factors(network, run.finetune.lr_multipliers or {})
-        optimizer: Any = optimizers.build(run.optim, network.trainable_variables, factors)
-        if run.dtype.policy is Policy.mixed_float16:
-            optimizer = LossScaleOptimizer(optimizer)
-        average = Ema(network, resnet.build(*made)) if run.ema.on else None
-        mean = average.mean if average else None
-        stored = checkpoint.trackable(network, optimizer, mean)
-        return Learner(network, optimizer, average, stored, evaluation.step(network, mean, run.data))
-
-
-def begin(learner: Learner, run: Run, out: Path, ranks: Ranks) -> tuple[checkpoint.Saved | None, list[str]]:
-    """Give every rank the weights to go on from: the newest good checkpoint's, else those of init=, else its own.
-
-    Returns that checkpoint, and what is to be told. Raises UserError for weights that do not fit.
-    """
-    first = ranks.rank == 0
-    saved, notes = checkpoint.restore(out, learner.stored) if first else (None, [])
-    if first and run.init and not saved:
-        notes += weights.load_into(learner.network, weights.read(run.init), run.init)
-    saved = ranks.broadcast_object(saved)
-    if learner.average and not saved:
-        learner.average.start()
-    ranks.broadcast_variables(learner.state)
-    return saved, notes
+from resnet.optim.loss_scale import LossScaleOptimizer, all_finite
+from resnet.training import checkpoint, trained
+from resnet.training.checkpoint import CheckpointWriter, Saved
+from resnet.training.evaluation import EvalResult
+from resnet.training.meter import NotFinite
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Kept in every checkpoint, so that a run that goes on ends with the figures of all its parts."""
+    """Stored in every checkpoint, so that a resumed run ends with the figures of all its starts."""
 
     best_top1: float | None = None
     scores: dict[str, Any] | None = None  # of the newest evaluation: top1, top5, loss, seen
-    averaged: dict[str, Any] | None = None  # the same of the averaged weights, where there are any
-    scored_at: int | None = None  # after how many updates that was
+    averaged: dict[str, Any] | None = None  # the same of the averaged weights, if any
+    scored_at: int | None = None  # the step of that evaluation
     seconds: float = 0.0  # of training alone: no evaluation, no checkpoint, no first iteration
     images: int = 0  # trained on in those seconds
     speeds: tuple[float, ...] = field(default=())  # images/s between two readings, the newest thousand
-    minutes: float = 0.0  # of all starts that led here, by the clock on the wall
-    skipped: int = 0  # updates left out (on_nan.policy=skip)
-    rollbacks: int = 0  # so often it went back (on_nan.policy=rollback)
-    lr_scale: float = 1.0  # of the schedule's learning rate, since then
+    minutes: float = 0.0  # wall-clock time of all starts
+    skipped: int = 0  # updates skipped (on_nan.policy=skip)
+    rollbacks: int = 0  # on_nan.policy=rollback
+    lr_scale: float = 1.0  # factor on the schedule's learning rate, lowered by rollbacks
 
-    def judged(self, scores: Any, done: int, averaged: Any = None) -> Progress:
-        """After an evaluation (`scores.Scores`) of the weights after `done` updates, and of their average."""
-        top1 = (averaged or scores).top1
+    def record_evaluation(self, step: int, result: EvalResult, averaged: EvalResult | None = None) -> Progress:
+        """With the evaluation of the weights at `step`, and of their average."""
+        top1 = (averaged or result).top1
         best = top1 if self.best_top1 is None else max(self.best_top1, top1)
-        return replace(
-            self, best_top1=best, scores=asdict(scores), averaged=averaged and asdict(averaged), scored_at=done
-        )
+        average = averaged.as_dict() if averaged else None
+        return replace(self, best_top1=best, scores=result.as_dict(), averaged=average, scored_at=step)
 
-    def timed(self, seconds: float, images: int, speeds: list[float]) -> Progress:
-        """After so many more seconds of training."""
-        speeds = [*self.speeds, *speeds][-1000:]
-        return replace(self, seconds=self.seconds + seconds, images=self.images + images, speeds=tuple(speeds))
+    def add_time(self, seconds: float, images: int, speeds: list[float]) -> Progress:
+        """With more training time; arguments as `Meter.take` returns them."""
+        newest = [*self.speeds, *speeds][-1000:]
+        return replace(self, seconds=self.seconds + seconds, images=self.images + images, speeds=tuple(newest))
 
     def rolled_back(self, lr_factor: float) -> Progress:
-        """After going back here, to go on with a learning rate of so much less."""
+        """After one more rollback, which lowers the learning rate by `lr_factor`."""
         return replace(self, rollbacks=self.rollbacks + 1, lr_scale=self.lr_scale * lr_factor)
 
-    def top1(self, done: int) -> float | None:
-        """Of the weights after `done` updates, of their average where there is one; None if they were not evaluated."""
+    def top1(self, step: int) -> float | None:
+        """Top-1 of the weights at `step`, of their average if there is one; None if they were not evaluated."""
         scores = self.averaged or self.scores
-        return scores["top1"] if scores and self.scored_at == done else None
+        return scores["top1"] if scores and self.scored_at == step else None
 
-    def reached(self, stop_at_top1: float | None, done: int) -> bool:
-        """Whether the weights after `done` updates have the top-1 to stop at."""
-        top1 = self.top1(done)
+    def reached(self, stop_at_top1: float | None, step: int) -> bool:
+        """Whether the weights at `step` have the top-1 to stop at."""
+        top1 = self.top1(step)
         return stop_at_top1 is not None and top1 is not None and top1 >= stop_at_top1
 
 
-def metrics(kind: str, scores: Any) -> dict[str, float]:
-    """What an evaluation is called in MLflow: `eval` is of the weights, `ema` of their average; nothing of None."""
-    return {f"{kind}/{name}": getattr(scores, name) for name in ("top1", "top5", "loss")} if scores else {}
+class TrainState:
+    """The variables and the progress of a run; the same on every rank."""
+
+    def __init__(self, run: Run, ranks: Ranks, started: float | None = None) -> None:
+        """New weights on the device, at step 0. `started` is the time.monotonic() at which the run started."""
+        self.run, self.ranks = run, ranks
+        self.started = time.monotonic() if started is None else started
+        self.step, self.progress, self.earlier_minutes = 0, Progress(), 0.0
+        self.saved: Saved | None = None  # the newest checkpoint
+        with device.device_scope(run.cluster):
+            batch_norm, amx = batch_norm_class(run.cluster, ranks.hvd), device.uses_amx(run.cluster, run.dtype)
+            settings = (run.model, run.data.classes, run.dtype.policy.value, batch_norm, amx)
+            self.network = resnet.build(*settings)
+            resnet.freeze(self.network, run.finetune.freeze)
+            factors = resnet.lr_factors(self.network, run.finetune.lr_multipliers or {})
+            optimizer = optimizers.build(run.optim, self.network.trainable_variables, factors)
+            scaled = run.dtype.policy is Policy.mixed_float16
+            self.optimizer = LossScaleOptimizer(optimizer) if scaled else optimizer
+            self.ema = Ema(self.network, resnet.build(*settings)) if run.ema.on else None
+        average = {"average": self.ema.mean} if self.ema else {}
+        self.trackable = tf.train.Checkpoint(network=self.network, optimizer=self.optimizer, **average)
+
+    @property
+    def networks(self) -> list[Any]:
+        """The network, and that of the averaged weights if there is one."""
+        return [self.network, *([self.ema.mean] if self.ema else [])]
+
+    @property
+    def variables(self) -> list[Any]:
+        """Every variable that training changes."""
+        return [*self.network.weights, *self.optimizer.state, *(self.ema.mean.weights if self.ema else ())]
+
+    def restore(self, out: Path) -> list[str]:
+        """Give every rank the newest good checkpoint of `out`, else the weights of init=, else those of rank 0; returns notes.
+
+        Raises UserError for weights that do not fit.
+        """
+        notes: list[str] = []
+        if self.ranks.primary:
+            self.saved, notes = checkpoint.restore(out, self.trackable)
+            if self.run.init and not self.saved:
+                notes += weights.load_into(self.network, trained.read(self.run.init), self.run.init)
+        self.saved = self.ranks.broadcast_object(self.saved)
+        if self.saved:
+            self.step, self.progress = self.saved.step, Progress(**self.saved.state)
+            self.earlier_minutes = self.progress.minutes
+        elif self.ema:
+            self.ema.start()
+        self.ranks.broadcast_variables(self.variables)
+        return notes
+
+    def save(self, checkpoints: CheckpointWriter) -> None:
+        """Have rank 0 write a checkpoint of the weights as they are."""
+        self.record_time()
+        if self.ranks.primary:
+            self.saved = checkpoints.save(self.step, self.top1, self.progress)
+        else:
+            self.saved = Saved(checkpoint.path_of(checkpoints.out, self.step), self.step, self.top1, {})
+
+    def amend(self) -> None:
+        """Have rank 0 replace the progress in the checkpoint that was restored."""
+        if self.ranks.primary and self.saved:
+            self.saved = checkpoint.amend(self.saved, self.top1, self.progress)
+
+    def average_statistics(self) -> None:
+        """Average batch norm's moving statistics over the ranks: each rank updates its own."""
+        self.ranks.average_variables([weight for network in self.networks for weight in network.non_trainable_weights])
+
+    def assert_finite(self) -> None:
+        """Raise NotFinite unless every variable is finite: no checkpoint is written of others."""
+        if not self.all_finite():
+            raise NotFinite(self.step - 1, "the loss is finite, and the weights after it are not")
+
+    @tf.function(autograph=False)
+    def all_finite(self) -> Any:
+        """In a graph: whether every variable is finite."""
+        return all_finite(variable for variable in self.variables if variable.dtype.is_floating)
+
+    @property
+    def top1(self) -> float | None:
+        """Top-1 of the weights as they are; None if they were not evaluated."""
+        return self.progress.top1(self.step)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the weights as they are have been evaluated."""
+        return self.progress.scored_at == self.step
+
+    def reached(self, stop_at_top1: float | None) -> bool:
+        """Whether the weights as they are have the top-1 to stop at."""
+        return self.progress.reached(stop_at_top1, self.step)
+
+    def record_time(self) -> None:
+        """Set `progress.minutes` to the wall-clock time of this start and those before it."""
+        minutes = self.earlier_minutes + (time.monotonic() - self.started) / 60
+        self.progress = replace(self.progress, minutes=minutes)
 
 
-def summary(
-    run: Run, standing: Progress, done: int, epochs: float, minutes: float, mark: str, to_train: float | None = None
-) -> dict[str, Any]:
-    """The result; metrics under MLflow's names. `mark` tells later starts what was asked for (comparison.fingerprint).
+def metrics(prefix: str, result: EvalResult | None) -> dict[str, float]:
+    """Metrics of an evaluation by their names in MLflow: prefix `eval` for the weights, `ema` for their average."""
+    return {f"{prefix}/{name}": getattr(result, name) for name in ("top1", "top5", "loss")} if result else {}
 
-    `to_train` is MLPerf's time to train in minutes, where it was taken.
+
+def summary(state: TrainState, epochs: float, fingerprint: str, to_train: float | None = None) -> dict[str, Any]:
+    """The content of result.json, metrics by their names in MLflow. `fingerprint` tells later starts what the run was.
+
+    `to_train` is MLPerf's time to train in minutes, if it was measured.
     """
-    current = standing.scored_at == done
-    scores, averaged = ((current and part) or {} for part in (standing.scores, standing.averaged))
+    progress, run = state.progress, state.run
+    scores, averaged = ((state.evaluated and part) or {} for part in (progress.scores, progress.averaged))
     return {
-        "status": "stopped at top-1" if standing.reached(run.stop_at_top1, done) else "finished",
-        "fingerprint": mark,
-        **stamp.stamp(),
-        "steps": done,
+        "status": "stopped at top-1" if state.reached(run.stop_at_top1) else "finished",
+        "fingerprint": fingerprint,
+        **rundir.versions(),
+        "steps": state.step,
         "epochs": epochs,
         "eval/top1": scores.get("top1"),
         "eval/top5": scores.get("top5"),
         "eval/loss": scores.get("loss"),
         **{f"ema/{name}": averaged[name] for name in ("top1", "top5", "loss") if averaged},
-        "best/top1": standing.best_top1,
-        "final/top1": standing.top1(done),
+        "best/top1": progress.best_top1,
+        "final/top1": state.top1,
         # The published tables' definition: the mean over all iterations but the first.
-        "final/images_per_s": standing.images / standing.seconds if standing.seconds else None,
-        "final/images_per_s_median": statistics.median(standing.speeds) if standing.speeds else None,
-        "final/training_minutes": standing.seconds / 60,
-        "final/minutes": minutes,  # of all starts: each from the first line of the training to its newest checkpoint
+        "final/images_per_s": progress.images / progress.seconds if progress.seconds else None,
+        "final/images_per_s_median": statistics.median(progress.speeds) if progress.speeds else None,
+        "final/training_minutes": progress.seconds / 60,
+        "final/minutes": progress.minutes,  # of all starts: each from its first line to its newest checkpoint
         **({} if to_train is None else {"final/time_to_train_minutes": to_train}),
         "out": run.out,
     }

@@ -1,70 +1,96 @@
-"""The optimizer step as a graph: images to loss to gradients, over the ranks, to the update."""
+"""The optimizer step: images to loss to gradients, averaged over the ranks, to the update."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
-from resnet.data.augment import mix_up, prepare_images
-from resnet.optim.loss_scale import Skipping
+from resnet.data import augment, pipeline
+from resnet.data.source import Source
+from resnet.distributed import device
+from resnet.distributed.ranks import Ranks
+from resnet.optim.schedule import Plan
+from resnet.training.nonfinite import SkipNonFinite
+from resnet.training.state import TrainState
 
 
-def compiled(network: Any, optimizer: Any, run: Run, ranks: Any, batch: Any) -> Callable[[Any, Any, Any, Any], Any]:
-    """The function (iterator of batches, learning rates [k], MixUp ratios [k], flag) -> (losses [k], flag): k steps at once.
+class TrainStep:
+    """The compiled optimizer step, and the batches and learning rates that it takes."""
 
-    Losses are of this rank's images, NaN where on_nan.policy=skip left the step out; the flag is summed over the ranks.
-    """
-    variables = network.trainable_variables
-    classes, smoothing, data = run.data.classes, run.label_smoothing, run.data
-    parts = run.cluster.gradient_accumulation
-    skipping = Skipping(optimizer, network) if run.on_nan.policy is NanPolicy.skip else None
+    def __init__(self, run: Run, plan: Plan, source: Source, state: TrainState, ranks: Ranks) -> None:
+        self.run, self.plan, self.source, self.state, self.ranks = run, plan, source, state, ranks
+        self.variables = state.network.trainable_variables
+        self.skip = SkipNonFinite(state.optimizer, state.network) if run.on_nan.policy is NanPolicy.skip else None
+        self.batches: Any = None  # iterator
+        self.position = -1  # the step whose batch comes next
+        self.train: Any = None  # train_steps() as a graph
+        jit = run.dtype.jit
+        self.gradients = tf.function(self.loss_and_gradients, jit_compile=True) if jit else self.loss_and_gradients
 
-    def slopes(batch: Any, ratio: Any) -> Any:
-        """(loss, its gradients) of a batch."""
-        images, labels, flip = batch
-        inputs = prepare_images(images, flip, data.mean, data.std)
+    def prepare(self, step: int) -> bool:
+        """Build pipeline and graph if `step` needs new ones: first, resumed, rolled back, or crops of a new size.
+
+        Returns whether it has; the next call then traces the graph.
+        """
+        if step == self.position and not self.plan.resizes(step):
+            return False
+        run, size, ranks = self.run, self.plan.size(step), self.ranks
+        parts = run.cluster.gradient_accumulation
+        dataset = pipeline.train(self.source, run.batch, run.seed, step, ranks.rank, ranks.size, size, parts)
+        self.batches = iter(device.prefetch_to_device(dataset, run.cluster))
+        rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
+        signature = [tf.data.IteratorSpec(self.batches.element_spec), rates, rates, tf.TensorSpec([], tf.float32)]
+        self.train = tf.function(self.train_steps, input_signature=signature)
+        return True
+
+    def inputs(self, first: int, last: int, lrs: Sequence[float] | None = None) -> tuple[Any, Any, Any]:
+        """Arguments of train() for the steps from `first` up to `last`; `lrs` replace the schedule's learning rates."""
+        if lrs is None:
+            lrs = self.plan.lr(np.arange(first, last)) * self.state.progress.lr_scale
+        self.position = last
+        ratios = augment.mix_ratios(self.run.mixup, self.run.seed, range(first, last))
+        return self.batches, tf.constant(lrs, tf.float32), tf.constant(ratios)
+
+    def train_steps(self, batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
+        """In a graph: an update for each learning rate [k] and MixUp ratio [k]; (losses [k], `flag` summed over the ranks).
+
+        Losses are of this rank's images, NaN where on_nan.policy=skip skipped the update.
+        """
+        losses = tf.TensorArray(tf.float32, tf.size(lrs))
+        # A while loop in a graph costs time: none for one step.
+        for number in range(1) if self.run.steps_per_loop == 1 else tf.range(tf.size(lrs)):
+            before = self.skip.snapshot() if self.skip else []
+            loss, gradients = self.gradients(next(batches), ratios[number])
+            parts = self.run.cluster.gradient_accumulation
+            if parts > 1:
+                for _ in tf.range(parts - 1):
+                    more_loss, more = self.gradients(next(batches), ratios[number])
+                    loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
+                loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
+            if self.skip is None:
+                self.state.optimizer.apply(self.ranks.allreduce_mean(gradients, "gradient"), lrs[number])
+            else:
+                *gradients, mean = self.ranks.allreduce_mean([*gradients, loss], "gradient")
+                applied = self.skip.apply(gradients, mean, lrs[number], before)
+                loss = tf.where(applied, loss, float("nan"))
+            losses = losses.write(number, loss)
+        return losses.stack(), self.ranks.allreduce_flag(flag)
+
+    def loss_and_gradients(self, batch: Any, ratio: Any) -> Any:
+        """In a graph: (softmax cross-entropy, its gradients) of images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]."""
+        run, (images, labels, flip) = self.run, batch
+        smoothing, classes = run.label_smoothing, run.data.classes
+        inputs = augment.prepare_images(images, flip, run.data.mean, run.data.std)
         targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
         if run.mixup:
-            inputs, targets = mix_up(inputs, targets, ratio)
+            inputs, targets = augment.mix_up(inputs, targets, ratio)
         with tf.GradientTape() as tape:
-            logits = network(inputs, training=True)
+            logits = self.state.network(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-            target = optimizer.scaled(loss)
-        return loss, tape.gradient(target, variables)
-
-    if run.dtype.jit:
-        slopes = tf.function(slopes, jit_compile=True)
-
-    def step(batches: Any, lr: Any, ratio: Any) -> Any:
-        before = skipping.before() if skipping else []
-        loss, gradients = slopes(next(batches), ratio)
-        if parts > 1:
-            for _ in tf.range(parts - 1):
-                more_loss, more = slopes(next(batches), ratio)
-                loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
-            loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
-        if skipping is None:
-            optimizer.apply(ranks.allreduce_mean(gradients, "gradient"), lr)
-            return loss
-        *gradients, mean = ranks.allreduce_mean([*gradients, loss], "gradient")
-        return tf.where(skipping.apply(gradients, mean, lr, before), loss, float("nan"))
-
-    rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
-    signature = [tf.data.IteratorSpec(batch), rates, rates, tf.TensorSpec([], tf.float32)]
-
-    @tf.function(input_signature=signature)
-    def one_step(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
-        return step(batches, lrs[0], ratios[0])[None], ranks.allreduce_flag(flag)
-
-    @tf.function(input_signature=signature)
-    def many_steps(batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
-        losses = tf.TensorArray(tf.float32, tf.size(lrs))
-        for number in tf.range(tf.size(lrs)):
-            losses = losses.write(number, step(batches, lrs[number], ratios[number]))
-        return losses.stack(), ranks.allreduce_flag(flag)
-
-    return one_step if run.steps_per_loop == 1 else many_steps
+            target = self.state.optimizer.scaled(loss)
+        return loss, tape.gradient(target, self.variables)

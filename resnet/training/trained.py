@@ -84,7 +84,7 @@ def load(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
 
 
 def read(path: str) -> weights.Tensors:
-    """The tensors of a weights file, as weights.read() gives them, of a run's folder, of one of its checkpoints or of a SavedModel.
+    """The tensors of a weights file, as weights.read() gives them, of a run's folder, one of its checkpoints or a SavedModel.
 
     Of a run its best checkpoint, else its newest, and of a checkpoint the averaged weights if it has them. Raises UserError
     for what cannot be read, is damaged, is no floating-point number, or has no head.
