@@ -1,8 +1,9 @@
-"""Where things lie: the folders of YAML files, and what a user means by a path."""
+"""Paths, and files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -29,10 +30,10 @@ def absolute(path: str, base: Path) -> str:
     """
     if "\0" in path:
         raise UserError(f"{path!r}: no path; it has a NUL in it")
-    return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))  # noqa: PTH111
+    return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))
 
 
-# What would end a line, or break a column, in a text file; and the sign that starts an escape. Also bytes that are no UTF-8.
+# What would end a line, or break a column, in a text file; the sign that starts an escape; and bytes that are no UTF-8.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\\\]")
 
 
@@ -41,12 +42,12 @@ ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")
 
 def escape(name: str) -> str:
     r"""A name on one line of UTF-8: a newline in it becomes \u000a, a backslash two."""
-    return UNSAFE.sub(lambda found: "\\\\" if found[0] == "\\" else f"\\u{ord(found[0]):04x}", name)
+    return UNSAFE.sub(lambda match: "\\\\" if match[0] == "\\" else f"\\u{ord(match[0]):04x}", name)
 
 
 def unescape(line: str) -> str:
-    """The name that escaped() made this of."""
-    return ESCAPE.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), line)
+    """The name that escape() wrote as `line`."""
+    return ESCAPE.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), line)
 
 
 def write_classes(folder: Path, classes: Iterable[str]) -> None:
@@ -107,8 +108,16 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     fsync(path.parent)
 
 
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock on a file, which is created. Without `wait` raises BlockingIOError if another process holds it."""
+    with path.open("w") as file:  # the kernel unlocks it when the process dies
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
 def fsync(path: Path) -> None:
-    """Have what a file holds, or a folder's names, on disk."""
+    """Flush a file's content, or a folder's names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -129,7 +138,7 @@ def is_remote(path: str) -> bool:
 
 
 def io_errors(path: str) -> tuple[type[Exception], ...]:
-    """What the file system of `path` raises; TensorFlow's errors are no OSError."""
+    """The errors of the file system of `path`; TensorFlow's are no OSError."""
     if not is_remote(path):
         return (OSError,)
     import tensorflow as tf
@@ -139,7 +148,7 @@ def io_errors(path: str) -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def explain_io_errors(path: str, at: int = 0) -> Iterator[None]:
-    """Tell of a file that cannot be read (at byte `at`) by a UserError."""
+    """Raise UserError for a file that cannot be read (at byte `at`)."""
     try:
         yield
     except io_errors(path) as error:
@@ -149,7 +158,7 @@ def explain_io_errors(path: str, at: int = 0) -> Iterator[None]:
 
 
 def read_text(path: str) -> str:
-    """A small UTF-8 file as it is. Raises what trouble() lists, UserError for one that is no text."""
+    """A small UTF-8 file as it is. Raises what io_errors() lists, UserError for one that is no text."""
     try:
         with gfile().GFile(path) if is_remote(path) else open(path, encoding="utf-8") as file:
             return str(file.read())

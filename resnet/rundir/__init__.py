@@ -1,5 +1,5 @@
 """A run's folder: its configuration, lock, metrics and result."""
 
-from resnet.rundir.folder import check_folder, check_init, check_versions, claim, load, resumed, save, versions
+from resnet.rundir.folder import check_folder, check_init, check_versions, claim, load, resume, save, versions
 
-__all__ = ["check_folder", "check_init", "check_versions", "claim", "load", "resumed", "save", "versions"]
+__all__ = ["check_folder", "check_init", "check_versions", "claim", "load", "resume", "save", "versions"]

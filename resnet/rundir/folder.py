@@ -1,8 +1,8 @@
-"""A run's folder: its config.yaml, resolved and complete; whose folder it is, and how its run goes on.
+"""A run's folder and its config.yaml, which is resolved and complete.
 
 save(run, out), load(out)   <out>/config.yaml
-claim(run, out)             save, unless another run lies there
-resumed(config)             the run of the folder `resume=`
+claim(run, out)             save, unless the folder is another run's
+resume(config)              the run of the folder `resume=`
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from resnet.config.errors import explain
 from resnet.config.fingerprint import FREE, flat, may_change_on_resume
 from resnet.config.run import VARIANTS, Run
 
-NONSENSE = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # what the readers of YAML raise for it
+READ_ERRORS = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # of PyYAML and OmegaConf, for nonsense
 NEL = "\x85"  # PyYAML writes it as a line break, and reads a space
 SCHEMA = 1  # of config.yaml, result.json and commit.json; raised when an older version would misread them
 VERSIONS_LINE = re.compile(r"# resnet (?P<resnet>\S+), schema (?P<schema>\d+)\n")
 PART = re.compile(r"\..+\.\d+\.part")  # files.part_of(): half of something, by a process that was killed
-LARGEST, DEEPEST = 100_000, 20  # characters of a config.yaml, and brackets; a run's has some 2,000, and 2
+MAX_CHARACTERS, MAX_DEPTH = 100_000, 20  # of a config.yaml, and of brackets in it; a run's has some 2,000, and 2
 
 
 def versions() -> dict[str, Any]:
@@ -61,7 +61,7 @@ def save(run: Run, out: Path) -> None:
 
 
 def load(out: Path) -> Run:
-    """The run that <out>/config.yaml describes, as compose.freeze() made it. Knobs that came later have their defaults."""
+    """The run in <out>/config.yaml, as compose.freeze() returned it. Knobs of newer versions have their defaults."""
     path = out / "config.yaml"
     if not path.is_file():
         raise UserError(f"{out}: no run here (config.yaml is missing); give the folder of a run that was started")
@@ -79,34 +79,34 @@ def load(out: Path) -> Run:
                 schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
             merged: Any = OmegaConf.merge(schema, saved)
             return compose.freeze(merged)
-    except NONSENSE as error:
-        told = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not the configuration of a run ({told}); give another folder") from error
+    except READ_ERRORS as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not the configuration of a run ({reason}); give another folder") from error
 
 
 def check_plain(text: str) -> None:
-    """Raise UserError for what no run's config.yaml has: aliases, which can grow without end, and what is to be looked up."""
-    if len(text) > LARGEST:
-        raise UserError(f"{len(text):,} characters; at most {LARGEST:,} are read")
+    """Raise UserError for what no run's config.yaml has: aliases, which can expand without end, and interpolations."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     depth = 0
     for token in yaml.scan(text):
         depth += isinstance(token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken))
         depth -= isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken))
-        if depth > DEEPEST:  # the scanner's time grows with its square
-            raise UserError(f"line {token.start_mark.line + 1}: more than {DEEPEST} brackets within each other")
+        if depth > MAX_DEPTH:  # the scanner's time grows with its square
+            raise UserError(f"line {token.start_mark.line + 1}: more than {MAX_DEPTH} brackets within each other")
         if isinstance(token, yaml.AliasToken):
             raise UserError(f"line {token.start_mark.line + 1}: *{token.value} stands for something else")
         if isinstance(token, yaml.ScalarToken) and re.search(r"(?<!\\)(\\\\)*\$\{", token.value):
             raise UserError(f"line {token.start_mark.line + 1}: {token.value} is not resolved")
 
 
-def resumed(config: DictConfig) -> Run:
-    """The run of the folder `resume=`, with what else the command line says changed in it; UserError if that can't be."""
+def resume(config: DictConfig) -> Run:
+    """The run of the folder `resume=` with the other overrides. Raises UserError for one that must not change."""
     out = Path(files.absolute(config.resume, Path.cwd()))
     saved = load(out)
-    typed = [word for word in HydraConfig.get().overrides.task if not word.startswith("resume=")]
-    names = [word.lstrip("+~").partition("=")[0] for word in typed]
-    for name, word in zip(names, typed, strict=True):
+    overrides = [word for word in HydraConfig.get().overrides.task if not word.startswith("resume=")]
+    names = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    for name, word in zip(names, overrides, strict=True):
         if not may_change_on_resume(name) or name in ("out", "recipe"):
             raise UserError(
                 f"{word}: resume={config.resume} goes on with that run's own settings; only "
@@ -115,29 +115,29 @@ def resumed(config: DictConfig) -> Run:
             )
     node = compose.to_config(saved)
     for name in names:
-        chosen = OmegaConf.select(config, name)  # a string comes resolved
-        OmegaConf.update(node, name, compose.escape(chosen) if isinstance(chosen, str) else chosen, merge=False)
+        value = OmegaConf.select(config, name)  # a string comes resolved
+        OmegaConf.update(node, name, compose.escape(value) if isinstance(value, str) else value, merge=False)
     run = compose.freeze(node)
     run.out = str(out)
     return run
 
 
 def check_folder(run: Run, out: Path) -> None:
-    """Raise UserError if another run lies in `out`, naming the difference."""
+    """Raise UserError if `out` is another run's folder, naming the difference."""
     if not (out / "config.yaml").exists():
         return
     before, now = flat(load(out)), flat(run)
     changed = [name for name in now if not may_change_on_resume(name) and before.get(name) != now[name]]
     if changed:
-        told = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
+        shown = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
         raise UserError(
-            f"out={out}: another run lies here ({told}{', ...' if len(changed) > 5 else ''}); "
+            f"out={out}: another run lies here ({shown}{', ...' if len(changed) > 5 else ''}); "
             f"give another out=, or go on with it by resume={out}"
         )
 
 
 def claim(run: Run, out: Path) -> None:
-    """Make `out` the folder of `run`, unless another run lies there; remove what a process that was killed was writing in it."""
+    """Save `run` in `out`, unless it is another run's folder; remove what a killed process was writing there."""
     check_folder(run, out)
     for path in list(out.iterdir()) if out.is_dir() else ():
         if PART.fullmatch(path.name):
@@ -146,7 +146,7 @@ def claim(run: Run, out: Path) -> None:
 
 
 def check_init(run: Run) -> None:
-    """Raise UserError if the weights to start from are not there, and no checkpoint makes them needless."""
+    """Raise UserError if the weights to start from are missing, and needed: there is no checkpoint."""
     if run.init and not Path(run.init).exists() and not (Path(run.out) / "checkpoints").exists():
         raise UserError(
             f"init={run.init}: no such file or folder; give .safetensors, .npz, a SavedModel or a run's folder"

@@ -1,4 +1,4 @@
-"""One training to a folder: the process that runs it holds <out>/.lock as long as it lives, however it dies."""
+"""One training to a folder: its process holds <out>/.lock until it ends, however it ends."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from resnet import UserError
 
 FILE = ".lock"
 BUSY = (errno.EACCES, errno.EAGAIN)
-PATIENCE_S = 2.0  # for who has just taken it to say so
-NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system without locks
+PATIENCE_S = 2.0  # for a process that has just locked the file to write who it is
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system without locks
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who trains in a folder."""
+    """The process that trains in a folder."""
 
     host: str
     pid: int
-    born: float  # when the process started, s since 1970: a number is given to another process one day
+    born: float  # when the process started, s since 1970: PIDs are reused
     since: str  # local time, for people
 
     @property
-    def lives(self) -> bool:
-        """Whether it runs on this host; of other hosts nobody can tell."""
+    def alive(self) -> bool:
+        """Whether it runs on this host; False for other hosts, where it cannot be known."""
         with contextlib.suppress(psutil.Error):
             return self.host == socket.gethostname() and abs(psutil.Process(self.pid).create_time() - self.born) < 2
         return False
 
     def refusal(self, out: Path) -> UserError:
-        """What is told to whom would disturb it."""
+        """The error for a second process."""
         return UserError(
             f"out={out}: process {self.pid} on {self.host} trains here since {self.since}; wait for it, end it with "
-            f"`{self.end()}`, or give another out="
+            f"`{self.stop_command()}`, or give another out="
         )
 
-    def end(self) -> str:
-        """The command that stops it after it has saved."""
+    def stop_command(self) -> str:
+        """The command that stops it; it saves a checkpoint first."""
         kill = f"kill {self.pid}"
         return kill if self.host == socket.gethostname() else shlex.join(["ssh", self.host, kill])
 
 
 @contextlib.contextmanager
 def hold(out: Path) -> Iterator[None]:
-    """Be the only one that trains in `out`. Raises UserError if another process does, or nothing can be written there."""
+    """Be the only process that trains in `out`. Raises UserError if another one does, or nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / FILE).open("a+")  # the kernel lets go of it for whoever dies
+        file = (out / FILE).open("a+")  # the kernel unlocks it when the process dies
     except OSError as error:
         raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
     with file:
         take(file, out)
         me = psutil.Process()
-        found = Holder(socket.gethostname(), me.pid, me.create_time(), time.strftime("%Y-%m-%d %H:%M:%S"))
+        mine = Holder(socket.gethostname(), me.pid, me.create_time(), time.strftime("%Y-%m-%d %H:%M:%S"))
         file.truncate(0)
-        file.write(json.dumps(asdict(found)) + "\n")
+        file.write(json.dumps(asdict(mine)) + "\n")
         file.flush()
         try:
             yield
@@ -76,19 +76,18 @@ def hold(out: Path) -> Iterator[None]:
 
 
 def take(file: IO[str], out: Path) -> None:
-    """Lock an open file; UserError if another process has, or, where the file system has no locks, says that it has and lives."""
+    """Lock an open file. Raises UserError if another process has; without file locks, if the one that it names is alive."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError as error:
-            if error.errno not in (*BUSY, *NONE_HERE):
+            if error.errno not in (*BUSY, *UNSUPPORTED):
                 raise
-            found, busy = holder(file), error.errno in BUSY
-        lives = found is not None and (found.lives or (busy and found.host != socket.gethostname()))
-        if found and lives and found.pid != os.getpid():
-            raise found.refusal(out)
+            other, busy = holder(file), error.errno in BUSY
+        if other and other.pid != os.getpid() and (other.alive or (busy and other.host != socket.gethostname())):
+            raise other.refusal(out)
         if not busy:
             return
         if time.monotonic() > deadline:
@@ -97,7 +96,7 @@ def take(file: IO[str], out: Path) -> None:
 
 
 def holder(file: IO[str]) -> Holder | None:
-    """Who the file says has it."""
+    """The process that the file names."""
     file.seek(0)
     with contextlib.suppress(ValueError, TypeError):
         return Holder(**json.loads(file.read()))

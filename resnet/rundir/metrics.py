@@ -26,11 +26,15 @@ def read(path: Path) -> dict[str, dict[int, float]]:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         for name, value in values.items():
-            curve = metrics.setdefault(name, {})
-            while curve and next(reversed(curve)) >= step:
-                curve.popitem()
-            curve[step] = value
+            add_point(metrics.setdefault(name, {}), step, value)
     return metrics
+
+
+def add_point(curve: dict[int, float], step: int, value: float) -> None:
+    """Append to a curve; of the points at or after this step a run that went back to a checkpoint has left none."""
+    while curve and next(reversed(curve)) >= step:
+        curve.popitem()
+    curve[step] = value
 
 
 class MetricsFile:

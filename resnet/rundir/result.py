@@ -1,4 +1,4 @@
-"""Where a run stands beside its weights, and what it came to: <out>/result.json."""
+"""<out>/result.json: what a run came to."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def read(out: Path) -> dict[str, Any] | None:
 
 
 def write(out: Path, content: dict[str, Any]) -> Path:
-    """Write <out>/result.json aside, then rename it; its path."""
+    """Write <out>/result.json at once or not at all; its path."""
     return files.write_text(out / FILE, json.dumps(content, indent=1) + "\n")

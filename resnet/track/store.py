@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +92,7 @@ def connect(uri: str) -> Any:
     if database is None:
         return MlflowClient(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(database.with_name(f".{database.name}.lock")):
+    with files.locked(database.with_name(f".{database.name}.lock")):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -103,14 +101,6 @@ def connect(uri: str) -> Any:
 def sqlite_path(uri: str) -> Path | None:
     """The file of a sqlite:/// URI."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among the processes that use the same lock file."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def new_run(client: Any, settings: Mlflow, name: str, tags: dict[str, str]) -> str:

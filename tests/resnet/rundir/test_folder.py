@@ -138,7 +138,7 @@ def test_every_string_of_a_run_comes_back_as_it_was(frozen, raw, tmp_path, text)
     rundir.save(run, tmp_path / "mine")
     assert rundir.load(tmp_path / "mine") == run
     rundir.check_folder(run, tmp_path / "mine")
-    again = rundir.resumed(raw("resume=mine"))
+    again = rundir.resume(raw("resume=mine"))
     again.out = run.out
     assert again == run
 
@@ -229,11 +229,11 @@ def begun(frozen, tmp_path):
 
 
 def test_resume_goes_on_with_the_settings_of_the_folder(begun, raw):
-    assert rundir.resumed(raw("resume=begun")) == begun
+    assert rundir.resume(raw("resume=begun")) == begun
 
 
 def test_resume_takes_what_does_not_move_the_weights_from_the_command_line(begun, raw):
-    run = rundir.resumed(raw("resume=begun", "steps=9", "eval=false", "track=off", "cluster.threads=1"))
+    run = rundir.resume(raw("resume=begun", "steps=9", "eval=false", "track=off", "cluster.threads=1"))
     assert (run.steps, run.eval, run.cluster.threads) == (9, False, 1)
     assert isinstance(run.track, Off)
     assert (run.model, run.optim, run.schedule, run.out) == (begun.model, begun.optim, begun.schedule, begun.out)
@@ -241,20 +241,20 @@ def test_resume_takes_what_does_not_move_the_weights_from_the_command_line(begun
 
 @pytest.mark.usefixtures("begun")
 def test_resume_takes_a_string_as_it_is(raw):
-    assert rundir.resumed(raw("resume=begun", r"track.run_name='a\${b}'")).track.run_name == "a${b}"
+    assert rundir.resume(raw("resume=begun", r"track.run_name='a\${b}'")).track.run_name == "a${b}"
 
 
 @pytest.mark.usefixtures("begun")
 def test_resume_follows_a_folder_that_was_moved(raw, tmp_path):
     (tmp_path / "begun").rename(tmp_path / "moved here")
-    assert rundir.resumed(raw("resume='moved here'")).out == str(tmp_path / "moved here")
+    assert rundir.resume(raw("resume='moved here'")).out == str(tmp_path / "moved here")
 
 
 @pytest.mark.parametrize("word", ["optim.lr=1", "model=resnet18", "out=x", "recipe=quickstart", "+x=1"])
 @pytest.mark.usefixtures("begun")
 def test_resume_refuses_what_would_be_another_run(raw, word):
     with pytest.raises(UserError) as caught:
-        rundir.resumed(raw("resume=begun", word))
+        rundir.resume(raw("resume=begun", word))
     message = str(caught.value)
     assert word in message or word.lstrip("+") in message
     assert "\n" not in message
@@ -262,4 +262,4 @@ def test_resume_refuses_what_would_be_another_run(raw, word):
 
 def test_resume_of_nothing_is_refused_by_name(raw, tmp_path):
     with pytest.raises(UserError, match=rf"^{tmp_path}/nowhere: no run here"):
-        rundir.resumed(raw("resume=nowhere"))
+        rundir.resume(raw("resume=nowhere"))

@@ -63,7 +63,7 @@ def test_it_goes_on_where_it_stopped(old, capsys):
 def test_it_is_in_the_report(old, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        report.go([str(old)])
+        report.write([str(old)])
     text = said.getvalue() + "".join(path.read_text() for path in tmp_path.glob("report/*.csv"))
     assert old.name in text and "tiny" in text
 
