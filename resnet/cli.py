@@ -1,6 +1,6 @@
 """What every command shares: `knob=value` words to a checked dataclass, one-line errors, exit statuses.
 
-The small commands have no Hydra, and no OmegaConf either: its YAML would read `out=1e3` or `dir=a: b` as something else than text.
+The small commands have no Hydra, and no OmegaConf either: its YAML would not read `out=1e3` or `dir=a: b` as text.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def parse(kind: type[Knobs], values: dict[str, str], command: str) -> Knobs:
 
 def hints(kind: type) -> dict[str, Any]:
     """The knobs of a dataclass by name, with their types."""
-    return typing.get_type_hints(kind)
+    types = typing.get_type_hints(kind)
+    return {field.name: types[field.name] for field in dataclasses.fields(kind)}
 
 
 def nearest(word: str, words: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ Absolute figures belong to one machine on one day; ratios travel.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -31,7 +32,7 @@ def help_text() -> str:
     """Every command and knob, a line each."""
     lines = ["Measure this suite beside something else: python -m resnet.bench COMMAND knob=value ..."]
     for command, (kind, _) in COMMANDS.items():
-        lines += ["", f"{command:<8} {kind.__doc__}", *cli.lines(kind, list(cli.hints(kind)))]
+        lines += ["", f"{command:<8} {kind.__doc__}", *cli.help_lines(kind, list(cli.hints(kind)))]
     return "\n".join(lines)
 
 
@@ -55,6 +56,7 @@ def measure(command: str, words: Sequence[str]) -> int:
             print("interrupted before a round was complete; there is nothing to print", file=sys.stderr)
             return cli.INTERRUPTED
         result.notes.append("Interrupted: the rows above were complete, others are missing.")
+    result.facts["load at the end"] = f"{os.getloadavg()[0]:.1f}"
     print(result.markdown())  # first: what was measured is not to be lost to a full disk
     if knobs.out:
         for path in result.write(Path(knobs.out), command):

@@ -1,105 +1,86 @@
-"""What every benchmark comes to: rows of two sides and their ratio, beside a goal; as a page of Markdown and as JSON."""
+"""What every benchmark measures: rows of two sides and their ratio, as a page of Markdown and as JSON."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from resnet import UserError
 from resnet.cli import knob
+from resnet.config.checks import Settings
 
-HEAD = "| what | ours | theirs | against | ratio | goal | | of the limit |"
+HEAD = "| what | ours | theirs | against | ratio | of the limit |"
 
 
 @dataclass(kw_only=True)
-class Kept:
-    """The knobs of every benchmark: where its outcome goes, beside the terminal."""
+class Knobs(Settings):
+    """The knobs of every benchmark."""
 
-    out: str | None = knob(None, "folder for the outcome as JSON and Markdown")
-    track: Literal["off", "mlflow"] = knob("off", "mlflow: enter it in ./mlflow.db too, experiment `bench`")
+    rounds: int = knob(5, "interleaved; medians over them")
+    out: str | None = knob(None, "folder for the result as JSON and Markdown")
 
-
-@dataclass(frozen=True)
-class Goal:
-    """What a ratio should be; of a row without another side, what its own value should be."""
-
-    sense: Literal[">=", "<="]
-    value: float
-
-    def verdict(self, reached: float) -> str:
-        """`reached`, or by how much it was missed."""
-        short = self.value - reached if self.sense == ">=" else reached - self.value
-        return "reached" if short <= 0 else f"missed by {brief(short)}"
+    def __post_init__(self) -> None:
+        self.check_above(0, "rounds")
 
 
-def at_least(value: float) -> Goal:
-    """The goal of being no less."""
-    return Goal(">=", value)
+@dataclass(kw_only=True)
+class NetworkKnobs(Knobs):
+    """The knobs of every benchmark of a network."""
 
+    model: str = knob("resnet50", "network")
+    dtype: Literal["bf16", "fp32"] = knob("bf16", "arithmetic")
+    batch: int = knob(32, "images a step")
+    size: int = knob(224, "side of the images, pixels")
 
-def at_most(value: float) -> Goal:
-    """The goal of being no more."""
-    return Goal("<=", value)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_above(0, "batch")
+        self.check("size", self.size >= 32, "must be at least 32 pixels")
+
+    @property
+    def label(self) -> str:
+        """What rows are called."""
+        return f"{self.model} {self.dtype}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Two sides, by rounds: the values of a round were measured one right after the other. `theirs` is empty for ours alone."""
+    """Two sides by rounds: the values of a round were measured one right after the other. `theirs` is empty for ours alone."""
 
     what: str  # with the unit
     ours: Sequence[float]
     theirs: Sequence[float] = ()
     against: str = ""
-    goal: Goal | None = None
-    limit: Sequence[float] = ()  # what the machine could do at best, by rounds
+    limit: Sequence[float] = ()  # the best that the machine could do, by rounds
     less_is_better: bool = False
 
     @property
     def ratio(self) -> float | None:
         """The median of the rounds' own ratios, ours to theirs."""
-        return paired(self.ours, self.theirs) if self.theirs else None
+        return median_ratio(self.ours, self.theirs) if self.theirs else None
 
     @property
     def fraction(self) -> float | None:
-        """How much of the machine's limit ours came to, the median over the rounds; 1 is all of it."""
+        """The share of the machine's limit that ours reaches, the median over the rounds; 1 is all of it."""
         if not self.limit:
             return None
-        return paired(self.limit, self.ours) if self.less_is_better else paired(self.ours, self.limit)
-
-    @property
-    def verdict(self) -> str:
-        """Of the goal, if there is one."""
-        reached = statistics.median(self.ours) if self.ratio is None else self.ratio
-        return self.goal.verdict(reached) if self.goal else ""
+        return median_ratio(self.limit, self.ours) if self.less_is_better else median_ratio(self.ours, self.limit)
 
     def cells(self) -> list[str]:
         """In the order of HEAD."""
         ratio, fraction = ("" if value is None else f"{value:.3f}" for value in (self.ratio, self.fraction))
-        goal = f"{self.goal.sense} {self.goal.value:g}" if self.goal else ""
         theirs = brief(statistics.median(self.theirs)) if self.theirs else ""
-        return [
-            self.what,
-            brief(statistics.median(self.ours)),
-            theirs,
-            self.against,
-            ratio,
-            goal,
-            self.verdict,
-            fraction,
-        ]
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON: what was measured, and what it comes to."""
-        return {**asdict(self), "ratio": self.ratio, "fraction_of_limit": self.fraction, "verdict": self.verdict}
+        return [self.what, brief(statistics.median(self.ours)), theirs, self.against, ratio, fraction]
 
 
-def paired(mine: Sequence[float], others: Sequence[float]) -> float:
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
     """The median of the ratios of pairs."""
-    return statistics.median(one / other for one, other in zip(mine, others, strict=True))
+    return statistics.median(one / other for one, other in zip(values, others, strict=True))
 
 
 def brief(value: float) -> str:
@@ -107,16 +88,38 @@ def brief(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One benchmark, measured. `about` says what is compared, and how, in sentences."""
+@dataclass
+class Result:
+    """A benchmark's result, filled in while it runs: what an interruption leaves is printed as well."""
 
-    about: str
-    rows: Sequence[Row]
-    facts: dict[str, str]  # of the machine and what ran on it
-    tables: Sequence[str] = ()  # more of it, in Markdown
-    notes: Sequence[str] = ()  # what else is to be known, such as a side left out
-    command: str = field(default="")
+    command: str = ""
+    about: str = ""  # what is compared, and how, in sentences
+    rows: list[Row] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)  # of the machine and its software
+    tables: list[str] = field(default_factory=list)  # more, in Markdown
+    notes: list[str] = field(default_factory=list)  # such as a side that was left out
+    interrupted: bool = False
+
+    def measure(self, sides: Mapping[str, Callable[[], float]], rounds: int, what: str) -> dict[str, list[float]]:
+        """The values of every side, measured once a round, so that a busy machine disturbs all of them alike.
+
+        Each round is reported on stderr. Ctrl-C ends it: the complete rounds are returned, and `interrupted` is set. Raises
+        KeyboardInterrupt if there is none.
+        """
+        values: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(1, rounds + 1):
+            try:
+                for name, side in sides.items():
+                    values[name].append(side())
+            except KeyboardInterrupt:
+                if number == 1:
+                    raise
+                self.interrupted = True
+                self.notes.append(f"Interrupted: {what}: {number - 1} of {rounds} rounds.")
+                return {name: measured[: number - 1] for name, measured in values.items()}
+            newest = ", ".join(f"{name} {measured[-1]:.4g}" for name, measured in values.items())
+            print(f"{what}, round {number} of {rounds}: {newest}", file=sys.stderr, flush=True)
+        return values
 
     def markdown(self) -> str:
         """A page, or a part of one."""
@@ -130,18 +133,18 @@ class Outcome:
             parts.append("\n".join([*rows, *(f"| {' | '.join(row.cells())} |" for row in self.rows)]))
         return "\n\n".join([*parts, *self.tables, *self.notes])
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "rows": [row.plain() for row in self.rows]}
+    def json(self) -> dict[str, Any]:
+        """What was measured, and the ratios."""
+        rows = [{**asdict(row), "ratio": row.ratio, "fraction_of_limit": row.fraction} for row in self.rows]
+        return {**asdict(self), "rows": rows}
 
-
-def write(outcome: Outcome, folder: Path, name: str) -> list[Path]:
-    """<name>.json and <name>.md in `folder`, which is made. Raises UserError where it can't be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        made = [folder / f"{name}.json", folder / f"{name}.md"]
-        made[0].write_text(json.dumps(outcome.plain(), indent=1) + "\n")
-        made[1].write_text(f"# {name}\n\n{outcome.markdown()}\n")
-    except OSError as error:
-        raise UserError(f"out={folder}: cannot be written to ({error.strerror}); give another folder") from error
-    return made
+    def write(self, folder: Path, name: str) -> list[Path]:
+        """Write <name>.json and <name>.md in `folder`, which is created. Raises UserError where it can't be."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths = [folder / f"{name}.json", folder / f"{name}.md"]
+            paths[0].write_text(json.dumps(self.json(), indent=1) + "\n")
+            paths[1].write_text(f"# {name}\n\n{self.markdown()}\n")
+        except OSError as error:
+            raise UserError(f"out={folder}: cannot be written to ({error.strerror}); give another folder") from error
+        return paths

@@ -1,9 +1,8 @@
-"""How long a start takes: to the first finished step against a plain Keras script, to --help, and to a refusal."""
+"""How long a start takes: to the end of the first step against a plain Keras script, to --help, and to a refusal."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,19 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from resnet import UserError
-from resnet.bench import trainings
-from resnet.bench.result import Kept, Outcome, Row, at_most
-from resnet.bench.sides import facts, interleaved
-from resnet.bench.turns import ROOT
+from resnet.bench.result import NetworkKnobs, Result, Row
+from resnet.bench.train import new_folder, run_trainings, step_times, words_of
+from resnet.bench.workers import Child
 from resnet.cli import knob
-from resnet.config.checks import check
+from resnet.config import compose
 
-HELP, REFUSED = ["--help"], ["optim.momentm=0.9"]  # a typing error, as people make them
-ANSWER_S = 1.0  # the goal for both
+# Name, words and exit status; the second is a typing error, as people make them.
+ANSWERS = (("--help", ["--help"], 0), ("a refused configuration", ["optim.momentm=0.9"], 1))
 ABOUT = """
 Wall time from the start of a process, everything read from the disk's cache. The first step: resnet.train on
 synthetic images with track=off, and with MLflow in a new SQLite file as is its default, beside a plain script with
@@ -33,105 +30,83 @@ Answers: resnet.train --help, and with a knob that does not exist.
 
 
 @dataclass(kw_only=True)
-class Start(Kept):
+class Start(NetworkKnobs):
     """process start to first finished step, against a plain Keras script with the same network; and --help and refusals"""
 
-    model: str = knob("resnet50", "network")
     dtype: Literal["bf16", "fp32"] = knob("fp32", "arithmetic")
-    batch: int = knob(32, "images a step")
-    size: int = knob(224, "side of the images, pixels")
-    rounds: int = knob(5, "interleaved; ratios are medians over them")
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "rounds"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        check(self.size >= 32, "size", self.size, "must be at least 32 pixels")
 
 
-def measure(asked: Start) -> Outcome:
+def measure(knobs: Start, result: Result) -> None:
     """Both parts."""
-    return Outcome(ABOUT, [*first_steps(asked), *answers(asked)], facts())
+    result.about = ABOUT
+    first_steps(knobs, result)
+    if not result.interrupted:
+        answers(knobs, result)
 
 
-def first_steps(asked: Start) -> list[Row]:
+def first_steps(knobs: Start, result: Result) -> None:
     """To the end of the first step."""
-    network = row_of(asked.model)
+    network = network_json(knobs.model)
     with tempfile.TemporaryDirectory() as place:
-        number = iter(range(10**6))
 
         def ours(*words: str) -> float:
-            return trainings.first_step_s([*trainings.words(asked, 1), *words], Path(place, str(next(number))))
+            out, began = new_folder(place), time.time()
+            run_trainings([(words_of(knobs, 1, *words), out)])
+            return min(step_times(out).values()) - began
+
+        def keras() -> float:
+            began = time.time()
+            words = ["start", network, knobs.dtype, str(knobs.batch), str(knobs.size)]
+            with Child("keras_child", words) as child:
+                return float(child.wait().facts["first_step_at"]) - began
 
         sides: dict[str, Callable[[], float]] = {
-            "ours": lambda: ours("track=off"),
-            "with MLflow": lambda: ours(f"track.uri=sqlite:///{place}/{next(number)}.db", "track.log_model=false"),
-            "keras": lambda: keras_s([network, asked.dtype, str(asked.batch), str(asked.size)]),
-            "import": lambda: wall_s_of([sys.executable, "-c", "import tensorflow"], 0),
+            "track=off": lambda: ours("track=off"),
+            "MLflow": lambda: ours(f"track.uri=sqlite:///{new_folder(place)}.db", "track.log_model=false"),
+            "keras": keras,
+            "import": lambda: run_process([sys.executable, "-c", "import tensorflow"], 0)[0],
         }
-        seconds = interleaved(sides, asked.rounds, f"{asked.model} {asked.dtype} first step, s")
-    return [
-        Row(
-            f"{asked.model} {asked.dtype}, start to first step {how}, s",
-            seconds[side],
-            seconds["keras"],
-            "a plain Keras script",
-            at_most(1.0),
-            seconds["import"],
-            less_is_better=True,
-        )
-        for side, how in (("ours", "with track=off"), ("with MLflow", "with MLflow"))
-    ]
+        seconds = result.measure(sides, knobs.rounds, f"{knobs.label} first step, s")
+    for side in ("track=off", "MLflow"):
+        what = f"{knobs.label}, start to first step with {side}, s"
+        theirs, limit = seconds["keras"], seconds["import"]
+        result.rows.append(Row(what, seconds[side], theirs, "a plain Keras script", limit, less_is_better=True))
 
 
-def row_of(model: str) -> str:
-    """The network's row of conf/model, as JSON."""
-    from resnet.config import compose
-
+def network_json(model: str) -> str:
+    """The network's row of conf/model."""
     row = asdict(compose.for_inference([f"model={model}"]).model)
     return json.dumps({**row, "block": row["block"].name})
 
 
-def keras_s(words: Sequence[str]) -> float:
-    """Seconds from the start of the plain script to the end of its first step."""
-    began = time.time()
-    _, done = wall_s([sys.executable, "-m", "resnet.benchmarks.keras_start", *words], 0, str(ROOT))
-    return float(done.stdout.strip().splitlines()[-1]) - began
-
-
-def wall_s(
-    command: Sequence[str], status: int, path: str | None = None
-) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Seconds of a whole process, and what it said. Raises UserError unless it ends with this status."""
-    env = {**os.environ, "PYTHONPATH": path} if path else None
+def run_process(command: Sequence[str], status: int) -> tuple[float, str]:
+    """Seconds of a whole process, and its stderr. Raises UserError unless it ends with this status."""
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    spent = time.monotonic() - began
-    if done.returncode != status:
-        last = (done.stderr.strip().splitlines() or ["not a word"])[-1]
-        raise UserError(f"{' '.join(command[1:4])}: exit status {done.returncode}, not {status}: {last}")
-    return spent, done
+    process = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    seconds = time.monotonic() - began
+    if process.returncode != status:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{' '.join(command[1:4])}: exit status {process.returncode}, not {status}: {last}")
+    return seconds, process.stderr
 
 
-def wall_s_of(command: Sequence[str], status: int) -> float:
-    """The seconds alone."""
-    return wall_s(command, status)[0]
-
-
-def answers(asked: Start) -> list[Row]:
+def answers(knobs: Start, result: Result) -> None:
     """--help and a refusal, and how many modules of TensorFlow they imported."""
     command = [sys.executable, "-m", "resnet.train"]
-    cases = (("--help", HELP, 0), ("a refused configuration", REFUSED, 1))
-    sides = {name: partial(wall_s_of, [*command, *words], status) for name, words, status in cases}
-    seconds = interleaved(sides, asked.rounds, "answers, s")
-    rows = [Row(f"{name}, s", seconds[name], goal=at_most(ANSWER_S), less_is_better=True) for name in sides]
-    for name, words, status in cases:
-        count = float(imported("tensorflow", words, status))
-        rows.append(Row(f"{name}, modules of TensorFlow imported", [count], goal=at_most(0), less_is_better=True))
-    return rows
+
+    def answer_s(words: Sequence[str], status: int) -> float:
+        return run_process([*command, *words], status)[0]
+
+    sides = {name: partial(answer_s, words, status) for name, words, status in ANSWERS}
+    seconds = result.measure(sides, knobs.rounds, "answers, s")
+    result.rows += [Row(f"{name}, s", seconds[name], less_is_better=True) for name in sides]
+    for name, words, status in ANSWERS:
+        count = imported("tensorflow", words, status)
+        result.rows.append(Row(f"{name}, modules of TensorFlow imported", [float(count)], less_is_better=True))
 
 
 def imported(package: str, words: Sequence[str], status: int) -> int:
     """How many modules of a package `python -m resnet.train` imports with these words."""
-    _, done = wall_s([sys.executable, "-X", "importtime", "-m", "resnet.train", *words], status)
-    names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    _, stderr = run_process([sys.executable, "-X", "importtime", "-m", "resnet.train", *words], status)
+    names = [line.rpartition("|")[2].strip() for line in stderr.splitlines() if line.startswith("import time:")]
     return sum(name == package or name.startswith(f"{package}.") for name in names)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from resnet.bench import images, trainings
-from resnet.bench.result import Kept, Outcome, Row, at_least, at_most
-from resnet.bench.sides import facts, interleaved
-from resnet.bench.turns import Child, entered
+from resnet import UserError
+from resnet.bench import images
+from resnet.bench.result import NetworkKnobs, Result, Row
+from resnet.bench.workers import Child
 from resnet.cli import knob
-from resnet.config.checks import check
+from resnet.rundir import result as result_file
 
 PHOTOS = 64  # different ones
-EPOCH_STEPS = 100  # in which the goal for checkpoints is told
+EPOCH_STEPS = 100  # for which the cost of a checkpoint is reported
+STOP_S = 20  # for an interrupted training to save and end
 ABOUT = """
-resnet.train on shards of JPEG made on the spot (500x375, about 100 KB), and again on synthetic images, which gives
+resnet.train on shards of random JPEG (500x375, about 100 KB), and again on synthetic images, which gives
 t_step; in the same rounds one core reads the same shards as training does, which gives t_input. Ideal, and the limit,
 is 1 / (t_step + t_input / cores): all cores busy with either. Evaluation is a whole one of synthetic images, opened
 anew each time, beside forward passes over one batch. Checkpoints: in one training a checkpoint every second stretch
@@ -29,35 +35,89 @@ of steps; the pair is the stretch after it, with all that is written meanwhile, 
 
 
 @dataclass(kw_only=True)
-class Train(Kept):
+class Train(NetworkKnobs):
     """a whole training on JPEG shards against the ideal of its parts; evaluation against forward passes; what checkpoints cost"""
 
-    model: str = knob("resnet50", "network")
-    dtype: Literal["bf16", "fp32"] = knob("bf16", "arithmetic")
-    batch: int = knob(32, "images a step")
-    size: int = knob(224, "side of the images, pixels")
-    rounds: int = knob(5, "interleaved; ratios are medians over them")
     steps: int = knob(50, "of each training; the first is not counted")
     eval_steps: int = knob(20, "batches of each evaluation")
     stretch: int = knob(10, "steps beside a checkpoint, and as many without")
 
     def __post_init__(self) -> None:
-        for name in ("batch", "rounds", "stretch"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        for name in ("steps", "eval_steps"):
-            check(getattr(self, name) > 2, name, getattr(self, name), "must be above 2")
-        check(self.size >= 32, "size", self.size, "must be at least 32 pixels")
-
-    @property
-    def label(self) -> str:
-        """Of its rows."""
-        return f"{self.model} {self.dtype}"
+        super().__post_init__()
+        self.check_above(0, "stretch")
+        self.check_above(2, "steps", "eval_steps")
 
 
-def measure(asked: Train) -> Outcome:
+# --------------------------------------------------------------------------------------- trainings, for other benchmarks too
+def run_trainings(
+    jobs: Sequence[tuple[Sequence[str], Path]], cores: Sequence[Sequence[int]] = ()
+) -> list[dict[str, Any]]:
+    """The results of trainings that run at once: (words, out) of each, and the cores that it is bound to.
+
+    Raises UserError, with its last line, if one fails. Interrupted, it stops them.
+    """
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for (words, out), own in itertools.zip_longest(jobs, cores):
+            command = [sys.executable, "-m", "resnet.train", *words, f"out={out}"]
+            bind = partial(os.sched_setaffinity, 0, own) if own else None
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=bind
+            )
+            processes.append(process)
+        errors = [process.communicate()[1].strip().splitlines() for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+            process.kill()
+    results = [result_file.read(out) for _, out in jobs]
+    for process, lines, content in zip(processes, errors, results, strict=True):
+        if process.returncode or content is None:
+            last = lines[-1] if lines else f"exit status {process.returncode} without a message"
+            raise UserError(f"a training failed: {last}")
+    return [content for content in results if content]
+
+
+def new_folder(place: str) -> Path:
+    """For a training, in `place`."""
+    return Path(tempfile.mkdtemp(dir=place), "run")
+
+
+def words_of(knobs: NetworkKnobs, steps: int, *more: str, data: str = "synthetic", save_every: int = 0) -> list[str]:
+    """Words of a training of so many steps and nothing else, on synthetic images, which cost nothing to read, or a folder's."""
+    return [
+        f"model={knobs.model}",
+        f"dtype={knobs.dtype}",
+        f"batch={knobs.batch}",
+        *(["data=synthetic"] if data == "synthetic" else ["data=imagenet", f"data.dir={data}"]),
+        f"data.image_size={knobs.size}",
+        f"steps={steps}",
+        f"epochs={steps}",
+        "schedule=constant",
+        "optim=sgd",
+        "optim.lr=1e-4",
+        "eval=false",
+        f"save_every_steps={save_every or 10 * steps}",
+        *more,
+    ]
+
+
+def step_times(out: Path) -> dict[int, float]:
+    """time.time() at the end of each step whose loss is in <out>/metrics.jsonl."""
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["time_ms"] / 1000 for line in lines if "train/loss" in line}
+
+
+# ----------------------------------------------------------------------------------------------------------- the benchmark
+def measure(knobs: Train, result: Result) -> None:
     """The three of them, one after the other."""
-    rows = [*end_to_end(asked), *evaluation(asked), checkpoints(asked)]
-    return Outcome(ABOUT, rows, facts())
+    result.about = ABOUT
+    for part in (end_to_end, evaluation, checkpoints):
+        if not result.interrupted:
+            part(knobs, result)
 
 
 def ideal(step_rate: float, input_rate: float, cores: int) -> float:
@@ -65,71 +125,77 @@ def ideal(step_rate: float, input_rate: float, cores: int) -> float:
     return 1 / (1 / step_rate + 1 / (input_rate * cores))
 
 
-def end_to_end(asked: Train) -> list[Row]:
-    """Training on shards, and what could be."""
+def end_to_end(knobs: Train, result: Result) -> None:
+    """Training on shards, and the ideal."""
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as place:
-        folder = images.shards(Path(place, "shards"), images.several(PHOTOS), asked.steps * asked.batch)
-        number = iter(range(10**6))
+        folder = images.shards(Path(place, "shards"), images.photos(PHOTOS), knobs.steps * knobs.batch)
 
         def images_per_s(data: str) -> float:
-            words = [*trainings.words(asked, asked.steps, data), "track=off"]
-            return float(trainings.result_of(words, Path(place, str(next(number))))["final/images_per_s"])
+            job = words_of(knobs, knobs.steps, "track=off", data=data), new_folder(place)
+            return float(run_trainings([job])[0]["final/images_per_s"])
 
-        reading = Child("our_input", [str(folder), str(asked.batch), str(asked.size)], cores={cores[0]})
-        with entered(("reading on one core", reading)):
-            sides: dict[str, Callable[[], float]] = {
+        words = ["read", str(folder), str(knobs.batch), str(knobs.size)]
+        with Child("children", words, cores={cores[0]}) as reader:
+            reader.wait()
+            sides = {
                 "shards": lambda: images_per_s(str(folder)),
                 "synthetic": lambda: images_per_s("synthetic"),
-                "reading": lambda: asked.steps * asked.batch / reading.turn(asked.steps),
+                "reading": lambda: knobs.batch / reader.step_time(knobs.steps),
             }
-            rates = interleaved(sides, asked.rounds, f"{asked.label} training, images/s")
+            rates = result.measure(sides, knobs.rounds, f"{knobs.label} training, images/s")
     best = [ideal(*pair, len(cores)) for pair in zip(rates["synthetic"], rates["reading"], strict=True)]
-    what = f"{asked.label} training on JPEG, images/s"
-    return [
-        Row(what, rates["shards"], best, "ideal of its parts", at_least(0.95), best),
+    what = f"{knobs.label} training on JPEG, images/s"
+    result.rows += [
+        Row(what, rates["shards"], best, "ideal of its parts", best),
         Row(what, rates["shards"], rates["synthetic"], "on synthetic images"),
         Row("reading, images/s on one core", rates["reading"]),
     ]
 
 
-def evaluation(asked: Train) -> list[Row]:
+def evaluation(knobs: Train, result: Result) -> None:
     """A whole evaluation beside forward passes, and the graphs that all of them took."""
-    words = f"model={asked.model} dtype={asked.dtype} batch={asked.batch} data=synthetic data.image_size={asked.size}"
-    sides = {name: Child("our_evaluation", [words, name]) for name in ("evaluation", "forward")}
-    with entered(*sides.items()) as children:
-        turns = {name: partial(child.pace, asked.eval_steps) for name, child in children.items()}
-        seconds = interleaved(turns, asked.rounds, f"{asked.label} evaluation, s a batch")
-        graphs = [float(children["evaluation"].facts["graphs"])]
-    ours, forward = ([asked.batch / spent for spent in seconds[side]] for side in ("evaluation", "forward"))
-    return [
-        Row(f"{asked.label} evaluation, images/s", ours, forward, "forward passes alone", at_least(0.9), forward),
-        Row(f"graphs traced in {asked.rounds + 1} evaluations", graphs, goal=at_most(1), less_is_better=True),
+    words = f"model={knobs.model} dtype={knobs.dtype} batch={knobs.batch} data=synthetic data.image_size={knobs.size}"
+    with Child("children", ["evaluate", words]) as child:
+        child.wait()
+        sides = {side: partial(child.step_time, knobs.eval_steps, side) for side in ("evaluation", "forward")}
+        seconds = result.measure(sides, knobs.rounds, f"{knobs.label} evaluation, s a batch")
+    ours, forward = ([knobs.batch / spent for spent in seconds[side]] for side in sides)
+    what = f"graphs traced in {len(ours) + 1} evaluations"
+    result.rows += [
+        Row(f"{knobs.label} evaluation, images/s", ours, forward, "forward passes alone", forward),
+        Row(what, [float(child.facts["graphs"])], less_is_better=True),
     ]
 
 
-def checkpoints(asked: Train) -> Row:
-    """An epoch of EPOCH_STEPS with one checkpoint beside one without."""
-    every = 2 * asked.stretch
-    steps = every * (asked.rounds + 1)
-    words = trainings.words(asked, steps, saved=every)
+def checkpoints(knobs: Train, result: Result) -> None:
+    """An epoch of EPOCH_STEPS with one checkpoint beside one without; the pairs that there are of an interrupted training."""
+    every = 2 * knobs.stretch
+    more = "track=off", f"log_every_steps={knobs.stretch}"
     with tempfile.TemporaryDirectory() as place:
-        trainings.result_of([*words, "track=off", f"log_every_steps={asked.stretch}"], Path(place, "run"))
-        times = trainings.times(Path(place, "run"))
-    pairs = [stretches(times, number * every, asked.stretch) for number in range(1, asked.rounds + 1)]
-    without = [free * EPOCH_STEPS / asked.stretch for _, free in pairs]
-    ours = [epoch + saving - free for epoch, (saving, free) in zip(without, pairs, strict=True)]
-    return Row(
-        f"{asked.label}, {EPOCH_STEPS} steps with a checkpoint, s",
-        ours,
-        without,
-        "without one",
-        at_most(1.01),
-        less_is_better=True,
-    )
+        out = Path(place, "run")
+        try:
+            run_trainings([(words_of(knobs, every * (knobs.rounds + 1), *more, save_every=every), out)])
+        except KeyboardInterrupt:
+            if not (out / "metrics.jsonl").exists():
+                raise
+            result.interrupted = True
+        times = step_times(out)
+    pairs = [stretches(times, number * every, knobs.stretch) for number in range(1, knobs.rounds + 1)]
+    complete = [pair for pair in pairs if pair]
+    if result.interrupted:
+        result.notes.append(f"Interrupted: checkpoints: {len(complete)} of {knobs.rounds} rounds.")
+    if complete:
+        without = [free * EPOCH_STEPS / knobs.stretch for _, free in complete]
+        ours = [epoch + saving - free for epoch, (saving, free) in zip(without, complete, strict=True)]
+        what = f"{knobs.label}, {EPOCH_STEPS} steps with a checkpoint, s"
+        result.rows.append(Row(what, ours, without, "without one", less_is_better=True))
 
 
-def stretches(times: dict[int, float], saved: int, stretch: int) -> tuple[float, float]:
-    """Seconds of the stretch of steps after the checkpoint of step `saved`, and of the next one."""
-    before, between, after = (times[saved + number * stretch] for number in range(3))
+def stretches(times: dict[int, float], saved: int, stretch: int) -> tuple[float, float] | None:
+    """Seconds of the stretch of steps after the checkpoint of step `saved`, and of the next one; None before their end."""
+    steps = [saved + number * stretch for number in range(3)]
+    if not set(steps) <= set(times):
+        return None
+    before, between, after = (times[step] for step in steps)
     return between - before, after - between

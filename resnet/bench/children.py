@@ -1,0 +1,240 @@
+"""This suite's sides of the benchmarks, each a process of its own: python -m resnet.bench.children NAME WORD ..."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from rich.console import Console
+
+from resnet.bench import flops, workers
+from resnet.bench.workers import Work
+from resnet.config import compose
+from resnet.config.data import Records
+from resnet.config.run import Run
+from resnet.config.track import Mlflow
+from resnet.config.training import Ema
+from resnet.data import pipeline, shards
+from resnet.data.source import Source, open_source
+from resnet.distributed import device, ranks
+from resnet.optim import schedule
+from resnet.track import provenance
+from resnet.track.tracker import Tracker
+from resnet.training import mlperf, progress, state
+from resnet.training.evaluation import Evaluator
+from resnet.training.meter import Reading
+from resnet.training.run_log import RunLog
+from resnet.training.step import TrainStep
+from resnet.training.watchdog import Watchdog
+
+Sides = tuple[dict[str, Any], Mapping[str, Work]]
+VERSIONS = {"versions": f"TensorFlow {tf.__version__}"}
+NAIVE = "naive: decode, slice, resize, flip, normalize each image"
+CROPS = "decode_and_crop_jpeg alone"
+HALF_LIFE_STEPS = 1000.0  # of the averaged weights
+
+
+def machine() -> Sides:
+    """The machine and its software, without which a figure means nothing."""
+    tags = provenance.source_tags(Path(__file__).parent)
+    threads = ranks.cpu_count()
+    facts = {
+        "machine": device.cpu_name(),
+        "cores": str(threads),
+        "threads": f"{threads}, as many as cores (TensorFlow's default)",
+        "instructions": " ".join(sorted({"amx_bf16", "avx512_bf16", "avx512f", "avx2"} & device.cpu_flags())),
+        "Python": platform.python_version(),
+        "TensorFlow": tf.__version__,
+        "commit": tags.get("mlflow.source.git.commit", "none")[:10] + "+" * (tags.get("git.dirty") == "true"),
+        "day": time.strftime("%Y-%m-%d"),
+    }
+    return facts, {}
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+def step(words: str, optim: str = "sgd", variant: str = "", folder: str = "") -> Sides:
+    """The compiled train step on synthetic images, called as the training loop calls it.
+
+    `variant`: `plain` has Keras's batch norm, and gradients by oneDNN alone; `tracked` also averages weights, logs and shows
+    progress, with MLflow's store in `folder`.
+    """
+    if variant == "plain":
+        device.uses_amx = lambda cluster, dtype: False  # noqa: ARG005
+        vars(state)["batch_norm_class"] = lambda cluster, hvd=None: tf.keras.layers.BatchNormalization  # noqa: ARG005
+    run = compose.for_inference(words.split())
+    run = replace(run, optim=compose.one_group("optim", f"optim={optim}", f"batch={run.batch}"))
+    if variant == "tracked":
+        settings = Mlflow(uri=f"sqlite:///{folder}/mlflow.db", run_name="bench")
+        run = replace(run, ema=Ema(half_life_steps=HALF_LIFE_STEPS), track=settings, out=folder)
+    world = device.init(run.cluster, run.dtype)
+    device.seed(run.seed)
+    source = open_source(run.data)
+    plan = schedule.plan(run, source.train_images)
+    trained = state.TrainState(run, world)
+    train_step = TrainStep(run, plan, source, trained, world)
+    train_step.prepare(0)
+    inputs, flag = train_step.inputs(0, 1, [1e-4]), tf.constant(0.0)
+    after = tracking(run, plan, source, trained, world) if variant == "tracked" else lambda _losses: None
+
+    def work(steps: int) -> float:
+        train_step.train(*inputs, flag)  # warms up
+        began = time.perf_counter()
+        for _ in range(steps):
+            losses, _ = train_step.train(*inputs, flag)
+            after(losses)
+        losses.numpy()
+        return time.perf_counter() - began
+
+    size = run.data.train_size or run.data.image_size
+    return {**VERSIONS, "threads": ranks.cpu_count(), "gflop": flops.gflop(trained.network, size)}, {"": work}
+
+
+def tracking(
+    run: Run, plan: schedule.Plan, source: Source, trained: state.TrainState, world: ranks.Ranks
+) -> Callable[[Any], None]:
+    """What the training loop does with the losses of a step: average the weights, log to MLflow, show progress."""
+    out = Path(run.out)
+    (out / "config.yaml").touch()
+    log = RunLog(run, out, plan, source, trained, world, mlperf.open_log(run, out, world))
+    terminal = Console(file=Path(os.devnull).open("w"), force_terminal=True)  # noqa: SIM115  # as long as the process
+    log.display = progress.Display(plan.total_steps, run.epochs, terminal)
+    ema = trained.ema
+    assert ema
+    ema.start()
+
+    def after(losses: Any) -> None:
+        trained.step = done = trained.step + 1
+        if plan.averages(done):
+            ema.update(tf.constant(plan.decay(done), tf.float32))
+        log.advance(done)
+        if plan.logs(done - 1, done):
+            log.train(done, Reading(float(losses[-1]), 1.0), {})
+
+    for _ in range(run.log_every_steps):  # traces the average and imports MLflow before the clock runs
+        after(tf.constant([1.0]))
+    tracker = log.tracker
+    assert isinstance(tracker, Tracker)
+    while tracker.run_id is None and tracker.sender and tracker.sender.is_alive():
+        time.sleep(0.1)
+    return after
+
+
+def evaluate(words: str) -> Sides:
+    """`evaluation`: a whole one, its last batch not full. `forward`: as many forward passes over one batch. A step is a batch."""
+    run = compose.for_inference(words.split())
+    world = device.init(run.cluster, run.dtype)
+    source, network = open_source(run.data), state.TrainState(run, world).network
+    forward_pass = tf.function(lambda images: network(images, training=False))
+    images = tf.random.normal([run.batch, run.data.image_size, run.data.image_size, 3])
+    evaluator = Evaluator(run, source, [network], world, Watchdog(run.cluster.stall_s, 0, print))
+    facts: dict[str, Any] = dict(VERSIONS)
+
+    def evaluation(steps: int) -> float:
+        source.eval_images = evaluator.images = steps * run.batch - run.batch // 2
+        began = time.perf_counter()
+        evaluator.batches = pipeline.evaluation(source, run.batch)
+        evaluator()
+        facts["graphs"] = evaluator.step.experimental_get_tracing_count()
+        return time.perf_counter() - began
+
+    def forward(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            logits = forward_pass(images)
+        logits.numpy()
+        return time.perf_counter() - began
+
+    return facts, {"evaluation": evaluation, "forward": forward}
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+def read(folder: str, batch: str, size: str) -> Sides:
+    """The training pipeline of the shards in `folder`. A step is a batch."""
+    source = open_source(Records(dir=folder, classes=1000, image_size=int(size)))
+    return VERSIONS, {"": reading(pipeline.train(source, int(batch), 1, 0))}
+
+
+def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
+    """Pipelines by name, of the shards in these folders; the naive one and `CROPS` are of `large`. A step is a batch."""
+    size, datasets = int(batch), {}
+    for name, folder in (("500x375", large), ("256 px, quality 75", small)):
+        source = open_source(Records(dir=folder, classes=1000))
+        if folder == large:
+            datasets[NAIVE] = naive(source, size)
+            datasets[CROPS] = crops_alone(source, size)
+            datasets["decode_and_crop_jpeg and TensorFlow's resize alone"] = crops_alone(source, size, 224)
+        datasets[f"training, {name}"] = pipeline.train(source, size, 1, 0)
+        datasets[f"evaluation, {name}"] = pipeline.evaluation(source, size).repeat()
+    if own:
+        source = open_source(Records(dir=own, classes=2**31 - 1))
+        datasets[f"naive, {own}"] = naive(source, size)
+        datasets[f"training, {own}"] = pipeline.train(source, size, 1, 0)
+    return {**VERSIONS, "pipelines": list(datasets)}, {name: reading(dataset) for name, dataset in datasets.items()}
+
+
+def reading(dataset: Any) -> Work:
+    """Batches -> the seconds in which they are read.
+
+    Every call opens the dataset and closes it again: its threads would read ahead while another side is measured.
+    """
+
+    def work(batches: int) -> float:
+        iterator = iter(dataset)
+        next(iterator)
+        began = time.perf_counter()
+        for _ in range(batches):
+            next(iterator)
+        return time.perf_counter() - began
+
+    return work
+
+
+def naive(source: Source, batch: int) -> Any:
+    """A first tf.data pipeline: each image by itself, in float, on the host. Dataset of (images, labels)."""
+    settings = source.settings
+    assert isinstance(settings, Records) and source.train
+
+    def decode(serialized: Any) -> Any:
+        example = tf.io.parse_single_example(serialized, pipeline.FEATURES)
+        image = tf.io.decode_jpeg(example["image/encoded"], channels=3)
+        shape, draws = tf.shape(image), tf.random.uniform([4, pipeline.TRIES])
+        top, left, height, width = tf.unstack(pipeline.crop_box(shape[0], shape[1], draws, 0.08, 4 / 3))
+        image = tf.image.resize(image[top : top + height, left : left + width], [settings.image_size] * 2)
+        image = tf.image.random_flip_left_right(image)
+        return (image - settings.mean) / settings.std, example["image/class/label"]
+
+    files = tf.data.Dataset.from_tensor_slices(list(source.train.files))
+    records = files.interleave(tf.data.TFRecordDataset, cycle_length=4).repeat().shuffle(64)
+    return records.map(decode, tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
+    """The part that no pipeline can leave out: decoding the crop, with `size` resizing it. From memory; nothing is batched."""
+    assert source.train
+    blocks = [shards.read(source.train, number) for number in range(len(source.train))]
+    encoded = tf.io.parse_example(blocks, pipeline.FEATURES)["image/encoded"]
+
+    def crop(jpeg: Any) -> Any:
+        shape, draws = tf.image.extract_jpeg_shape(jpeg), tf.random.uniform([4, pipeline.TRIES])
+        box = pipeline.crop_box(shape[0], shape[1], draws, 0.08, 4 / 3)
+        image = tf.image.decode_and_crop_jpeg(jpeg, box, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.shape(pipeline.resize(image, [size, size]) if size else image)
+
+    cropped = tf.data.Dataset.from_tensor_slices(encoded).repeat().map(crop, tf.data.AUTOTUNE)
+    return cropped.batch(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def peak(dtype: str) -> Sides:
+    """Matrix products: a turn is the seconds of a GFLOP, whatever the steps."""
+    return VERSIONS, {"": flops.products(dtype)}
+
+
+if __name__ == "__main__":
+    builders = (machine, step, evaluate, read, pipelines, peak)
+    workers.serve({builder.__name__: builder for builder in builders})

@@ -1,0 +1,81 @@
+"""Keras as people use it, each a process of its own: python -m resnet.bench.keras_child step|start WORD ..."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import tensorflow as tf
+
+from resnet.bench import flops, workers
+from resnet.bench.workers import Work
+from resnet.config.model import Block, Model
+from resnet.model.resnet import build
+
+POLICIES = {"bf16": "mixed_bfloat16", "fp32": "float32"}
+
+
+def compile_network(network: Any) -> Any:
+    """The network, ready for model.fit."""
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(tf.keras.optimizers.SGD(1e-4, momentum=0.9), loss, jit_compile=False)
+    return network
+
+
+def application(dtype: str, size: int) -> Any:
+    """keras.applications.ResNet50, compiled."""
+    tf.keras.mixed_precision.set_global_policy(POLICIES[dtype])
+    shape = (size, size, 3)
+    return compile_network(tf.keras.applications.ResNet50(weights=None, input_shape=shape, classifier_activation=None))
+
+
+def random_batch(batch: int, size: int) -> tuple[Any, Any]:
+    """Images and labels."""
+    return tf.random.normal([batch, size, size, 3]), tf.random.uniform([batch], 0, 1000, tf.int32)
+
+
+def step(dtype: str, batch: str, size: str) -> tuple[dict[str, Any], dict[str, Work]]:
+    """keras.applications.ResNet50 with model.fit, with every advantage.
+
+    One batch of normalized float images that is never read again, no weight decay, no metric but the loss, and a clock that
+    leaves out what model.fit does before its first step and after its last.
+    """
+    network = application(dtype, int(size))
+    dataset = tf.data.Dataset.from_tensors(random_batch(int(batch), int(size))).cache().repeat()
+
+    class Clock(tf.keras.callbacks.Callback):
+        _supports_tf_logs = True  # or Keras would fetch the loss at every step
+
+        def on_train_batch_begin(self, number: int, _logs: Any = None) -> None:
+            if number == 1:  # the one before warms up
+                self.first = time.perf_counter()
+
+        def on_train_batch_end(self, _number: int, _logs: Any = None) -> None:
+            self.last = time.perf_counter()
+
+    def work(steps: int) -> float:
+        clock = Clock()
+        network.fit(dataset, steps_per_epoch=steps + 1, epochs=1, verbose=0, callbacks=[clock])
+        return float(clock.last - clock.first)
+
+    versions = f"TensorFlow {tf.__version__}, its keras.applications"
+    return {"versions": versions, "gflop": flops.gflop(network, int(size))}, {"": work}
+
+
+def start(network: str, dtype: str, batch: str, size: str) -> tuple[dict[str, Any], dict[str, Work]]:
+    """A plain script: model.compile and model.fit for one step, with the network of resnet.model that is `network` in JSON.
+
+    The fact `first_step_at` is the time.time() at the end of the step.
+    """
+    row = json.loads(network)
+    model = compile_network(build(Model(**{**row, "block": Block[row["block"]]}), 1000, POLICIES[dtype]))
+    times: list[float] = []
+    clock = tf.keras.callbacks.LambdaCallback(on_batch_end=lambda _number, _logs: times.append(time.time()))
+    images, labels = random_batch(int(batch), int(size))
+    model.fit(images, labels, batch_size=int(batch), epochs=1, verbose=0, callbacks=[clock])
+    return {"first_step_at": times[0]}, {}
+
+
+if __name__ == "__main__":
+    workers.serve({"step": step, "start": start})

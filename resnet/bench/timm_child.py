@@ -1,0 +1,98 @@
+"""timm's networks on PyTorch, a process of its own: python -m resnet.bench.timm_child eager|compiled MODEL DTYPE BATCH SIZE.
+
+Run by a Python that has both; ours need not. As PyTorch's and timm's own scripts do it on a CPU: channels last, autocast for
+bfloat16, SGD with momentum, one batch of normalized images. timm wants torchvision's names when it is imported, and its ResNets
+use nothing of them: where torchvision is missing, or does not fit its PyTorch, empty names stand in.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import time
+import types
+from typing import Any
+
+from resnet.bench import workers
+from resnet.bench.workers import Work
+
+
+class Placeholder(type):
+    """A name that has any name below it."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return placeholder(name)
+
+
+def placeholder(name: str) -> Any:
+    """An empty class."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return Placeholder(name, (), {})
+
+
+class Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """torchvision, and everything in it, as modules of placeholders."""
+
+    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> Any:
+        mine = name.partition(".")[0] == "torchvision"
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if mine else None
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        module = types.ModuleType(spec.name)
+        vars(module).update(__path__=[], __getattr__=placeholder)
+        return module
+
+    def exec_module(self, _module: types.ModuleType) -> None:
+        """Nothing is in it."""
+
+
+def import_timm() -> Any:
+    """The module timm."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):  # missing, or built for another PyTorch
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.meta_path.insert(0, Torchvision())
+    return importlib.import_module("timm")
+
+
+def step(compiled: bool, model: str, dtype: str, batch: str, size: str) -> tuple[dict[str, Any], dict[str, Work]]:
+    """The train step, eager or by torch.compile."""
+    try:
+        torch, timm = importlib.import_module("torch"), import_timm()
+    except ImportError as error:
+        workers.unavailable(f"{sys.executable} has no {error.name}")
+    torch.manual_seed(0)
+    network = timm.create_model(model, pretrained=False, num_classes=1000)
+    network = network.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, weight_decay=1e-4)
+    criterion = torch.nn.CrossEntropyLoss()
+    forward = torch.compile(network) if compiled else network
+    images = torch.randn(int(batch), 3, int(size), int(size)).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (int(batch),))
+
+    def train_step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            loss = criterion(forward(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    def work(steps: int) -> float:
+        train_step()  # warms up
+        began = time.perf_counter()
+        for _ in range(steps):
+            train_step()
+        return time.perf_counter() - began
+
+    versions = f"timm {timm.__version__}, PyTorch {torch.__version__}"
+    return {"versions": versions, "threads": torch.get_num_threads()}, {"": work}
+
+
+if __name__ == "__main__":
+    workers.serve({"eager": functools.partial(step, False), "compiled": functools.partial(step, True)})
