@@ -31,7 +31,7 @@ def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
     """Evaluate, write the files into `out` and return what scores.json holds."""
     from resnet.data import pipeline, source
     from resnet.distributed.ranks import Ranks
-    from resnet.training import plots, trained
+    from resnet.training import artifacts, trained
     from resnet.training.evaluation import Evaluator
 
     made = trained.load(path, words)
@@ -45,7 +45,7 @@ def evaluate(path: str, words: Sequence[str], out: Path) -> dict[str, Any]:
     names = made.names or [str(number) for number in range(made.run.data.classes)]
     told = {"weights": str(Path(path).resolve()), "data": made.run.data.name, **scores.as_dict()}
     write(out, told, predictions.confusion(len(names)), names)
-    plots.of_predictions(out, images, predictions, names)
+    artifacts.of_predictions(out, images, predictions, names)
     return told
 
 

@@ -69,7 +69,14 @@ def train(
 
     with log:
         log.start(notes, evaluate.images)
-        with signals, watchdog, device.device_scope(run.cluster), checkpoints, log.profiling(profiler), unreadable:
+        with (
+            signals,
+            watchdog,
+            device.device_scope(run.cluster),
+            checkpoints,
+            log.finishing_profile(profiler),
+            unreadable,
+        ):
             if run.lr_find:
                 return lr_find.run(run, out, train_step, plan, signals, watchdog, log)
             if state.step and plan.evaluates(state.step) and not state.evaluated:  # killed before its evaluation

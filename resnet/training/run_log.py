@@ -93,7 +93,7 @@ class RunLog:
         self.display.evaluation_lines(step, self.plan.epoch(step), result, averaged)
 
     @contextlib.contextmanager
-    def profiling(self, profiler: profiling.Profiler) -> Iterator[None]:
+    def finishing_profile(self, profiler: profiling.Profiler) -> Iterator[None]:
         """At the end report a profile that was cut short."""
         try:
             yield

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
@@ -48,7 +48,7 @@ class TrainStep:
         self.train = tf.function(self.train_steps, input_signature=signature)
         return True
 
-    def inputs(self, first: int, last: int, lrs: Sequence[float] | None = None) -> tuple[Any, Any, Any]:
+    def inputs(self, first: int, last: int, lrs: ArrayLike | None = None) -> tuple[Any, Any, Any]:
         """Arguments of train() for the steps from `first` up to `last`; `lrs` replace the schedule's learning rates."""
         if lrs is None:
             lrs = self.plan.lr(np.arange(first, last)) * self.state.progress.lr_scale
