@@ -348,7 +348,7 @@ def test_every_promise_is_held_by_a_test_that_exists():
 
 def test_no_promise_is_held_by_nothing():
     text = (ROOT / "docs" / "reliability.md").read_text()
-    tables = re.findall(r"^\| promise \| held by \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.M)
+    tables = re.findall(r"^\| guarantee \| test \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.M)
     rows = [row for table in tables for row in table.splitlines()]
     assert len(rows) > 20
     for row in rows:
