@@ -1,15 +1,14 @@
 """What the original's four commands can be asked, and what each option, variable and key is called here.
 
-Tables only: `resnet.compat` reads them, --help prints them, and a test holds docs/original.md to them. A `key` is a knob of
-ours, or one of PLANNED, of which resnet.compat makes words; without a key an option means nothing any more.
+Tables only: `habana` reads them, --help prints them, and a test holds docs/original.md to them. A `key` is a knob of ours, or
+one of PLANNED, of which `habana` makes words; without a key an option means nothing any more.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass
-
-from resnet import UserError
 
 # kind -> (what a value must match, the same in words, what stands for it in --help)
 KINDS = {
@@ -27,29 +26,27 @@ KINDS = {
     "text": (r"(?s).+", "given", "VALUE"),
 }
 PLANNED = {
-    *("print", "help", "model", "config", "dtype", "size", "resnext", "lars", "card_batch", "shards"),
+    *("print", "model", "config", "dtype", "size", "resnext", "lars", "card_batch", "shards"),
     *("workers", "hosts", "interface", "gpus", "recover", "export", "eval_only"),
 }
 
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that can be asked. Without a `kind` it takes no value and says `fixed`; a truth says it when it is `when`."""
+    """One option, variable or key. Without a `kind` it is a flag, worth `fixed`; a truth is worth it when it is `when`."""
 
     names: str  # as they are typed, spaces between them
     key: str
-    said: str  # what becomes of it, for --help and docs/original.md
+    help: str  # what becomes of it, for --help and docs/original.md
     kind: str = ""
     fixed: str = ""
     when: str = "true"
 
-    def read(self, text: str, shown: str) -> str | None:
-        """The value of `key`, None if this asks for nothing. Raises UserError, naming what was typed by `shown`."""
-        if not self.kind:
-            return self.fixed
+    def convert(self, text: str) -> str | None:
+        """The value of `key`; None if this asks for nothing. Raises ArgumentTypeError, naming the value."""
         pattern, words, _ = KINDS[self.kind]
         if not re.fullmatch(pattern, text):
-            raise UserError(f"{shown}: must be {words}")
+            raise argparse.ArgumentTypeError(f"{text}: must be {words}")
         if self.kind == "limit" and text == "-1":
             return None
         if self.kind == "truth":
@@ -59,18 +56,16 @@ class Option:
         return text
 
 
-OURS = (
-    Option("--print", "print", "only print the line, start nothing", fixed="true"),
-    Option("-h --help", "help", "this text", fixed="true"),
-)
+def ignored(names: str, reason: str, kind: str = "text") -> Option:
+    """An option that means nothing any more."""
+    return Option(names, "", f"means nothing any more: {reason}", kind)
+
+
+PRINT = Option("--print", "print", "only print the line, start nothing", fixed="true")
+OF_A_CARD = "of one card, so batch= is it times the ranks"
 BOTH = (
     Option("-d --dtype", "dtype", "dtype=, which must be given", "dtype"),
-    Option(
-        "-b --batch-size",
-        "card_batch",
-        "of one card, so batch= is it times the ranks; 256 for bf16, 128 for fp32",
-        "whole",
-    ),
+    Option("-b --batch-size", "card_batch", f"{OF_A_CARD}; 256 for bf16, 128 for fp32", "whole"),
     Option("-e --epochs", "epochs", "epochs=, 1 if not given", "number"),
     Option(
         "-a --data-dir", "shards", "data=imagenet data.dir=, or data=folder where its classes.txt says so", "folder"
@@ -91,7 +86,7 @@ ESTIMATOR = (
     *BOTH,
     Option("-l --eval-steps", "eval_steps", "eval_steps=", "limit"),
     Option("-c --checkpoint-steps", "save_every_steps", "save_every_steps=; after every epoch if not given", "whole"),
-    Option("--use-train-and-evaluate", "", "means nothing any more: one loop trains and evaluates"),
+    ignored("--use-train-and-evaluate", "one loop trains and evaluates", ""),
     Option("--epochs-between-evals", "eval_every_epochs", "eval_every_epochs=, 1 if not given", "number"),
     Option("--enable-lars-optimizer", "lars", "optim=lars", fixed="true"),
     Option("--stop_threshold", "stop_at_top1", "stop_at_top1=", "number"),
@@ -113,7 +108,7 @@ HVD_ENVIRONMENT = (
     Option("IMAGENET_DIR", "shards", "as -a of demo_resnet", "folder"),
     Option("RESNET_SIZE", "size", "model=; 50, or 101 with --resnext", "size"),
     Option("USE_LARS_OPTIMIZER", "lars", "optim=lars, or 0: optim=sgd; 1 if not given, but 0 with --resnext", "truth"),
-    Option("BATCH_SIZE", "card_batch", "of one card, so batch= is it times the ranks; 256", "whole"),
+    Option("BATCH_SIZE", "card_batch", f"{OF_A_CARD}; 256", "whole"),
     Option("TRAIN_EPOCHS", "epochs", "epochs=; as published if not given: 38 for LARS, else 90", "number"),
     Option("TRAIN_STEPS", "steps", "steps=", "limit"),
     Option("NO_EVAL", "eval", "eval=false", "truth", fixed="false"),
@@ -123,7 +118,7 @@ HVD_ENVIRONMENT = (
         "cluster.ranks=; all Gaudi cards (8 in an HLS-1), or 2 ranks of a CPU",
         "whole",
     ),
-    Option("HLS_TYPE", "", "means nothing any more: the cards find each other without a file of their type", "text"),
+    ignored("HLS_TYPE", "the cards find each other without a file of their type"),
     Option(
         "MULTI_HLS_IPS", "hosts", "cluster.hosts=, with so many ranks on each; on Gaudi ssh takes port 3022", "hosts"
     ),
@@ -143,18 +138,14 @@ RUNNER = (
     Option("--hb_config", "config", "the YAML file: model, env_variables, parameters", "text"),
 )
 PARAMETERS = (
-    Option("batch_size", "card_batch", "of one card, so batch= is it times the ranks", "whole"),
-    Option(
-        "clean", "", "means nothing any more: nothing is ever deleted; for a new run give another model_dir", "truth"
-    ),
+    Option("batch_size", "card_batch", OF_A_CARD, "whole"),
+    ignored("clean", "nothing is ever deleted; for a new run give another model_dir", "truth"),
     Option("data_dir", "shards", "as -a of demo_resnet", "folder"),
-    Option("data_format", "", "means nothing any more: the layout of images is the program's own affair", "text"),
-    Option(
-        "data_loader_image_type", "", "means nothing any more: images are bytes until they are on the device", "text"
-    ),
+    ignored("data_format", "the layout of images is the program's own affair"),
+    ignored("data_loader_image_type", "images are bytes until they are on the device"),
     Option("disable_warmup", "schedule.warmup_epochs", "schedule.warmup_epochs=0", "truth", fixed="0"),
     Option("display_steps log_steps", "log_every_steps", "log_every_steps=", "whole"),
-    Option("distribution_strategy", "", "means nothing any more: use_horovod or num_gpus tells how many ranks", "text"),
+    ignored("distribution_strategy", "use_horovod or num_gpus tells how many ranks"),
     Option("enable_checkpoint_and_export", "export", "as -c of demo_keras_resnet", "truth", fixed="true"),
     Option("enable_lars", "lars", "optim=lars", "truth", fixed="true"),
     Option("epochs_between_evals", "eval_every_epochs", "eval_every_epochs=", "number"),
@@ -164,48 +155,46 @@ PARAMETERS = (
     ),
     Option("export_dir", "export", "resnet.export there after the training; True: exported/ in model_dir", "text"),
     Option("fine_tune", "finetune.freeze", "finetune.freeze=head", "truth", fixed="head"),
-    Option("hooks", "", "means nothing any more: every metric is logged, see track=", "text"),
-    Option(
-        "image_bytes_as_serving_input", "", "means nothing any more: an export takes pixels and JPEG bytes", "truth"
-    ),
+    ignored("hooks", "every metric is logged, see track="),
+    ignored("image_bytes_as_serving_input", "an export takes pixels and JPEG bytes", "truth"),
     Option("label_smoothing", "label_smoothing", "label_smoothing=", "number"),
-    Option("mini_imagenet", "", "means nothing any more: data_dir alone says which images", "truth"),
+    ignored("mini_imagenet", "data_dir alone says which images", "truth"),
     Option("model_dir", "out", "out=", "folder"),
     Option("num_gpus", "gpus", "cluster=gpu1, or gpu8 with so many ranks; 0: none", "count"),
     Option("pretrained_model_checkpoint_path", "init", "init=", "text"),
     Option("resnet_size", "size", "model=resnet50, ...", "size"),
-    Option("resnet_version", "", "means nothing any more: 1 is v1.5, as every network here is", "version"),
+    ignored("resnet_version", "1 is v1.5, as every network here is", "version"),
     Option("return_before_eval skip_eval", "eval", "eval=false", "truth", fixed="false"),
     Option("save_checkpoint_steps", "save_every_steps", "save_every_steps=", "whole"),
     Option("steps_per_loop", "steps_per_loop", "steps_per_loop=", "whole"),
     Option("train_epochs", "epochs", "epochs=, 1 if not given", "number"),
     Option("train_steps", "steps", "steps=", "limit"),
     Option("use_horovod", "workers", "as -o of demo_resnet", "truth", fixed="all"),
-    Option("use_train_and_evaluate", "", "means nothing any more: one loop trains and evaluates", "truth"),
+    ignored("use_train_and_evaluate", "one loop trains and evaluates", "truth"),
     Option("weight_decay", "optim.weight_decay", "optim.weight_decay=", "number"),
 )
-HISTORY = "means nothing any more: a setting of Habana's compiler of release 0.13"
+COMPILER = "a setting of Habana's compiler of release 0.13"
 RUNNER_ENVIRONMENT = (
     Option("TF_ENABLE_BF16_CONVERSION", "dtype", "1: dtype=bf16; 0 or not given: dtype=fp32", "truth"),
-    Option("TF_PRELIMINARY_CLUSTER_SIZE", "", HISTORY, "text"),
-    Option("TF_PRELIMINARY_CLUSTER_SIZE_THRESHOLD", "", HISTORY, "text"),
-    Option("HBN_TF_REGISTER_DATASETOPS", "", "means nothing any more: cluster.prefetch needs no extension", "text"),
-    Option("HCL_CONFIG_PATH", "", "means nothing any more: the cards find each other without it", "text"),
+    ignored("TF_PRELIMINARY_CLUSTER_SIZE", COMPILER),
+    ignored("TF_PRELIMINARY_CLUSTER_SIZE_THRESHOLD", COMPILER),
+    ignored("HBN_TF_REGISTER_DATASETOPS", "cluster.prefetch needs no extension"),
+    ignored("HCL_CONFIG_PATH", "the cards find each other without it"),
 )
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the original: its options, what it reads of the environment, and what --help says first."""
+    """A command of the original: its options, what it reads of the environment, and the first line of --help."""
 
-    said: str
+    help: str
     options: tuple[Option, ...]
     environment: tuple[Option, ...] = ()
 
 
 COMMANDS = {
-    "demo_resnet": Command("one card, or -o: all of this machine", (*ESTIMATOR, *OURS)),
-    "demo_keras_resnet": Command("ResNet-50, as demo_resnet trains it: there is one loop now", (*KERAS, *OURS)),
-    "demo_resnet_hvd.sh": Command("bf16 on all cards of one machine or of several", (RESNEXT, *OURS), HVD_ENVIRONMENT),
-    "habana_model_runner.py": Command("one run, described by a YAML file", (*RUNNER, *OURS)),
+    "demo_resnet": Command("one card, or -o: all of this machine", (*ESTIMATOR, PRINT)),
+    "demo_keras_resnet": Command("ResNet-50, as demo_resnet trains it: there is one loop now", (*KERAS, PRINT)),
+    "demo_resnet_hvd.sh": Command("bf16 on all cards of one machine or of several", (RESNEXT, PRINT), HVD_ENVIRONMENT),
+    "habana_model_runner.py": Command("one run, described by a YAML file", (*RUNNER, PRINT)),
 }
