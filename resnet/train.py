@@ -22,11 +22,11 @@ def main(runs: Iterable[Run] | None = None) -> None:
                 print(launchers.dry_run_text(run, out))
                 continue
             launchers.refuse_if_nested(run.cluster)
-            made = result.read(out)
-            if made and made.get("fingerprint") == fingerprint(run):
+            content = result.read(out)
+            if content and content.get("fingerprint") == fingerprint(run):
                 print(f"{out}: this run has finished already")
             elif launchers.needed(run.cluster):
-                made = supervisor.run(run, out)
+                content = supervisor.run(run, out)
             else:
                 launchers.check(run)
                 os.environ.update(launchers.device_environment(run))
@@ -34,10 +34,10 @@ def main(runs: Iterable[Run] | None = None) -> None:
                     rank_status.kill_stale_ranks(out)
                     from resnet.training import loop  # TensorFlow: after everything that can be refused
 
-                    made = loop.train(run, out)
+                    content = loop.train(run, out)
             from resnet.training import progress
 
-            progress.report(made, run)
+            progress.report(content, run)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from resnet.distributed.ranks import Ranks, bind_cores, join
 
 
 def init(cluster: Cluster, dtype: Dtype) -> Ranks:
-    """Set threads and memory, check that the device is there, find the other ranks. Call before the first TensorFlow operation.
+    """Configure threads and memory, check the device, and join the other ranks. Call before the first TensorFlow operation.
 
-    Raises UserError for a device this machine does not have, or ranks that nobody started.
+    Raises UserError for a device that this machine does not have, or ranks without a launcher.
     """
     if cluster.device is Device.hpu:
         gaudi.check(cluster, dtype)
@@ -32,7 +32,7 @@ def init(cluster: Cluster, dtype: Dtype) -> Ranks:
     if cluster.threads is not None or locals_ > 1:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     if cluster.device is not Device.gpu:
-        tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take the memory of all that are there
+        tf.config.set_visible_devices([], "GPU")  # or TensorFlow would allocate the memory of all of them
     match cluster.device:
         case Device.cpu:
             name = f"{cpu_name()}, {threads} threads"
@@ -56,7 +56,7 @@ def init(cluster: Cluster, dtype: Dtype) -> Ranks:
 
 
 def slowness(cluster: Cluster, dtype: Dtype) -> tuple[str, ...]:
-    """What makes this machine slow at this arithmetic, in words."""
+    """Warnings about arithmetic that is slow on this machine."""
     if cluster.device is Device.cpu and dtype.policy is Policy.mixed_float16:
         return (f"dtype={dtype.name}: a CPU's float16 is slow; dtype=fp32 and dtype=bf16 are faster",)
     native = {"avx512_bf16", "amx_bf16"} & cpu_flags()
@@ -68,13 +68,13 @@ def slowness(cluster: Cluster, dtype: Dtype) -> tuple[str, ...]:
 
 
 def placed_on(kind: str) -> str:
-    """The device that an operation placed on the first of that kind computes on; elsewhere, if that one is not to be had."""
+    """The device that computes an operation placed on the first of that kind; another one if TensorFlow falls back."""
     with tf.device(f"/device:{kind}:0"):
         return str((tf.ones([2, 2]) @ tf.ones([2, 2])).device)
 
 
 def assert_placement(cluster: Cluster) -> None:
-    """Raise UserError unless operations are computed where the cluster says: TensorFlow falls back to the CPU in silence."""
+    """Raise UserError unless operations run on the cluster's device: TensorFlow falls back to the CPU silently."""
     kind = cluster.device.value
     if not tf.config.list_physical_devices(kind):
         raise UserError(
@@ -88,7 +88,7 @@ def assert_placement(cluster: Cluster) -> None:
 
 
 def uses_amx(cluster: Cluster, dtype: Dtype) -> bool:
-    """Whether convolutions are computed as `convolution.convolve` and `convolution.packed` do.
+    """Whether convolutions use conv.convolve() and conv.pack_groups().
 
     Measured (docs/performance.md): half the time for filters with AMX in bfloat16; slower with AVX512_BF16 alone, and in float32.
     """
@@ -96,15 +96,15 @@ def uses_amx(cluster: Cluster, dtype: Dtype) -> bool:
 
 
 class IntRandom(random.Random):
-    """tf-keras 2.18 draws its seeds from 1 to 1e9, which is no whole number to Python 3.12."""
+    """tf-keras 2.18 draws its seeds by randint(1, 1e9), whose float Python 3.12 refuses."""
 
     def randint(self, a: float, b: float) -> int:
-        """A number from a to b, both among them."""
+        """An integer from a to b, both included."""
         return super().randint(int(a), int(b))
 
 
 def seed(number: int) -> None:
-    """Start every stream of random numbers that weights are drawn from."""
+    """Seed every random generator that weights are drawn from."""
     tf.keras.utils.set_random_seed(number)
     if importlib.util.find_spec("tf_keras"):
         from tf_keras.src import backend
@@ -119,7 +119,7 @@ def device_scope(cluster: Cluster) -> AbstractContextManager[None]:
 
 
 def prefetch_to_device(dataset: Any, cluster: Cluster) -> Any:
-    """`dataset` with its batches copied to the device before they are asked for, where there is one to copy to."""
+    """`dataset` with its batches copied to the device ahead of their step; as it is on a CPU."""
     if cluster.device is Device.cpu or not cluster.prefetch:
         return dataset
     return dataset.apply(tf.data.experimental.prefetch_to_device(f"/device:{cluster.device.value}:0"))

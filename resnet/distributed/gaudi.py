@@ -1,7 +1,7 @@
-"""Habana's Gaudi: whether cards are here, what they need in the environment, and their bring-up in the one order that works.
+"""Habana's Gaudi: finding cards, their environment variables, and their initialization in the one order that works.
 
-Known by the interface that Habana documents for habana-tensorflow 1.14 and by loading that package without a card;
-docs/gaudi.md says what has been tried. Nothing here imports TensorFlow before `load`.
+Written by the interface that Habana documents for habana-tensorflow 1.14, and tested by loading that package without a card;
+docs/gaudi.md says what has been tried. Nothing here imports TensorFlow before load().
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from resnet.config.run import Run
 ROOT = Path("/")  # tests look elsewhere
 PLUGIN = "habana_frameworks"
 CONVERSION = "TF_BF16_CONVERSION"
-LISTS = ("full", "basic")  # of operations, that Habana ships
+LISTS = ("full", "basic")  # of operations, shipped by Habana
 HINT = "Gaudi needs Python 3.10 and pip install -e '.[gaudi]' (docs/gaudi.md)"
 
 
 def kinds() -> list[str]:
-    """What kind each Gaudi card of this machine is, found without touching them.
+    """The kind of each Gaudi card of this machine, without touching it.
 
-    Loading the plug-in to find out is no way: where there is none it breaks TensorFlow for the whole process.
+    Loading the plug-in on a machine without a card breaks TensorFlow for the whole process.
     """
     known = [entry for entry in ROOT.glob("sys/class/accel/accel*") if re.fullmatch(r"accel\d+", entry.name)]
-    if known:  # other makers' accelerators stand there as well
+    if known:  # other vendors' accelerators are listed there as well
         paths = [entry / "device" / "device_type" for entry in known]
-        found = [path.read_text().strip() for path in paths if path.is_file()]
-        return [kind for kind in found if kind.upper().startswith("GAUDI")]
+        types = [path.read_text().strip() for path in paths if path.is_file()]
+        return [kind for kind in types if kind.upper().startswith("GAUDI")]
     nodes = [*ROOT.glob("dev/accel/accel*"), *ROOT.glob("dev/hl*")]
     return ["Gaudi" for node in nodes if re.fullmatch(r"(accel|hl)\d+", node.name)]
 
 
 def cards() -> int:
-    """How many of them this process may use."""
+    """How many cards this process may use."""
     modules = os.environ.get("HABANA_VISIBLE_MODULES", "")
     return min(len(kinds()), len(modules.split(","))) if modules else len(kinds())
 
 
 def check(cluster: Cluster, dtype: Dtype, ranks: int = 1) -> None:
-    """Raise UserError unless this machine has the plug-in and a card for each of its `ranks`, and bfloat16 is asked for once."""
+    """Raise UserError without the plug-in or a card for each of the `ranks` here, or if bfloat16 is chosen twice."""
     named = f"cluster={cluster.name}"
     if (here := cards()) == 0:
         raise UserError(
@@ -67,14 +67,14 @@ def check(cluster: Cluster, dtype: Dtype, ranks: int = 1) -> None:
 
 
 def environment(run: Run) -> dict[str, str]:
-    """What the plug-in reads when it is loaded: what the original set for releases 0.13 to 1.14.
+    """Environment variables of the plug-in, as the original set them for releases 0.13 to 1.14.
 
-    TF_BF16_CONVERSION (dtype.gaudi_conversion) has Habana's graph compiler choose what becomes bfloat16, by its full or its basic
-    list of operations or by a file of them. What the user has set wins.
+    TF_BF16_CONVERSION (dtype.gaudi_conversion) makes Habana's graph compiler convert operations to bfloat16, by its full or basic
+    list or by a file of them. Variables that the user has set take precedence.
     """
     way = run.dtype.gaudi_conversion
     return {
-        "TF_RECIPE_CACHE_PATH": f"{tempfile.gettempdir()}/resnet-recipes-{os.getuid()}",  # on a disk of the host's own
+        "TF_RECIPE_CACHE_PATH": f"{tempfile.gettempdir()}/resnet-recipes-{os.getuid()}",  # on a local disk
         "TF_ALLOW_CONTROL_EDGES_IN_HABANA_OPS": "1",
         "TF_DISABLE_MKL": "1",
         "HOROVOD_FUSION_THRESHOLD": "0",
@@ -84,9 +84,9 @@ def environment(run: Run) -> dict[str, str]:
 
 
 def load() -> str:
-    """Register this process's card with TensorFlow: before any operation, and before horovod.init(); the card's name.
+    """Register this process's card with TensorFlow, before any operation and before horovod.init(); the card's name.
 
-    Which card it is Habana's library takes from the environment that mpirun or horovodrun set; under srun from here.
+    Habana's library chooses the card by environment variables of mpirun or horovodrun; under srun this function sets one.
     """
     from habana_frameworks.tensorflow import load_habana_module
 

@@ -1,4 +1,4 @@
-"""Convolution, and ways to its gradients that a CPU with AMX goes faster in bfloat16 than oneDNN's own (docs/performance.md)."""
+"""Convolution, with gradients that are faster than oneDNN's in bfloat16 on a CPU with AMX (docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import tensorflow as tf
 KERNEL = tf.keras.initializers.VarianceScaling(
     2.0, "fan_out", "truncated_normal"
 )  # he_normal by fan-out, arXiv:1502.01852
-DEEP, SHALLOW = 256, 4  # from, and up to, how many channels other ways than oneDNN's are faster, measured
-NARROW = 16  # channels of a group below which oneDNN has no kernel with AMX
+# Measured: oneDNN's filter gradients are slower from DEEP channels on, and up to SHALLOW channels.
+DEEP, SHALLOW = 256, 4
+NARROW = 16  # channels of a group below which oneDNN has no AMX kernel
 
 
 class Conv(tf.keras.layers.Layer):
     """Convolution without bias, [B, H, W, C] -> [B, H', W', filters], padded by (size - 1) // 2 on every side.
 
-    tf.keras.layers.Conv2D(groups=...) goes through XLA on a CPU, hundreds of times slower; tf.nn.conv2d takes a
-    [size, size, C / groups, filters] kernel natively. `amx` is for a CPU with AMX, in bfloat16: narrow groups are computed
-    several at once as `packed` puts them, and gradients as `convolve` does.
+    tf.keras.layers.Conv2D(groups=...) runs through XLA on a CPU, hundreds of times slower; tf.nn.conv2d takes a
+    [size, size, C / groups, filters] kernel natively. `amx` is for bfloat16 on a CPU with AMX: it uses pack_groups() for
+    grouped convolutions and convolve() for the others.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Conv(tf.keras.layers.Layer):
         )
 
     def call(self, images: Any) -> Any:
-        """Convolve. At stride 1 "SAME" is the symmetric padding; else tf.pad, for which oneDNN has kernels (not for explicit)."""
+        """Convolve. "SAME" pads symmetrically at stride 1; otherwise tf.pad: oneDNN has no kernels for explicit padding."""
         side = (self.size - 1) // 2
         padding = "SAME" if self.stride == 1 or not side else "VALID"
         if padding == "VALID":
@@ -53,42 +54,44 @@ class Conv(tf.keras.layers.Layer):
         return tf.nn.conv2d(images, pack_groups(kernel, self.groups) if self.amx else kernel, self.stride, padding)
 
     def get_config(self) -> dict[str, Any]:
-        """What __init__ needs to make this layer again."""
-        mine = ("filters", "size", "stride", "groups", "amx")
-        return {**super().get_config(), **{name: getattr(self, name) for name in mine}}
+        """Keras's hook."""
+        names = ("filters", "size", "stride", "groups", "amx")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
-    """tf.nn.conv2d of [B, H, W, C] by [size, size, C, filters], with gradients of our own where they are faster.
+    """tf.nn.conv2d of [B, H, W, C] by [size, size, C, filters], with custom gradients where they are faster.
 
-    Filter gradients of 1x1 convolutions, and of those of many channels, are matrix products; that of the first layer, of few
-    channels, is one of stride 1; input gradients of 1x1 convolutions with a stride are matrix products, too.
+    Filter gradients of 1x1 convolutions and of many channels are matrix products; that of the first layer, of few channels,
+    is computed at stride 1; input gradients of 1x1 convolutions with a stride are matrix products too.
     """
     size, _, channels, _ = kernel.shape
     if size == 1 or channels >= DEEP:
-        by_filters = filter_grad_matmul
+        filter_grad = filter_grad_matmul
     elif stride > 1 and channels <= SHALLOW:
-        by_filters = filter_grad_space_to_depth
+        filter_grad = filter_grad_space_to_depth
     else:
         return tf.nn.conv2d(images, kernel, stride, padding)
 
     @tf.custom_gradient
     def convolved(images: Any, kernel: Any) -> Any:
-        def gradients(slope: Any) -> Any:
+        def gradients(grad: Any) -> Any:
             if size == 1 and stride > 1:
-                by_images = input_grad_1x1(slope, kernel, stride, images)
+                input_grad = input_grad_1x1(grad, kernel, stride, images)
             else:
-                by_images = tf.raw_ops.Conv2DBackpropInput(
+                input_grad = tf.raw_ops.Conv2DBackpropInput(
                     input_sizes=tf.shape(images),
                     filter=kernel,
-                    out_backprop=slope,
+                    out_backprop=grad,
                     strides=[1, stride, stride, 1],
                     padding=padding,
                 )
-            with tf.control_dependencies([slope]):  # or copies of the images were made on the way forward, and kept
+            with tf.control_dependencies(
+                [grad]
+            ):  # or the padded copy would be made in the forward pass, and stay in memory
                 side = (size - 1) // 2 if padding == "SAME" else 0
-                seen = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]]) if side else images
-                return by_images, by_filters(seen, slope, size, stride)
+                padded = tf.pad(images, [[0, 0], [side, side], [side, side], [0, 0]]) if side else images
+                return input_grad, filter_grad(padded, grad, size, stride)
 
         return tf.nn.conv2d(images, kernel, stride, padding), gradients
 
@@ -96,7 +99,7 @@ def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
 
 
 def pack_groups(kernel: Any, groups: int) -> Any:
-    """[size, size, C / groups, filters] for fewer groups, of NARROW channels if that many fit: zeros where two do not meet."""
+    """[size, size, C / groups, filters] as the block-diagonal kernel of fewer groups, of at most NARROW channels."""
     size, _, channels, filters = kernel.shape
     many = math.gcd(groups, NARROW // channels) if channels < NARROW else 1
     if many == 1:
@@ -107,15 +110,15 @@ def pack_groups(kernel: Any, groups: int) -> Any:
 
 
 def extent(tensor: Any) -> list[Any]:
-    """Its shape, of integers as far as they are known."""
+    """The shape of a tensor, with integers where it is static."""
     shape = tf.shape(tensor)
     return [shape[axis] if known is None else known for axis, known in enumerate(tensor.shape)]
 
 
 def split_phases(images: Any, size: int, stride: int, height: Any, width: Any) -> Any:
-    """[B, H, W, C] -> [B, H', stride, W', stride * C]: rows and columns by their remainder over `stride`.
+    """[B, H, W, C] -> [B, H', stride, W', stride * C]: rows and columns by their remainder modulo `stride`.
 
-    H' and W' are what a convolution without padding reaches for an output of `height` and `width`; what is missing is 0.
+    H' and W' are what a convolution without padding reads for an output of `height` and `width`; padded with 0.
     """
     reach = -(-size // stride) - 1
     _, tall, wide, channels = extent(images)
@@ -125,14 +128,14 @@ def split_phases(images: Any, size: int, stride: int, height: Any, width: Any) -
     return tf.reshape(images, [-1, height + reach, stride, width + reach, stride * channels])
 
 
-def filter_grad_matmul(images: Any, slope: Any, size: int, stride: int) -> Any:
+def filter_grad_matmul(images: Any, grad: Any, size: int, stride: int) -> Any:
     """Filter gradient [size, size, C, filters] of padded images [B, H, W, C]: one matrix product for each tap.
 
-    Slices whose step is 1 are copied row by row; with a step TensorFlow takes twenty times as long.
+    Slices of step 1 are copied row by row; TensorFlow's strided slices take twenty times as long.
     """
-    _, height, width, filters = extent(slope)
+    _, height, width, filters = extent(grad)
     channels = images.shape[-1]
-    phases, flat = split_phases(images, size, stride, height, width), tf.reshape(slope, [-1, filters])
+    phases, flat = split_phases(images, size, stride, height, width), tf.reshape(grad, [-1, filters])
     taps = []
     for row, column in itertools.product(range(size), repeat=2):
         top, left, first = row // stride, column // stride, column % stride * channels
@@ -141,16 +144,16 @@ def filter_grad_matmul(images: Any, slope: Any, size: int, stride: int) -> Any:
     return tf.reshape(tf.stack(taps), [size, size, channels, filters])
 
 
-def filter_grad_space_to_depth(images: Any, slope: Any, size: int, stride: int) -> Any:
-    """The same, by the filter gradient at stride 1 of stride * stride * C channels."""
-    _, height, width, filters = extent(slope)
+def filter_grad_space_to_depth(images: Any, grad: Any, size: int, stride: int) -> Any:
+    """The same as filter_grad_matmul: space to depth, then a filter gradient at stride 1 of stride * stride * C channels."""
+    _, height, width, filters = extent(grad)
     channels = images.shape[-1]
     taps, deep = -(-size // stride), stride * stride * channels
     phases = tf.transpose(split_phases(images, size, stride, height, width), [0, 1, 3, 2, 4])
     folded = tf.raw_ops.Conv2DBackpropFilter(
         input=tf.reshape(phases, [-1, height + taps - 1, width + taps - 1, deep]),
         filter_sizes=[taps, taps, deep, filters],
-        out_backprop=slope,
+        out_backprop=grad,
         strides=[1, 1, 1, 1],
         padding="VALID",
     )
@@ -158,11 +161,11 @@ def filter_grad_space_to_depth(images: Any, slope: Any, size: int, stride: int) 
     return tf.reshape(unfolded, [taps * stride, taps * stride, channels, filters])[:size, :size]
 
 
-def input_grad_1x1(slope: Any, kernel: Any, stride: int, images: Any) -> Any:
-    """Input gradient, of the shape of `images`, of a 1x1 convolution with a stride: products, with zeros between them."""
-    _, height, width, filters = extent(slope)
+def input_grad_1x1(grad: Any, kernel: Any, stride: int, images: Any) -> Any:
+    """Input gradient, in the shape of `images`, of a 1x1 convolution with a stride: a matrix product, spread with zeros."""
+    _, height, width, filters = extent(grad)
     _, tall, wide, channels = extent(images)
-    product = tf.matmul(tf.reshape(slope, [-1, filters]), tf.reshape(kernel, [channels, filters]), transpose_b=True)
-    alone = tf.reshape(product, [-1, height, 1, width, channels])
-    apart = tf.pad(alone, [[0, 0], [0, 0], [0, stride - 1], [0, 0], [0, (stride - 1) * channels]])
-    return tf.reshape(apart, [-1, height * stride, width * stride, channels])[:, :tall, :wide]
+    product = tf.matmul(tf.reshape(grad, [-1, filters]), tf.reshape(kernel, [channels, filters]), transpose_b=True)
+    cells = tf.reshape(product, [-1, height, 1, width, channels])
+    spread = tf.pad(cells, [[0, 0], [0, 0], [0, stride - 1], [0, 0], [0, (stride - 1) * channels]])
+    return tf.reshape(spread, [-1, height * stride, width * stride, channels])[:, :tall, :wide]

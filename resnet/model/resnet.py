@@ -27,7 +27,7 @@ def build(
     """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. Any H and W from 8 pixels on.
 
     `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
-    the class of layer to normalize with, which has the ReLUs behind it if it is a RowNorm; `amx` is that of `Conv`.
+    the batch norm layer; a RowNorm includes the ReLU that follows it. `amx` is that of `Conv`.
     """
 
     def norm(x: Any, name: str, act: str = "", last: bool = False) -> Any:
@@ -64,7 +64,7 @@ def build(
 
     images = layers.Input([None, None, 3], name="images")
     x = norm(conv(images, model.filters, 7, 2, "conv1"), "bn1", "act1")
-    # After a ReLU nothing is below 0, so padding with 0 is padding with -inf.
+    # After a ReLU nothing is below 0, so padding with 0 is like padding with -inf.
     x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)
     x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
     shortcut = x
@@ -84,7 +84,7 @@ def build(
 
 
 def under(name: str, part: str) -> bool:
-    """Whether the layer `name` is `part`, or in it: layer1.0.conv1 is under layer1.0, and under layer1."""
+    """Whether the layer `name` is `part` or inside it: layer1.0.conv1 is under layer1.0, and under layer1."""
     return name == part or name.startswith(f"{part}.")
 
 
@@ -101,7 +101,7 @@ def check_parts(network: Any, knob: str, parts: Iterable[str]) -> None:
 
 
 def freeze(network: Any, what: str | list[str]) -> None:
-    """Let parts of the network stand still: `what` of finetune.freeze. Their batch norm keeps its statistics, and uses them."""
+    """Make parts of the network untrainable: `what` is finetune.freeze. Their batch norm uses its moving statistics."""
     parts = [] if isinstance(what, str) else what
     check_parts(network, "finetune.freeze", parts)
     for layer in network.layers:
@@ -114,8 +114,8 @@ def freeze(network: Any, what: str | list[str]) -> None:
 def lr_factors(network: Any, multipliers: dict[str, float]) -> list[float]:
     """The factor of every trainable variable: that of the longest part its layer is under, 1 where there is none."""
     check_parts(network, "finetune.lr_multipliers", multipliers)
-    found = []
+    factors = []
     for variable in network.trainable_variables:
         parts = [part for part in multipliers if under(variable.name.partition("/")[0], part)]
-        found.append(float(multipliers[max(parts, key=len)]) if parts else 1.0)
-    return found
+        factors.append(float(multipliers[max(parts, key=len)]) if parts else 1.0)
+    return factors

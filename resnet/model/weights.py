@@ -1,12 +1,12 @@
-"""Public weights into the network, and ours out of it, under the names and in the layout of timm and torchvision.
+"""Weights of a network in the names and the layout of timm and torchvision, in and out.
 
 read(path)                           tensors by name from a .safetensors or .npz file; training/trained.py reads folders too
-load_into(network, tensors, path)    into the network, all or none
-export_from(network)                 out of it again
+load_into(network, tensors, path)    assign them to a network, all or none
+export_from(network)                 the weights of a network
 write(path, tensors, metadata)       as safetensors
-detect_model(tensors)                the option of model= that they fit
+detect_model(tensors)                the option of model= with these shapes
 
-Numbers are read as numbers. PyTorch's own files are pickles, which run code when they are loaded: those are refused.
+PyTorch's own files are pickles, which run code when they are loaded: those are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Tensors = dict[str, NDArray[Any]]
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 SOURCES = "a .safetensors or .npz file, a run's folder, one of its checkpoints or a SavedModel of resnet.export"
 MAX_BYTES = 4 << 30  # of an archive when unpacked; ResNet-200 in float32 has 260 MB
-SHOWN = 10  # what does not fit, in a line that is still read
+SHOWN = 10  # misfits in an error message
 KINDS = {
     "kernel": "weight",
     "gamma": "weight",
@@ -40,7 +40,7 @@ KINDS = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # by rank: ours in PyTorch's order; argsort gives the way back
+AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # by rank: our axes in PyTorch's order; argsort inverts it
 WRAPPER = re.compile(r"^((module|model|_orig_mod)\.)+")  # of DataParallel, Lightning, torch.compile
 HUGGING_FACE = re.compile(  # transformers' ResNetForImageClassification
     r"(?:resnet\.)?(?:embedder\.embedder|encoder\.stages\.(\d+)\.layers\.(\d+)\.(?:shortcut|layer\.(\d+)))"
@@ -100,10 +100,10 @@ def of_file(path: Path) -> Tensors:
     except Exception as error:  # each library has its own for each kind of damage
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({detail}); fetch or write it again") from error
-    kept = {key: canonical_name(key) for key in arrays if not key.endswith("num_batches_tracked")}
-    named = {name: arrays[key] for key, name in kept.items()}
-    if len(named) < len(kept):
-        twice = sorted(name for name in named if list(kept.values()).count(name) > 1)
+    names = {key: canonical_name(key) for key in arrays if not key.endswith("num_batches_tracked")}
+    named = {name: arrays[key] for key, name in names.items()}
+    if len(named) < len(names):
+        twice = sorted(name for name in named if list(names.values()).count(name) > 1)
         raise UserError(f"{path}: {twice[0]} is there twice, so this is more than one network; give a file of one")
     return named
 
@@ -118,12 +118,12 @@ def of_npz(path: Path) -> Tensors:
 
 
 def canonical_name(name: str) -> str:
-    """What timm calls the tensor that Hugging Face's ResNet calls `name`; any other name without its wrapper."""
+    """timm's name of the tensor that Hugging Face's ResNet calls `name`; any other name without its wrapper."""
     name = WRAPPER.sub("", name)
-    found = HUGGING_FACE.fullmatch(name)
-    if not found:
+    match = HUGGING_FACE.fullmatch(name)
+    if not match:
         return re.sub(r"^classifier\.1\.", f"{resnet.HEAD}.", name)
-    stage, block, number, kind, leaf = found.groups()
+    stage, block, number, kind, leaf = match.groups()
     short = {"convolution": "conv", "normalization": "bn"}[kind]
     if stage is None:
         return f"{short}1.{leaf}"
@@ -144,12 +144,12 @@ def torch_layout(value: NDArray[Any]) -> NDArray[Any]:
 
 
 def export_from(network: Any) -> Tensors:
-    """Every weight of the network, as read() gives them; put() brings them back bit for bit."""
+    """Every weight of the network, as read() returns them; load_into() restores them bit for bit."""
     return {timm_name(v.name): torch_layout(v.numpy()) for v in network.weights}
 
 
 def misfits(wanted: Mapping[str, tuple[int, ...]], tensors: Tensors) -> list[str]:
-    """What is missing, of another shape, or too much, in words: all of it."""
+    """A phrase for each tensor that is missing, of another shape, or unknown."""
     wrong = []
     for name, shape in wanted.items():
         if name not in tensors:
@@ -160,22 +160,21 @@ def misfits(wanted: Mapping[str, tuple[int, ...]], tensors: Tensors) -> list[str
 
 
 def load_into(network: Any, tensors: Tensors, path: str) -> list[str]:
-    """Assign what read() gave from `path`, all or nothing; returns lines for the user.
+    """Assign tensors that read() returned for `path`, all or none; returns notes for the user.
 
-    A head of another number of classes stays as it was initialized, which is said. Raises UserError for anything else that
-    does not fit.
+    A head for another number of classes stays as initialized, with a note. Raises UserError for anything else that does not fit.
     """
     weight, bias = f"{resnet.HEAD}.weight", f"{resnet.HEAD}.bias"
     wanted = {timm_name(v.name): tuple(v.shape[axis] for axis in AXES[len(v.shape)]) for v in network.weights}
     classes, features = wanted[weight]
     theirs = tensors[bias].size if bias in tensors else classes
     if wrong := misfits({**wanted, weight: (theirs, features), bias: (theirs,)}, tensors):
-        told = "; ".join(wrong[:SHOWN]) + (f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+        misfit = "; ".join(wrong[:SHOWN]) + (f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
         way = "give weights of this network, or the model= that they are of"
         if known := detect_model(tensors):
             alone = ", with no other model.* knobs" if known == network.name else ""
             way = f"these are the weights of {known}: use model={known}{alone}"
-        raise UserError(f"{path}: {len(wrong)} tensors do not fit {network.name} ({told}); {way}")
+        raise UserError(f"{path}: {len(wrong)} tensors do not fit {network.name} ({misfit}); {way}")
     fitting = {timm_name(v.name): v for v in network.weights}
     if theirs != classes:
         del fitting[weight], fitting[bias]
@@ -183,26 +182,26 @@ def load_into(network: Any, tensors: Tensors, path: str) -> list[str]:
         variable.assign(tensors[name].transpose(np.argsort(AXES[tensors[name].ndim])))
     lines = [f"{path}: {len(fitting)} tensors of {network.name}"]
     if theirs != classes:
-        lines.append(f"{path}: the head is for {theirs} classes and this run has {classes}: it starts anew")
+        lines.append(f"{path}: the head is for {theirs} classes and this run has {classes}: it is initialized anew")
     return lines
 
 
 def write(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """A safetensors file, written aside and renamed. Raises UserError if it can't be."""
+    """Write a safetensors file, complete or not at all. Raises UserError if that fails."""
     path = Path(path)
-    # safetensors takes an array's memory as it lies, whatever its strides.
-    laid = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # safetensors ignores an array's strides.
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_write(path) as file:
-            file.write(save(laid, {**metadata, "format": "pt"}))
+            file.write(save(contiguous, {**metadata, "format": "pt"}))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another place") from error
 
 
-# ------------------------------------------------------------------------------------------------------ whose they are
+# ------------------------------------------------------------------------------------------------------------- shapes
 def detect_model(tensors: Tensors) -> str | None:
-    """The option of model= whose names and shapes these are, with any number of classes; None: there is none."""
+    """The option of model= that has these names and shapes, with any number of classes; None if there is none."""
     classes = tensors[f"{resnet.HEAD}.bias"].size if f"{resnet.HEAD}.bias" in tensors else 0
     for path in sorted((files.tree("conf") / "model").glob("*.yaml")):
         row = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -215,12 +214,12 @@ def detect_model(tensors: Tensors) -> str | None:
 
 
 def shapes(settings: Model, classes: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what take() gives for model.build(settings, classes), without the seconds that building takes."""
-    made: dict[str, tuple[int, ...]] = {}
+    """Names and shapes of export_from(resnet.build(settings, classes, ...)), without building, which takes seconds."""
+    tensors: dict[str, tuple[int, ...]] = {}
 
     def conv(name: str, norm: str, outer: int, inner: int, size: int) -> None:
-        made[f"{name}.weight"] = (outer, inner, size, size)
-        made.update({f"{norm}.{kind}": (outer,) for kind in ("weight", "bias", "running_mean", "running_var")})
+        tensors[f"{name}.weight"] = (outer, inner, size, size)
+        tensors.update({f"{norm}.{kind}": (outer,) for kind in ("weight", "bias", "running_mean", "running_var")})
 
     conv("conv1", "bn1", settings.filters, 3, 7)
     before = settings.filters
@@ -238,4 +237,4 @@ def shapes(settings: Model, classes: int) -> dict[str, tuple[int, ...]]:
             if number == 0 and (stage > 0 or settings.block is Block.bottleneck):
                 conv(f"{name}.downsample.0", f"{name}.downsample.1", outer, before, 1)
             before = outer
-    return {**made, f"{resnet.HEAD}.weight": (classes, before), f"{resnet.HEAD}.bias": (classes,)}
+    return {**tensors, f"{resnet.HEAD}.weight": (classes, before), f"{resnet.HEAD}.bias": (classes,)}

@@ -1,7 +1,7 @@
-"""<out>/mlperf.log: a run as MLPerf Training's rules for ResNet want it logged (docs/mlperf.md).
+"""<out>/mlperf.log: a run logged by the rules of MLPerf Training for ResNet (docs/mlperf.md).
 
-Rank 0 writes it, through the package mlperf-logging. To MLPerf a run is whole, from its first step to the target, and its
-clock never stops: a run that goes on in its folder adds nothing to the log of its first start.
+Rank 0 writes it with the package mlperf-logging. To MLPerf a run is one process from its first step to the target, and its
+clock never stops: a resumed run adds nothing to the log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import time
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnet import UserError
 from resnet.config.data import Records
@@ -20,15 +20,13 @@ from resnet.config.model import Block
 from resnet.config.optim import Lars
 from resnet.config.run import Run
 from resnet.config.schedule import Horizon, Polynomial
+from resnet.distributed.ranks import Ranks
 from resnet.optim.schedule import Plan, next_multiple
-
-if TYPE_CHECKING:
-    from resnet.distributed.ranks import Ranks
 
 FILE = "mlperf.log"
 TARGET = 0.759  # top-1 to reach
 IMAGES = 1_281_167, 50_000  # of ImageNet, to train on and to evaluate
-# What the closed division leaves a knob: training_rules.adoc v1.0 (mlcommons/training_policies), sections "Hyperparameters"
+# The values that the closed division allows: training_rules.adoc v1.0 (mlcommons/training_policies), sections "Hyperparameters"
 # and "Quality measure", and the reference code (mlcommons/training, image_classification/tensorflow2).
 CLOSED: dict[str, tuple[Any, ...]] = {
     "model.block": (Block.bottleneck,),
@@ -59,8 +57,8 @@ CURVE = {"schedule.power": (2,), "schedule.end_lr": (1e-4,)}
 LARS = {"optim.epsilon": (0,), "optim.trust_coefficient": (0.001,)}
 
 
-def outside(run: Run, train_images: int, eval_images: int) -> list[str]:
-    """What of a run the closed division does not allow, as `knob=value (what it may be)`."""
+def open_division_reasons(run: Run, train_images: int, eval_images: int) -> list[str]:
+    """Settings that the closed division does not allow, as `knob=value (allowed values)`."""
     optim, schedule = run.optim, run.schedule
     rules: dict[str, tuple[Any, ...]] = {**CLOSED, "optim.momentum": (0.9,)}
     if isinstance(run.data, Records):
@@ -74,14 +72,14 @@ def outside(run: Run, train_images: int, eval_images: int) -> list[str]:
         rules["schedule.warmup_epochs"] = (round(schedule.warmup_epochs),)
     doublings = round(math.log2(optim.weight_decay / 1e-4)) if optim.weight_decay else 0
     rules["optim.weight_decay"] = (1e-4 * 2.0**doublings,)
-    found = []
+    reasons = []
     for knob, allowed in rules.items():
         value, *may = (getattr(one, "name", one) for one in (attrgetter(knob)(run), *allowed))
         if value not in may:
-            found.append(f"{knob}={value} ({' or '.join(map(str, may))})")
+            reasons.append(f"{knob}={value} ({' or '.join(map(str, may))})")
     if (train_images, eval_images) != IMAGES:
-        found.append(f"{train_images} training and {eval_images} evaluation images ({IMAGES[0]} and {IMAGES[1]})")
-    return found
+        reasons.append(f"{train_images} training and {eval_images} evaluation images ({IMAGES[0]} and {IMAGES[1]})")
+    return reasons
 
 
 def hyperparameters(run: Run, plan: Plan) -> dict[str, Any]:
@@ -114,39 +112,39 @@ def now() -> int:
 
 
 class Log:
-    """Of one run; without `writer`, the class mllog.MLLogger, nothing happens at any call.
+    """The log of one run; without `writer`, the class mllog.MLLogger, every method does nothing.
 
-    Epochs are counted from 1: after 35 of them the weights are those of epoch 35.
+    Epochs count from 1: after 35 of them the weights are those of epoch 35.
     """
 
     def __init__(self, run: Run, path: Path, platform: str = "", writer: Any = None) -> None:
         self.run, self.path, self.platform, self.writer = run, path, platform, writer
-        self.opened = self.started = now()
+        self.init_ms = self.started = now()
         self.best = 0.0
-        self.block: int | None = None  # first epoch of the one that is open
+        self.block: int | None = None  # first epoch of the current one
         self.mllog: Any = None  # from begin() to end()
 
-    def begin(self, plan: Plan, done: int, train_images: int, eval_images: int) -> list[str]:
-        """The clock starts: call it before the first training image is read. Returns lines to tell the user."""
+    def begin(self, plan: Plan, step: int, train_images: int, eval_images: int) -> list[str]:
+        """Start the clock, before the first training image is read. Returns notes for the user."""
         self.plan = plan
         if self.writer is None:
             return []
-        if done:
+        if step:
             return [
-                f"mlperf=true: going on from step {done:,}, and MLPerf knows whole runs only; {FILE} stays as it is"
+                f"mlperf=true: resumed at step {step:,}, and MLPerf logs uninterrupted runs only; {FILE} stays as it is"
             ]
-        logger = logging.Logger(str(self.path), logging.INFO)  # out of logging's tree: no other handler gets its lines
+        logger = logging.Logger(str(self.path), logging.INFO)  # not in logging's tree: no other handler gets its lines
         logger.addHandler(logging.FileHandler(self.path, "w"))
         root = re.escape(str(Path(__file__).parents[1]))
         self.mllog = self.writer(logger, default_stack_offset=2, root_dir=root)
-        found = outside(self.run, train_images, eval_images)
-        self.put("cache_clear", False, self.opened)  # this program clears none; docs/mlperf.md tells how to
-        self.put("submission_benchmark", "resnet", self.opened)
-        self.put("submission_org", "resnet-experiments", self.opened)
-        self.put("submission_platform", self.platform, self.opened)
-        self.put("submission_division", "open" if found else "closed", self.opened)
-        self.put("submission_status", "research", self.opened)
-        self.put("init_start", None, self.opened)
+        reasons = open_division_reasons(self.run, train_images, eval_images)
+        self.put("cache_clear", False, self.init_ms)  # this program clears none; docs/mlperf.md says how to
+        self.put("submission_benchmark", "resnet", self.init_ms)
+        self.put("submission_org", "resnet-experiments", self.init_ms)
+        self.put("submission_platform", self.platform, self.init_ms)
+        self.put("submission_division", "open" if reasons else "closed", self.init_ms)
+        self.put("submission_status", "research", self.init_ms)
+        self.put("init_start", None, self.init_ms)
         self.put("seed", self.run.seed)
         self.put("global_batch_size", self.run.batch)
         self.put("gradient_accumulation_steps", 1)
@@ -158,29 +156,29 @@ class Log:
         self.put("init_stop")
         self.started = now()
         self.put("run_start", None, self.started)
-        return [f"mlperf=true: in the open division, not the closed one: {'; '.join(found)}"] if found else []
+        return [f"mlperf=true: in the open division, not the closed one: {'; '.join(reasons)}"] if reasons else []
 
-    def training(self, done: int) -> None:
-        """Training goes on after `done` updates; this opens MLPerf's block, which ends with an evaluation, if none is open."""
+    def training(self, step: int) -> None:
+        """After `step` updates: start MLPerf's block, which ends with an evaluation, unless one has started."""
         if self.block is None:
             every, total = self.plan.eval_every, self.plan.total_steps
-            until = min(total, next_multiple(done, every)) if every else total
-            self.block = done // self.plan.steps_per_epoch + 1
-            self.put("block_start", first_epoch_num=self.block, epoch_count=self.epochs(until - done))
+            until = min(total, next_multiple(step, every)) if every else total
+            self.block = step // self.plan.steps_per_epoch + 1
+            self.put("block_start", first_epoch_num=self.block, epoch_count=self.epochs(until - step))
 
-    def evaluating(self, done: int) -> None:
-        """The weights after `done` updates are about to be evaluated."""
-        self.put("eval_start", epoch_num=self.epochs(done))
+    def evaluating(self, step: int) -> None:
+        """The weights after `step` updates are evaluated next."""
+        self.put("eval_start", epoch_num=self.epochs(step))
 
-    def evaluated(self, done: int, top1: float) -> None:
-        """They have been, with this top-1 in 0..1."""
-        self.put("eval_stop", epoch_num=self.epochs(done))
-        self.put("eval_accuracy", float(top1), epoch_num=self.epochs(done))
+    def evaluated(self, step: int, top1: float) -> None:
+        """They were evaluated, with this top-1 in 0..1."""
+        self.put("eval_stop", epoch_num=self.epochs(step))
+        self.put("eval_accuracy", float(top1), epoch_num=self.epochs(step))
         self.best = max(self.best, top1)
         self.stop_block()
 
     def end(self, finished: bool) -> float | None:
-        """The clock stops, at the first call; `finished`: all that was asked for is done. Returns minutes since begin()."""
+        """Stop the clock, at the first call; `finished` if the run has completed. Returns the minutes since begin()."""
         if self.mllog is None:
             return None
         self.stop_block()
@@ -193,25 +191,25 @@ class Log:
         return (stopped - self.started) / 60_000
 
     def stop_block(self) -> None:
-        """End the block, if one is open."""
+        """End the block, if one has started."""
         if self.block is not None:
             self.put("block_stop", first_epoch_num=self.block)
             self.block = None
 
     def epochs(self, steps: int) -> float:
-        """So many steps in epochs; an int where they are whole."""
+        """Steps in epochs; an int for whole epochs."""
         return self.plan.epoch(steps) if steps % self.plan.steps_per_epoch else steps // self.plan.steps_per_epoch
 
     def put(self, key: str, value: Any = None, time_ms: int | None = None, **metadata: Any) -> None:
-        """One line, of now or of `time_ms`."""
+        """Log one line, with the time now or `time_ms`."""
         if self.mllog:
             kind = "start" if key.endswith("_start") else "end" if key.endswith("_stop") else "event"
             getattr(self.mllog, kind)(key, value, metadata, time_ms=time_ms)
 
 
 def open_log(run: Run, out: Path, ranks: Ranks) -> Log:
-    """The log of a run, whose initialisation starts here. Raises UserError if mlperf=true and mlperf-logging is missing."""
-    if not run.mlperf or ranks.rank != 0:
+    """The log of a run, whose initialization starts now. Raises UserError if mlperf=true and mlperf-logging is missing."""
+    if not run.mlperf or not ranks.primary:
         return Log(run, out / FILE)
     try:
         from mlperf_logging.mllog.mllog import MLLogger  # type: ignore[import-untyped]

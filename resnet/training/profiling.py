@@ -1,4 +1,4 @@
-"""A TensorBoard profile of some steps of a run, and the time that each kind of operation took in them: <out>/profile."""
+"""A TensorBoard profile of some steps of a run, and the time of each kind of operation in them: <out>/profile."""
 
 from __future__ import annotations
 
@@ -13,66 +13,60 @@ from typing import Any
 import tensorflow as tf
 
 FOLDER, TABLE = "profile", "operations.csv"
-CALLS = {
-    "PartitionedCall",
-    "StatefulPartitionedCall",
-    "While",
-    "StatelessWhile",
-    "If",
-    "StatelessIf",
-}  # of others' time
-OPERATION = re.compile(r"[^:\s]+:(\w+)")  # how an event on the host names an operation: its name and its kind
-# On the host an event of this name is a function that XLA compiled, too; its scope says which (elementwise.in_one_pass).
+# Operations that call others, and contain their time.
+CALLS = {"PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile", "If", "StatelessIf"}
+OPERATION = re.compile(r"[^:\s]+:(\w+)")  # an operation's event on the host: name and kind
+# On the host an event LAUNCH is a function compiled by XLA; its scope says which (model/relu.py: xla_fused).
 LAUNCH, COMPILED = "ExecutorState::ProcessAsync::Start", re.compile(r"(?:.*/)?(xla_[a-z_]*[a-z])(?:_\d+)?/\w+")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one kind of operation took: `place` is a device by TensorFlow's name, times are of a step."""
+    """The time of one kind of operation: `place` is a device by TensorFlow's name, times are per step."""
 
     place: str
     operation: str
     calls: float
     ms: float
-    share: float  # of all that was done at this place
+    share: float  # of the time at this place
 
 
 class Profiler:
-    """Of the steps in `asked` ([first, last], counted from 1), in whole graph calls; of none if that is None."""
+    """Profiles the graph calls with the steps [first, last], counted from 1; nothing if they are None."""
 
-    def __init__(self, asked: Sequence[int] | None, out: Path) -> None:
-        self.asked, self.folder = asked, out / FOLDER
+    def __init__(self, steps: Sequence[int] | None, out: Path) -> None:
+        self.steps, self.folder = steps, out / FOLDER
         self.since: int | None = None  # updates before the first profiled one
 
     def before(self, start: int, end: int) -> None:
-        """The steps start+1 .. end come next."""
-        if self.asked and self.since is None and end >= self.asked[0] and start < self.asked[1]:
+        """Call it before the graph call of the steps start+1 .. end."""
+        if self.steps and self.since is None and end >= self.steps[0] and start < self.steps[1]:
             self.since = start
             tf.profiler.experimental.start(str(self.folder))
 
     def after(self, done: int, losses: Any) -> list[Row]:
-        """They were handed to the device; the table, if they were the last. Waits for the device then."""
-        if self.since is None or not self.asked or done < self.asked[1]:
+        """Call it after that; returns the table if the last step is done. Waits for the device then."""
+        if self.since is None or not self.steps or done < self.steps[1]:
             return []
         losses.numpy()
         return self.end(done)
 
     def end(self, done: int) -> list[Row]:
-        """Profile no more: write the table, and return it; nothing where nothing is being profiled."""
+        """Stop profiling: write the table and return it; empty if nothing was being profiled."""
         if self.since is None:
             return []
-        steps, self.since, self.asked = done - self.since, None, None
+        count, self.since, self.steps = done - self.since, None, None
         tf.profiler.experimental.stop()
         newest = max(self.folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-        rows = table(durations(newest.read_bytes()), max(steps, 1))
+        rows = table(durations(newest.read_bytes()), max(count, 1))
         write(self.folder / TABLE, rows)
         return rows
 
 
 def durations(profile: bytes) -> Iterator[tuple[str, str, float]]:
-    """(place, operation, seconds) of everything that a profile (an XSpace of TensorFlow's) saw computed.
+    """(place, operation, seconds) of everything in a profile (TensorFlow's XSpace).
 
-    On the host operations have their kind, on other devices kernels have their names.
+    On the host operations go by their kind, on other devices kernels by their names.
     """
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -88,25 +82,25 @@ def durations(profile: bytes) -> Iterator[tuple[str, str, float]]:
 
 
 def operation(plane: Any, event: Any) -> str | None:
-    """The kind of operation that an event of a profile is; None if it is something else."""
+    """The kind of operation of an event of a profile; None if it is something else."""
     name = str(plane.event_metadata[event.metadata_id].name)
     if not plane.name.startswith("/host"):
         return name
     if name == LAUNCH:
         names = plane.stat_metadata
-        told = (names[stat.ref_value].name for stat in event.stats if names[stat.metadata_id].name == "name")
-        found = COMPILED.fullmatch(next(told, ""))
+        scopes = (names[stat.ref_value].name for stat in event.stats if names[stat.metadata_id].name == "name")
+        match = COMPILED.fullmatch(next(scopes, ""))
     else:
-        found = OPERATION.fullmatch(name)
-    return found[1] if found and found[1] not in CALLS else None
+        match = OPERATION.fullmatch(name)
+    return match[1] if match and match[1] not in CALLS else None
 
 
-def table(took: Iterable[tuple[str, str, float]], steps: int) -> list[Row]:
-    """The times of `steps` steps by place and operation, the longest first."""
+def table(events: Iterable[tuple[str, str, float]], steps: int) -> list[Row]:
+    """Times of `steps` steps by place and operation, the longest first."""
     sums: dict[tuple[str, str], float] = collections.defaultdict(float)
     calls: collections.Counter[tuple[str, str]] = collections.Counter()
     whole: dict[str, float] = collections.defaultdict(float)
-    for place, operation, seconds in took:
+    for place, operation, seconds in events:
         sums[place, operation] += seconds
         calls[place, operation] += 1
         whole[place] += seconds
@@ -118,7 +112,7 @@ def table(took: Iterable[tuple[str, str, float]], steps: int) -> list[Row]:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """As CSV, a row each."""
+    """Write the rows as CSV."""
     with path.open("w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["place", "operation", "calls a step", "ms a step", "share"])

@@ -33,7 +33,7 @@ class RunLog:
         self.tracker: Tracker | NullTracker = NullTracker()
         if ranks.primary:
             tags = provenance.tags(run, ranks.device)
-            self.tracker = Tracker(out, run.track, flat(run), tags, described(source), provenance.FILES)
+            self.tracker = Tracker(out, run.track, flat(run), tags, described(source), provenance.WRITERS)
         console = None if ranks.primary else progress.null_console()
         self.display = progress.Display(plan.total_steps, run.epochs, console)
         self.say: Callable[[str], None] = self.display.print

@@ -1,4 +1,4 @@
-"""A network that has been trained, here or elsewhere, with the run that says how it is to be used."""
+"""Trained networks, from run folders and weights files, for inference."""
 
 from __future__ import annotations
 
@@ -22,85 +22,84 @@ from resnet.training import checkpoint
 
 @dataclass(frozen=True)
 class Trained:
-    """`names` are those of the network's outputs; None where nobody kept them."""
+    """A network with the run that says how to prepare its images. `names` of the classes are None if they are not known."""
 
     run: Run
     network: Any
     names: list[str] | None
-    notes: list[str]  # where the weights came from, for people
+    notes: list[str]  # where the weights are from, for people
 
 
 def folder_of(path: Path) -> Path | None:
-    """The run's folder that `path` is, or that the checkpoint `path` lies in; None for what knows of no run."""
+    """The run folder `path`, or that of the checkpoint `path`; None for other paths."""
     here = path.resolve()
     places = (here, here.parent.parent) if (here / "commit.json").is_file() else (here,)
     return next((place for place in places if (place / "config.yaml").is_file()), None)
 
 
-def alone(run: Run) -> Run:
-    """`run` on one rank, with the batches that each of its ranks had, and as many images to evaluate in all."""
+def on_one_rank(run: Run) -> Run:
+    """`run` on one rank, with the local batch of its ranks, and the same number of images to evaluate."""
     cluster, steps = replace(run.cluster, ranks=1, hosts=[]), run.eval_steps
     return replace(run, cluster=cluster, batch=run.local_batch, eval_steps=steps and steps * run.cluster.ranks)
 
 
 def load(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
-    """The network of a run's folder, of a checkpoint, a SavedModel or a weights file, with `words` over its settings.
+    """The network of a run folder, a checkpoint, a SavedModel or a weights file; `words` override settings of its run.
 
-    A file tells neither its data nor how its images were prepared: data=imagenet, unless `words` say otherwise; its model is
-    found by its shapes. `policy` overrides the arithmetic of dtype=, with layers that any machine has. Raises UserError for
-    what does not fit together.
+    Without a run, data=imagenet unless `words` say otherwise, and the model is detected by the shapes. `policy` overrides the
+    policy of dtype=, with layers that run on any machine. Raises UserError for what does not fit together.
     """
     tensors = read(path)
     outputs = len(tensors[f"{resnet.HEAD}.bias"])
     folder = folder_of(Path(path))
     if folder:
-        run = compose.for_inference(list(words), alone(rundir.load(folder)))
+        run = compose.for_inference(list(words), on_one_rank(rundir.load(folder)))
     else:
         named = {word.partition("=")[0] for word in words}
-        found = weights.detect_model(tensors)
-        if "model" not in named and not found:
-            raise UserError(f"{path}: the weights of no network in conf/model; name it by model=")
-        brought = {"model": found} | ({} if "data" in named else {"data": "imagenet", "data.classes": outputs})
-        own = [f"{name}={value}" for name, value in brought.items() if name not in named]
+        detected = weights.detect_model(tensors)
+        if "model" not in named and not detected:
+            raise UserError(f"{path}: not the weights of a network in conf/model; give model=")
+        defaults = {"model": detected} | ({} if "data" in named else {"data": "imagenet", "data.classes": outputs})
+        own = [f"{name}={value}" for name, value in defaults.items() if name not in named]
         run = compose.for_inference([*own, *words])
     names = source.class_names(run.data)
-    classes = len(names) if names and run.data.classes == outputs else run.data.classes  # data.dir= may have moved
+    classes = len(names) if names and run.data.classes == outputs else run.data.classes  # data.dir= may be another one
     if classes != outputs:
         raise UserError(
-            f"{path}: has {outputs} outputs, and data={run.data.name} has {classes} classes; choose the data it "
-            "was trained for, by data= and data.dir="
+            f"{path}: has {outputs} outputs, and data={run.data.name} has {classes} classes; choose the data that "
+            "it was trained for, by data= and data.dir="
         )
     device.init(run.cluster, run.dtype)
     with device.device_scope(run.cluster):
         if policy:
             network = resnet.build(run.model, outputs, policy)
-        else:  # to compute here with
+        else:  # the layers that this machine is fast with
             norm = batch_norm_class(replace(run.cluster, sync_batch_norm=False))
             network = resnet.build(
                 run.model, outputs, run.dtype.policy.value, norm, device.uses_amx(run.cluster, run.dtype)
             )
     notes = weights.load_into(network, tensors, path)
-    return Trained(run, network, names or kept_names(folder, outputs), notes)
+    return Trained(run, network, names or class_names_of(folder, outputs), notes)
 
 
 def read(path: str) -> weights.Tensors:
-    """The tensors of a weights file, as weights.read() gives them, of a run's folder, one of its checkpoints or a SavedModel.
+    """The tensors of a weights file, a run folder, a checkpoint or a SavedModel, as weights.read() returns them.
 
-    Of a run its best checkpoint, else its newest, and of a checkpoint the averaged weights if it has them. Raises UserError
-    for what cannot be read, is damaged, is no floating-point number, or has no head.
+    Of a run its best checkpoint, else its newest; of a checkpoint the averaged weights if it has them. Raises UserError for
+    what cannot be read, is damaged, is not floating-point, or has no head.
     """
     folder = Path(path).expanduser()
     return weights.check(of_folder(folder), path) if folder.is_dir() else weights.read(path)
 
 
 def of_folder(folder: Path) -> weights.Tensors:
-    """The tensors of a SavedModel of resnet.export, of a checkpoint, or of a run's best one, else its newest."""
+    """The tensors of a SavedModel of resnet.export, a checkpoint, or a run's best one, else its newest."""
     if (folder / "saved_model.pb").is_file():
         return of_variables(folder, "variables/variables", ["weights"])
     if (folder / "commit.json").is_file():
         chosen = checkpoint.Saved(folder, -1, None, {})
-    elif saved := checkpoint.list_checkpoints(folder):
-        chosen = checkpoint.best(saved) or saved[-1]
+    elif checkpoints := checkpoint.list_checkpoints(folder):
+        chosen = checkpoint.best(checkpoints) or checkpoints[-1]
     else:
         run = (folder / "config.yaml").is_file()
         what = "a run without a checkpoint yet; start it again" if run else "no weights lie in this folder"
@@ -113,25 +112,24 @@ def of_folder(folder: Path) -> weights.Tensors:
 def of_variables(folder: Path, prefix: str, roots: list[str]) -> weights.Tensors:
     """The variables of TensorFlow's checkpoint <folder>/<prefix> under the first of `roots` that has any.
 
-    They are looked up by the names that TensorFlow keeps beside them, so that no graph is run and no device is started: a
-    caller sets up the device when it knows the model.
+    They are looked up by the names in the checkpoint, without a graph: the device is initialized once the model is known.
     """
     try:
         with checkpoint.glob_safe(folder) as place:
             reader = tf.train.load_checkpoint(str(place / prefix))
             graph = TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
-            kept = {one.checkpoint_key: one.full_name for node in graph.nodes for one in node.attributes}
+            names = {one.checkpoint_key: one.full_name for node in graph.nodes for one in node.attributes}
             for root in roots:
-                if keys := [key for key in kept if key.startswith(f"{root}/")]:
-                    return {weights.timm_name(kept[key]): weights.torch_layout(reader.get_tensor(key)) for key in keys}
-    except Exception as error:  # TensorFlow has its own for each kind of damage
+                if keys := [key for key in names if key.startswith(f"{root}/")]:
+                    return {weights.timm_name(names[key]): weights.torch_layout(reader.get_tensor(key)) for key in keys}
+    except Exception as error:  # TensorFlow raises another one for each kind of damage
         detail = " ".join(str(error).split())
         raise UserError(f"{folder}: damaged, or not of this suite ({detail}); write it again") from error
     return {}
 
 
-def kept_names(folder: Path | None, outputs: int) -> list[str] | None:
-    """The names that training kept in a run's folder."""
+def class_names_of(folder: Path | None, outputs: int) -> list[str] | None:
+    """The class names in a run folder, if there are `outputs` of them."""
     path = folder / files.CLASSES if folder else None
     names = files.read_classes(path.read_text(encoding="utf-8")) if path and path.is_file() else []
     return names if len(names) == outputs else None
