@@ -20,7 +20,7 @@ FORKS.set_forkserver_preload(PRELOAD)
 
 
 def child(module, words, cwd, environment, before, files):
-    """In the new process: `python -m module words`, after the statements of `before`."""
+    """In the new process: the statements of `before`, then `python -m module words` if there is a module."""
     os.setsid()
     for number, path in zip((1, 2), files, strict=True):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -30,10 +30,11 @@ def child(module, words, cwd, environment, before, files):
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [module, *words]
-    exec(before, {"__name__": "before"})
+    sys.argv = [module or "-c", *words]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        exec(before, {"__name__": "before"})
+        if module:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit:
         raise
     except BaseException:
