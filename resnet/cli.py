@@ -119,7 +119,7 @@ class Failed(Exception):
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
+def reported(interrupted: str = "the checkpoints written so far are whole") -> Iterator[None]:
     """Print what the user can fix, or how a run was stopped, as one line, and exit with its status."""
     try:
         yield
@@ -128,7 +128,7 @@ def reported() -> Iterator[None]:
     except Stopped as stopped:
         line, status = f"stopped by a signal; {stopped}", STOPPED
     except KeyboardInterrupt:
-        line, status = "interrupted; the checkpoints written so far are whole", INTERRUPTED
+        line, status = f"interrupted; {interrupted}", INTERRUPTED
     else:
         return
     print(line, file=sys.stderr)

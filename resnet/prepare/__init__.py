@@ -1,8 +1,8 @@
 """`python -m resnet.prepare`: TFRecord shards from tars of ImageNet or folders of images."""
 
 
-def main() -> int:
-    """The console script; returns the exit status."""
+def main() -> None:
+    """The console script."""
     from resnet.prepare import __main__ as command
 
-    return command.main()
+    command.main()

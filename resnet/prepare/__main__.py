@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError, cli
+from resnet import UserError, cli, files
 from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check, check_range
 from resnet.data import digits, manifest
-from resnet.prepare import build, summary
-from resnet.prepare.build import local
+from resnet.prepare import summary, writer
+from resnet.prepare.writer import Writing, local
 
 IMAGENET_SHARDS = (1024, 128)
-# Exit statuses; the last two as shells tell of SIGINT and SIGTERM.
-DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
+RESUME = "what is finished stays, and the same command resumes"
 
 
 # ------------------------------------------------------------------------------------------------------------------ knobs
 @dataclass(kw_only=True)
-class Imagenet(build.Writing):
+class Imagenet(Writing):
     """ILSVRC 2012: the tars as downloaded, or what comes of unpacking them"""
 
     dir: str | None = knob(
@@ -43,7 +42,7 @@ class Imagenet(build.Writing):
 
 
 @dataclass(kw_only=True)
-class Folder(build.Writing):
+class Folder(Writing):
     """your own: jpg, jpeg, png, webp, bmp in a folder for each class"""
 
     dir: str | None = knob(
@@ -80,7 +79,7 @@ class Check:
 
     def __post_init__(self) -> None:
         make_absolute(self, ("check",))
-        build.check_processes(self.processes)
+        writer.check_processes(self.processes)
 
 
 @dataclass(kw_only=True)
@@ -107,7 +106,7 @@ COMMANDS: dict[str, type] = {
 }
 
 
-def make_absolute(settings: Any, names: Sequence[str]) -> None:
+def make_absolute(settings: object, names: Sequence[str]) -> None:
     """Paths from the working folder on, ~ expanded."""
     for name in names:
         if (path := getattr(settings, name)) is not None:
@@ -116,94 +115,102 @@ def make_absolute(settings: Any, names: Sequence[str]) -> None:
 
 def parse(words: Sequence[str]) -> Any:
     """The knobs of the command that these words are about. Raises UserError."""
-    given = cli.split(words)
-    named = [name for name in ("source", "check", "show") if name in given]
-    if len(named) == 1 and named != ["source"]:
-        return cli.parse(COMMANDS[named[0]], given, f"{named[0]}=")
-    if len(named) == 1:
-        command = f"source={given.pop('source')}"
+    values = cli.split(words)
+    names = [name for name in ("source", "check", "show") if name in values]
+    if len(names) == 1 and names != ["source"]:
+        return cli.parse(COMMANDS[names[0]], values, f"{names[0]}=")
+    if len(names) == 1:
+        command = f"source={values.pop('source')}"
         if command not in COMMANDS:
             raise UserError(f"{command}: {cli.nearest(command, [name for name in COMMANDS if '=' in name])}")
-        return cli.parse(COMMANDS[command], given, command)
+        return cli.parse(COMMANDS[command], values, command)
     every = sorted({"source", *(name for kind in COMMANDS.values() for name in cli.hints(kind))})
-    for name in given:
+    for name in values:
         if name not in every:
             raise UserError(f"{name}: no such knob; {cli.nearest(name, every)}")
-    told = f"{' and '.join(named)} at once" if named else "nothing to do"
-    raise UserError(f"{told}; give one of source=imagenet|folder|digits, check=DIR, show=DIR (--help tells more)")
+    problem = f"{' and '.join(names)} at once" if names else "nothing to do"
+    raise UserError(f"{problem}; give one of source=imagenet|folder|digits, check=DIR, show=DIR (--help tells more)")
 
 
 def help_text() -> str:
     """Every command and knob, a line each."""
-    told = ["Images to TFRecord shards, and a look at them: python -m resnet.prepare knob=value ..."]
-    shared = list(cli.hints(build.Writing))
+    lines = ["Images to TFRecord shards, and a look at them: python -m resnet.prepare knob=value ..."]
+    shared = list(cli.hints(Writing))
     for name, kind in COMMANDS.items():
-        own = [knob for knob in cli.hints(kind) if knob not in shared or not issubclass(kind, build.Writing)]
-        told += ["", f"{name}{'' if '=' in name else '=DIR'}    {kind.__doc__}", *cli.help_lines(kind, own)]
+        own = [knob for knob in cli.hints(kind) if knob not in shared or not issubclass(kind, Writing)]
+        lines += ["", f"{name}{'' if '=' in name else '=DIR'}    {kind.__doc__}", *cli.help_lines(kind, own)]
         if kind is Folder:
-            told += ["", "source=imagenet and source=folder", *cli.help_lines(kind, shared)]
-    return "\n".join(told)
+            lines += ["", "source=imagenet and source=folder", *cli.help_lines(kind, shared)]
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------- commands
 def do(settings: Any) -> None:
-    """What the knobs ask for. Raises UserError."""
+    """Run the command of these knobs. Raises UserError."""
     match settings:
         case Imagenet(dir=dir, train=train, val=val, labels=labels, texts=texts):
             from resnet.prepare import imagenet
 
             fill = functools.partial(imagenet.fill, dir=dir, train=train, val=val, labels=labels, texts=texts)
-            build.folder(settings, "imagenet", IMAGENET_SHARDS, fill)
+            writer.build(settings, "imagenet", IMAGENET_SHARDS, fill)
         case Folder(dir=dir, train=train, val=val, val_fraction=share, seed=seed):
             from resnet.prepare import folders
 
             fill = functools.partial(folders.fill, dir=dir, train=train, val=val, val_fraction=share, seed=seed)
-            build.folder(settings, "folder", None, fill)
+            writer.build(settings, "folder", None, fill)
         case Digits(out=out):
             digits.write(out, "out")
-            made = manifest.read(Path(out))
-            print(f"{out}: {summary.totals(made) if made else 'digits of an earlier version, without a manifest'}")
+            content = manifest.read(Path(out))
+            print(
+                f"{out}: {summary.totals(content) if content else 'digits of an earlier version, without a manifest'}"
+            )
         case Check(check=folder, deep=deep, processes=processes):
             from resnet.prepare import check
 
-            check.audit(Path(folder), deep, processes or build.cores())
+            check.check(Path(folder), deep, processes or writer.cores())
         case Show(show=folder, out=out, images=images, seed=seed):
-            from resnet.prepare import show
+            from resnet.config import compose
+            from resnet.data import source
 
-            show.draw(folder, out, images, seed)
+            names, kind = classes_and_kind(Path(folder))
+            opened = source.open_source(compose.one_group("data", f"data={kind}", dir=folder))
+            from resnet.prepare import show  # and TensorFlow, which what is wrong so far did not wait for
+
+            title = f"{Path(folder).name}: {opened.settings.classes:,} classes"
+            show.draw(opened, title, names, out, images, seed)
+
+
+def classes_and_kind(folder: Path) -> tuple[list[str], str]:
+    """(names of the classes, none if not known; the option of `data` that reads such a folder)."""
+    content, path = manifest.read(folder) or {}, folder / files.CLASSES
+    if not path.exists():
+        return [], "imagenet"
+    texts = content.get("texts", {})
+    names = [texts.get(name, name) for name in files.read_classes(path.read_text("utf-8"))]
+    return names, "digits" if content.get("options", {}).get("source") == "digits" else "folder"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM."""
+    """SIGTERM: as Ctrl-C, which no `except Exception` on the way swallows."""
 
 
-def terminated(_number: int, _frame: object) -> None:
-    """On SIGTERM: leave as on Ctrl-C."""
+def terminate(_number: int, _frame: object) -> None:
+    """Handle SIGTERM."""
     raise Terminated
 
 
-def run(words: Sequence[str]) -> int:
-    """Do what the words ask; the exit status, with anything the user can mend told in one line."""
+def main() -> None:
+    """The command."""
+    words = sys.argv[1:]
     if {"--help", "-h", "help"} & set(words):
         print(help_text())
-        return DONE
-    before = signal.signal(signal.SIGTERM, terminated)
-    try:
-        do(parse(words))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt as error:
-        print("interrupted; what is finished stands, and the same command goes on", file=sys.stderr)
-        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return DONE
-
-
-def main() -> None:
-    """The console script."""
-    sys.exit(run(sys.argv[1:]))
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    with cli.reported(interrupted=RESUME):
+        try:
+            do(parse(words))
+        except Terminated:
+            raise cli.Stopped(RESUME) from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What lies in a tar or in a folder, told from headers and directories alone; and the bytes of one entry, read in place.
+"""The contents of a tar or a folder, from headers and directories alone; and the bytes of one entry, read in place.
 
-Nothing is ever unpacked, and no name found in a tar becomes a path. What cannot be an entry by right (links, devices, names
-that climb out) is refused with a reason; what is not meant as an image is counted by its ending.
+Nothing is ever unpacked, and no name in a tar becomes a path. What must not be an entry (links, devices, names that climb
+out) is refused with a reason; what is not an image is counted by its ending.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 from resnet import UserError
 
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
 
 @dataclass
-class Found:
+class Contents:
     """Entries with an image's ending, by name; (name, reason) of those refused; how many of other endings there are."""
 
     entries: list[Entry] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Found:
     ignored: Counter[str] = field(default_factory=Counter)
 
     def add(self, entry: Entry) -> None:
-        """File an entry by its ending. Hidden files are no one's pictures."""
+        """Add an entry, or count it as ignored by its ending. Hidden files are no images."""
         hidden = entry.name.rpartition("/")[2].startswith(".")
         ending = Path(entry.name).suffix.lower()
         if hidden or ending not in ENDINGS:
@@ -58,12 +58,17 @@ class Found:
 
 
 def raw(name: str) -> bytes:
-    """A name's own bytes, on which every order and every record rests: no locale has a say."""
+    """The bytes of a name, on which every order and every record depends: the locale does not."""
     return name.encode("utf-8", "surrogateescape")
 
 
+def unraw(data: bytes) -> str:
+    """The name of these bytes."""
+    return data.decode("utf-8", "surrogateescape")
+
+
 class Unreadable(Exception):
-    """The source's bytes cannot be had; the message is the reason."""
+    """The bytes of an entry cannot be read; the message is the reason."""
 
 
 def read(entry: Entry) -> bytes:
@@ -82,25 +87,25 @@ def read(entry: Entry) -> bytes:
 
 
 # ----------------------------------------------------------------------------------------------------------------- folders
-def folder(root: str, top: str) -> Found:
+def folder(root: str, top: str) -> Contents:
     """Every file below `root`, named from there. A link counts if it leads to a file below `top`; folders' links do not."""
-    found, waiting = Found(), [""]
+    contents, pending = Contents(), [""]
     inside = os.path.realpath(top)
-    while waiting:
-        below = waiting.pop()
-        for item in scanned(f"{root}/{below}"):
+    while pending:
+        below = pending.pop()
+        for item in scan(f"{root}/{below}"):
             name = f"{below}{item.name}"
             if item.is_dir(follow_symlinks=False):
                 if not item.name.startswith("."):
-                    waiting.append(f"{name}/")
-            elif reason := unfit(item, inside):
-                found.refused.append((name, reason))
+                    pending.append(f"{name}/")
+            elif reason := link_refusal(item, inside):
+                contents.refused.append((name, reason))
             else:
-                found.add(Entry(name, item.path, 0, item.stat().st_size))
-    return by_name(found)
+                contents.add(Entry(name, item.path, 0, item.stat().st_size))
+    return by_name(contents)
 
 
-def scanned(path: str) -> list[os.DirEntry[str]]:
+def scan(path: str) -> list[os.DirEntry[str]]:
     """A folder's entries by name. Raises UserError."""
     try:
         with os.scandir(path) as items:
@@ -109,7 +114,7 @@ def scanned(path: str) -> list[os.DirEntry[str]]:
         raise UserError(f"{path}: cannot be listed ({error.strerror})") from error
 
 
-def unfit(item: os.DirEntry[str], inside: str) -> str | None:
+def link_refusal(item: os.DirEntry[str], inside: str) -> str | None:
     """Why a folder's entry that is not a folder is refused, if it is."""
     try:
         if item.is_symlink() and not Path(os.path.realpath(item.path)).is_relative_to(inside):
@@ -123,7 +128,7 @@ def unfit(item: os.DirEntry[str], inside: str) -> str | None:
 
 # -------------------------------------------------------------------------------------------------------------------- tars
 class Member(NamedTuple):
-    """A tar member's name, and its data's place; `refused` is why it is no entry by right, if so."""
+    """A tar member's name, and its data's place; `refused` is the reason why it must not be an entry, if so."""
 
     name: str
     offset: int
@@ -131,53 +136,53 @@ class Member(NamedTuple):
     refused: str | None
 
 
-def tar(path: str, offset: int = 0, size: int | None = None) -> Found:
-    """Every file of the tar that lies at `offset` of `path`, `size` bytes long (None: to the end)."""
-    found = Found()
+def tar(path: str, offset: int = 0, size: int | None = None) -> Contents:
+    """Every file of the tar at `offset` of `path`, `size` bytes long (None: to the end)."""
+    contents = Contents()
     for member in members(path, offset, size):
         if member.refused:
-            found.refused.append((member.name, member.refused))
+            contents.refused.append((member.name, member.refused))
         else:
-            found.add(Entry(member.name, path, member.offset, member.size))
-    return by_name(found)
+            contents.add(Entry(member.name, path, member.offset, member.size))
+    return by_name(contents)
 
 
 def members(path: str, offset: int = 0, size: int | None = None) -> Iterator[Member]:
     """Members of a tar except folders, in its order. Raises UserError naming the file and the byte where it goes wrong."""
-    with opened(path) as file:
-        whole = os.fstat(file.fileno()).st_size
-        end = whole if size is None else offset + size
+    with open_tar(path) as file:
+        file_size = os.fstat(file.fileno()).st_size
+        end = file_size if size is None else offset + size
         inner = "" if size is None else f" (the tar inside it at byte {offset:,})"
         file.seek(offset)
         at = offset
         try:
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  closed with its file
             while member := archive.next():
-                archive.members = []  # type: ignore[attr-defined]  # it would keep every one: a gigabyte a million
+                archive.members = []  # type: ignore[attr-defined]  # it would hold every one: a gigabyte per million
                 if member.size < 0:
-                    raise tarfile.ReadError("a negative size")  # which would lead back, for ever
+                    raise tarfile.ReadError("a negative size")  # which would seek back, for ever
                 if member.offset_data + member.size > end:
                     raise tarfile.ReadError("unexpected end of data")
                 at = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if not member.isdir():
                     name = re.sub(r"^(\./)+", "", member.name)
-                    yield Member(name, member.offset_data, member.size, unlawful(member))
+                    yield Member(name, member.offset_data, member.size, refusal(member))
             at = archive.offset
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             cut = "end of data" in str(error) or at >= end
-            told = f"cut short at byte {end:,}; download or copy it again" if cut else f"not a tar ({error})"
-            raise UserError(f"{path}{inner}: {told}") from error
-        # tarfile takes a damaged header, or none, for the end; a whole tar says so with a block of zeros.
+            fault = f"cut short at byte {end:,}; download or copy it again" if cut else f"not a tar ({error})"
+            raise UserError(f"{path}{inner}: {fault}") from error
+        # tarfile takes a damaged header, or none, for the end; a complete tar ends with a block of zeros.
         file.seek(at)
         mark = file.read(min(BLOCK, max(0, end - at)))
         if mark != bytes(BLOCK):
             cut = len(mark) < BLOCK
-            told = f"cut short at byte {min(end, at + len(mark)):,}" if cut else f"damaged header at byte {at:,}"
-            raise UserError(f"{path}{inner}: {told}; download or copy it again")
+            fault = f"cut short at byte {min(end, at + len(mark)):,}" if cut else f"damaged header at byte {at:,}"
+            raise UserError(f"{path}{inner}: {fault}; download or copy it again")
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Any]:
+def open_tar(path: str) -> Iterator[IO[bytes]]:
     """A tar for reading, unless it is compressed or empty."""
     try:
         with Path(path).open("rb", buffering=0) as file:
@@ -194,7 +199,7 @@ def opened(path: str) -> Iterator[Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def unlawful(member: tarfile.TarInfo) -> str | None:
+def refusal(member: tarfile.TarInfo) -> str | None:
     """Why a tar's member is refused, if it is."""
     if member.issym() or member.islnk():
         return "a link"
@@ -205,13 +210,13 @@ def unlawful(member: tarfile.TarInfo) -> str | None:
     return "a name that climbs out of the archive" if ".." in Path(member.name).parts else None
 
 
-def by_name(found: Found) -> Found:
+def by_name(contents: Contents) -> Contents:
     """Entries in the order of their names' bytes, and each name once."""
     entries: list[Entry] = []
-    for entry in sorted(found.entries, key=lambda entry: (raw(entry.name), entry.offset)):
+    for entry in sorted(contents.entries, key=lambda entry: (raw(entry.name), entry.offset)):
         if entries and entries[-1].name == entry.name:
-            found.refused.append((entry.name, "a second file of this name"))
+            contents.refused.append((entry.name, "a second file of this name"))
         else:
             entries.append(entry)
-    found.entries, found.refused = entries, sorted(found.refused, key=lambda pair: raw(pair[0]))
-    return found
+    contents.entries, contents.refused = entries, sorted(contents.refused, key=lambda pair: raw(pair[0]))
+    return contents

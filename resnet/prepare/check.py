@@ -1,4 +1,4 @@
-"""Shards held against their manifest: one line for every fault, with the file and the byte."""
+"""Shards compared with their manifest: one line for every fault, with the file and the byte."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import google_crc32c
 
 from resnet import UserError, files
 from resnet.data import manifest, shards, tfexample
-from resnet.prepare import images, journal
-from resnet.prepare.bar import Bar
-from resnet.prepare.workers import Workers, tick
+from resnet.prepare import images, state
+from resnet.prepare.workers import Workers, progress, tick
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard; `classes` is None where nothing tells how many there are."""
+    """One shard; `classes` is None if their number is not known."""
 
     path: str
     classes: int | None
@@ -28,8 +27,8 @@ class Job:
 
 
 @dataclass
-class Seen:
-    """What a shard holds, and (byte, fault) for what is wrong with it."""
+class Contents:
+    """What a shard holds, and its faults as (byte, fault)."""
 
     images: int = 0
     size: int = 0
@@ -38,39 +37,38 @@ class Seen:
     faults: list[tuple[int, str]] = field(default_factory=list)
 
 
-def audit(folder: Path, deep: bool, processes: int) -> None:
-    """Read every shard below `folder` and print what is wrong. Raises UserError if anything is."""
-    made = manifest.read(folder)
-    if made is None:
-        if journal.settings(folder):
-            raise UserError(f"check={folder}: half done; the command that began it goes on with it")
-        told: dict[str, dict[str, Any]] = {path: {} for path in found(folder)}
+def check(folder: Path, deep: bool, processes: int) -> None:
+    """Read every shard below `folder` and print the faults. Raises UserError if there are any."""
+    content = manifest.read(folder)
+    if content is None:
+        if (folder / state.FOLDER / state.FILE).exists():
+            raise UserError(f"check={folder}: half done; the command that began it resumes it")
+        expected: dict[str, dict[str, Any]] = {path: {} for path in find(folder)}
         print(f"{folder}: no {manifest.NAME} here, so the records are checked and nothing is known of their number")
     else:
-        told = {str(folder / shard["file"]): shard for shard in manifest.shards_of(made)}
-    classes = int(made["classes"]) if made else None
-    labels, counted, faults = Counter[int](), 0, 0
-    with Workers(processes) as workers, Bar("shards checked", len(told), workers.ticks):
-        for (path, shard), seen in zip(
-            told.items(), workers.map(look, (Job(path, classes, deep) for path in told)), strict=True
-        ):
-            for at, fault in [*seen.faults, *differences(shard, seen)]:
+        expected = {str(folder / shard["file"]): shard for shard in manifest.shards_of(content)}
+    classes = int(content["classes"]) if content else None
+    labels, count, faults = Counter[int](), 0, 0
+    jobs = (Job(path, classes, deep) for path in expected)
+    with Workers(processes) as workers, progress("shards checked", len(expected), workers.ticks):
+        for (path, shard), contents in zip(expected.items(), workers.map(read, jobs), strict=True):
+            for at, fault in [*contents.faults, *differences(shard, contents)]:
                 print(f"{path}: byte {at:,}: {fault}", flush=True)
                 faults += 1
-            labels += seen.labels
-            counted += seen.images
-    for line in whole(folder, made, told, None if faults else labels) if made else ():
+            labels += contents.labels
+            count += contents.images
+    for line in folder_faults(folder, content, expected, None if faults else labels) if content else ():
         print(line)
         faults += 1
     if faults:
         raise UserError(
-            f"{folder}: {faults:,} fault{'s' * (faults > 1)} in {len(told):,} shards; copy or prepare them again"
+            f"{folder}: {faults:,} fault{'s' * (faults > 1)} in {len(expected):,} shards; copy or prepare them again"
         )
-    print(f"{folder}: {counted:,} records in {len(told):,} shards, without a fault{', every image decoded' * deep}")
+    print(f"{folder}: {count:,} records in {len(expected):,} shards, without a fault{', every image decoded' * deep}")
 
 
-def found(folder: Path) -> list[str]:
-    """The shards of a folder that no manifest tells of."""
+def find(folder: Path) -> list[str]:
+    """The shards of a folder without a manifest."""
     try:
         train, val = shards.find(str(folder), f"python -m resnet.prepare source=... out={folder}")
     except UserError as error:
@@ -78,46 +76,31 @@ def found(folder: Path) -> list[str]:
     return [*train, *val]
 
 
-def look(job: Job) -> Seen:
-    """Read one shard; for a worker."""
-    seen = Seen()
+def read(job: Job) -> Contents:
+    """Read one shard; runs in a worker."""
+    contents = Contents()
     try:
-        for at, record in records(job.path, seen):
-            seen.images += 1
-            if fault := examined(record, job, seen):
-                seen.faults.append((at, fault))
+        with Path(job.path).open("rb") as file:
+            for at, head, length in shards.frames(file, os.fstat(file.fileno()).st_size):
+                body = file.read(length + 4)
+                contents.size = at + length + shards.FRAME
+                contents.crc = google_crc32c.extend(google_crc32c.extend(contents.crc, head), body)
+                if shards.masked_crc(body[:-4]) != int.from_bytes(body[-4:], "little"):
+                    contents.faults.append((at, "corrupt record"))
+                    continue
+                contents.images += 1
+                if fault := record_fault(body[:-4], job, contents):
+                    contents.faults.append((at, fault))
+    except shards.FrameError as error:
+        contents.faults.append((error.at, f"{error}; what follows cannot be read"))
     except OSError as error:
-        seen.faults.append((seen.size, f"cannot be read ({error.strerror})"))
+        contents.faults.append((contents.size, f"cannot be read ({error.strerror})"))
     tick()
-    return seen
+    return contents
 
 
-def records(path: str, seen: Seen) -> Iterator[tuple[int, bytes]]:
-    """(offset, data) of every sound record of a shard, and its faults into `seen`; ends where the frames do not add up."""
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while seen.size < size:
-            at, head = seen.size, file.read(12)
-            length = int.from_bytes(head[:8], "little")
-            if len(head) < 12 or shards.masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
-                seen.faults.append((at, "corrupt record header; what follows cannot be read"))
-                return
-            if at + length + shards.FRAME > size:
-                seen.faults.append((at, f"truncated record, {at + length + shards.FRAME - size:,} bytes are missing"))
-                return
-            body = file.read(length + 4)
-            seen.size, seen.crc = (
-                at + length + shards.FRAME,
-                google_crc32c.extend(google_crc32c.extend(seen.crc, head), body),
-            )
-            if shards.masked_crc(body[:-4]) == int.from_bytes(body[-4:], "little"):
-                yield at, body[:-4]
-            else:
-                seen.faults.append((at, "corrupt record"))
-
-
-def examined(record: bytes, job: Job, seen: Seen) -> str | None:
-    """What is wrong with a record whose CRC is right, if anything."""
+def record_fault(record: bytes, job: Job, contents: Contents) -> str | None:
+    """What is wrong with a record whose CRC is right, if anything. Its label is counted in `contents`."""
     try:
         features = tfexample.decode(record)
         label, encoded = features["image/class/label"], features["image/encoded"]
@@ -125,7 +108,7 @@ def examined(record: bytes, job: Job, seen: Seen) -> str | None:
         return f"not a record of an image ({error})"
     if not isinstance(label, int) or not isinstance(encoded, bytes):
         return "not a record of an image (a feature of another type)"
-    seen.labels[label] += 1
+    contents.labels[label] += 1
     if label < 1 or (job.classes is not None and label > job.classes):
         return f"label {label} is not in 1..{job.classes or ''}"
     if not job.deep:
@@ -140,21 +123,23 @@ def examined(record: bytes, job: Job, seen: Seen) -> str | None:
     return None
 
 
-def differences(told: dict[str, Any], seen: Seen) -> Iterator[tuple[int, str]]:
-    """How a shard without a fault of its own differs from what the manifest tells of it; `told` may be empty."""
-    if seen.faults or not told:
+def differences(expected: dict[str, Any], contents: Contents) -> Iterator[tuple[int, str]]:
+    """How a shard without a fault of its own differs from its entry in the manifest, which may be empty."""
+    if contents.faults or not expected:
         return
-    for name, value in (("images", seen.images), ("bytes", seen.size), ("crc32c", f"{seen.crc:08x}")):
-        if value != told[name]:
-            yield 0, f"{name} {value} where {manifest.NAME} says {told[name]}"
+    for name, value in (("images", contents.images), ("bytes", contents.size), ("crc32c", f"{contents.crc:08x}")):
+        if value != expected[name]:
+            yield 0, f"{name} {value} where {manifest.NAME} says {expected[name]}"
             return
 
 
-def whole(folder: Path, made: dict[str, Any], told: dict[str, Any], labels: Counter[int] | None) -> Iterator[str]:
-    """Faults of no single shard: of the classes, and of files that do not belong here. `labels` are counts, if known."""
+def folder_faults(
+    folder: Path, content: dict[str, Any], expected: dict[str, Any], labels: Counter[int] | None
+) -> Iterator[str]:
+    """Faults of the classes, and files that do not belong here. `labels` are counts, if known."""
     path = folder / files.CLASSES
     counts: Counter[str] = Counter()
-    for split in made["splits"].values():
+    for split in content["splits"].values():
         counts.update(split["classes"])
     try:
         names = files.read_classes(path.read_text("utf-8"))
@@ -164,7 +149,7 @@ def whole(folder: Path, made: dict[str, Any], told: dict[str, Any], labels: Coun
             yield f"{path}: {len(wrong):,} classes have another number of images than {manifest.NAME} says, first {wrong[0]!r}"
     except (OSError, UnicodeDecodeError) as error:
         yield f"{path}: cannot be read ({error})"
-    for place in sorted({Path(path).parent for path in told}):
+    for place in sorted({Path(path).parent for path in expected}):
         for stray in sorted(place.glob("*-of-*")) if place.is_dir() else ():
-            if str(stray) not in told:
+            if str(stray) not in expected:
                 yield f"{stray}: not a shard of {manifest.NAME}"

@@ -1,4 +1,4 @@
-"""Anybody's images: a folder for each class, in one tree or in two."""
+"""Images of any classes: a folder for each class, in one tree or in two."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from resnet import UserError
 from resnet.prepare import archive
 from resnet.prepare.archive import Entry
-from resnet.prepare.listing import Listing, agreed, class_folders, classify, few, real
+from resnet.prepare.listing import Listing, check_same_classes, class_folders, classify, few, resolve
 from resnet.prepare.workers import Workers
 
 TRAIN, VAL = ("train",), ("val", "valid", "validation")
-SHARE = 0.1  # held out, unless told
+SHARE = 0.1  # held out by default
 
 
 def fill(
@@ -31,30 +31,30 @@ def fill(
     Of one tree, the share `val_fraction` of each class is drawn for validation: one image at least, if there are two.
     """
     if dir:
-        dir = real(dir, "dir")
-        train, val = train or named(dir, TRAIN), val or named(dir, VAL)
+        dir = resolve(dir, "dir")
+        train, val = train or subfolder(dir, TRAIN), val or subfolder(dir, VAL)
     if train and val:
         if val_fraction is not None:
             raise UserError(
                 f"val_fraction={val_fraction:g}: there are validation images already, in {val}; leave it out"
             )
-        train, val = real(train, "train"), real(val, "val")
+        train, val = resolve(train, "train"), resolve(val, "val")
         listing.train.prefix, listing.val.prefix = "train/", "val/"
         classify(listing, workers, listing.val, val, class_folders(listing, val, listing.val))
         known = listing.classes
         classify(listing, workers, listing.train, train, class_folders(listing, train, listing.train))
-        agreed(listing.classes, known, f"{train} and {val}")
+        check_same_classes(listing.classes, known, f"{train} and {val}")
         listing.notes.append(f"training images from {train}, validation images from {val}")
     elif train or val:
-        there, missing, names = (train, "val", VAL) if train else (val, "train", TRAIN)
+        present, missing, names = (train, "val", VAL) if train else (val, "train", TRAIN)
         raise UserError(
-            f"{there}: no {'validation' if train else 'training'} images beside it; name them with {missing}=, call their "
-            f"folder {' or '.join(names)}, or give dir={there} to have val_fraction of it held out"
+            f"{present}: no {'validation' if train else 'training'} images beside it; name them with {missing}=, call their "
+            f"folder {' or '.join(names)}, or give dir={present} to have val_fraction of it held out"
         )
     elif dir:
         share = SHARE if val_fraction is None else val_fraction
-        held = functools.partial(drawn, share=share, seed=seed)
-        classify(listing, workers, listing.train, dir, class_folders(listing, dir, listing.train), held)
+        held_out = functools.partial(draw, share=share, seed=seed)
+        classify(listing, workers, listing.train, dir, class_folders(listing, dir, listing.train), held_out)
         listing.notes.append(f"held out for validation: {share:.1%} of each class, drawn with seed {seed}")
         if alone := [
             listing.classes[number - 1] for number in listing.train.classes if not listing.val.classes[number]
@@ -69,22 +69,22 @@ def fill(
     listing.texts = {name: name for name in listing.classes}
 
 
-def named(dir: str, names: Sequence[str]) -> str | None:
+def subfolder(dir: str, names: Sequence[str]) -> str | None:
     """The folder of folders below `dir` that has one of these names, in whatever case. A class may be called train, too."""
-    found = [
+    paths = [
         item.path
-        for item in archive.scanned(dir)
-        if item.name.lower() in names and item.is_dir() and any(sub.is_dir() for sub in archive.scanned(item.path))
+        for item in archive.scan(dir)
+        if item.name.lower() in names and item.is_dir() and any(sub.is_dir() for sub in archive.scan(item.path))
     ]
-    if len(found) > 1:
+    if len(paths) > 1:
         raise UserError(
-            f"dir={dir}: which of {', '.join(map(os.path.basename, found))} is meant? Say it with train= and val="
+            f"dir={dir}: which of {', '.join(map(os.path.basename, paths))} is meant? Say it with train= and val="
         )
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
-def drawn(entries: Sequence[Entry], share: float, seed: int) -> set[str]:
-    """Names of the images held out. Each one's lot depends on its name and the seed, not on which others there are."""
+def draw(entries: Sequence[Entry], share: float, seed: int) -> set[str]:
+    """Names of the images held out. Each one's lot depends on its name and the seed, not on the other names."""
     count = min(max(round(len(entries) * share), 1), len(entries) - 1)
     lots = {entry.name: hashlib.sha256(b"%d/%s" % (seed, archive.raw(entry.name))).digest() for entry in entries}
     return set(sorted(lots, key=lots.__getitem__)[: max(count, 0)])

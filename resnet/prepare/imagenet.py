@@ -1,4 +1,4 @@
-"""ILSVRC 2012 as people have it: the two tars as downloaded, read in place, or the folders that come of unpacking them."""
+"""ILSVRC 2012: the two tars as downloaded, read in place, or the folders that they unpack to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet import UserError
 from resnet.prepare import archive
-from resnet.prepare.listing import Listing, Place, agreed, class_folders, classify, few, real
+from resnet.prepare.listing import Listing, Place, check_same_classes, class_folders, classify, few, resolve
 from resnet.prepare.workers import Workers
 
 TRAIN = ("ILSVRC2012_img_train.tar", "img_train", "train")  # looked for in this order
@@ -27,8 +27,8 @@ def fill(
     texts: str | None,
 ) -> None:
     """List the images of `train` and `val`, or of what lies in `dir`; `labels` and `texts` are files, looked for there, too."""
-    train = real(train, "train") if train else present(dir, "train", TRAIN)
-    val = real(val, "val") if val else present(dir, "val", VAL)
+    train = resolve(train, "train") if train else present(dir, "train", TRAIN)
+    val = resolve(val, "val") if val else present(dir, "val", VAL)
     listing.train.prefix, listing.val.prefix = "train/", "val/"
     places = class_tars(train) if Path(train).is_file() else class_folders(listing, train, listing.train)
     classify(listing, workers, listing.train, train, places)
@@ -44,7 +44,7 @@ def present(dir: str | None, knob: str, names: Sequence[str]) -> str:
     """The first of `names` that lies below `dir`."""
     if dir is None:
         raise UserError(f"{knob}: must be given, or dir= with {' or '.join(names)} in it")
-    real(dir, "dir")
+    resolve(dir, "dir")
     for name in names:
         if Path(dir, name).exists():
             return str(Path(dir, name).resolve())
@@ -64,8 +64,8 @@ def class_tars(path: str) -> list[Place]:
             name = member.name.rpartition("/")[2].removesuffix(".tar")
             places.append(Place(name, path, offset=member.offset, size=member.size))
     if not places:
-        told = "; it looks like the validation tar, which is val=" if first.lower().endswith(archive.ENDINGS) else ""
-        raise UserError(f"train={path}: no tars of classes inside{told}")
+        hint = "; it looks like the validation tar, which is val=" if first.lower().endswith(archive.ENDINGS) else ""
+        raise UserError(f"train={path}: no tars of classes inside{hint}")
     if double := [name for name, times in Counter(place.name for place in places).items() if times > 1]:
         raise UserError(f"train={path}: holds {few(double)} more than once; this is not the tar of ILSVRC 2012")
     return places
@@ -73,12 +73,12 @@ def class_tars(path: str) -> list[Place]:
 
 def validation(listing: Listing, path: str, labels: str | None, dir: str | None) -> None:
     """List the validation images at `path`, flat with a file of labels or in a folder for each class."""
-    found = archive.tar(path) if Path(path).is_file() else archive.folder(path, path)
-    entries = listing.take(found, listing.val)
+    contents = archive.tar(path) if Path(path).is_file() else archive.folder(path, path)
+    entries = listing.take(contents, listing.val)
     if not entries:
-        tars = found.ignored[".tar"]
-        told = f" but {tars:,} tars; it looks like the training tar, which is train=" if tars else ""
-        raise UserError(f"val={path}: no image inside{told}")
+        tars = contents.ignored[".tar"]
+        hint = f" but {tars:,} tars; it looks like the training tar, which is train=" if tars else ""
+        raise UserError(f"val={path}: no image inside{hint}")
     flat = [entry for entry in entries if "/" not in entry.name]
     if labels is None and flat and dir:
         labels = next((str(Path(dir, name)) for name in LABELS if Path(dir, name).exists()), None)
@@ -92,7 +92,7 @@ def validation(listing: Listing, path: str, labels: str | None, dir: str | None)
             f"val={path}: {len(flat):,} images lie in no class's folder and nothing tells their classes; give "
             f"labels=FILE with one synset a line in the order of the file names ({LABELS[0]}), or sort them into folders"
         )
-    agreed(listing.classes, names, f"train and val={path}")
+    check_same_classes(listing.classes, names, f"train and val={path}")
     labels_of = {name: label for label, name in enumerate(listing.classes, 1)}
     pairs = ((labels_of[name], entry) for name, entry in zip(names, entries, strict=True))
     for label, entry in sorted(pairs, key=lambda pair: (pair[0], archive.raw(pair[1].name))):

@@ -1,4 +1,4 @@
-"""One image file to the RGB JPEG that training reads. What a file is, its content says, never its name."""
+"""One image file to the RGB JPEG that training reads. The content decides what a file is, never its name."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ class Picture:
 
 
 def convert(data: bytes, resize: int | None = None, quality: int = QUALITY) -> Picture:
-    """The picture in `data`, byte for byte if it is an upright RGB JPEG, else encoded anew.
+    """The image in `data`, byte for byte if it is an upright RGB JPEG, else encoded anew.
 
-    `resize` encodes anew whatever has a longer short side, so that it has this one. Everything is decoded, if only to
-    find out that it can be. Raises Broken.
+    `resize` encodes anew whatever has a longer short side, so that it has this one. Everything is decoded, to be sure that
+    it can be. Raises Broken.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF, harmless; what matters is raised
-            return decoded(data, resize, quality)
+            warnings.simplefilter("ignore")  # odd EXIF, harmless; what matters is an exception
+            return decode(data, resize, quality)
     except (Broken, MemoryError):
         raise
-    except Exception as error:  # a decoder fed with damage raises whatever its parser stumbled over
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise Broken("not a JPEG, PNG, WebP, BMP or GIF image" if "cannot identify" in said else said) from error
+    except Exception as error:  # the parsers of decoders raise anything for damaged data
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise Broken("not a JPEG, PNG, WebP, BMP or GIF image" if "cannot identify" in message else message) from error
 
 
-def decoded(data: bytes, resize: int | None, quality: int) -> Picture:
-    """convert(), with whatever Pillow raises."""
+def decode(data: bytes, resize: int | None, quality: int) -> Picture:
+    """convert(), which raises whatever Pillow does."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -95,12 +95,12 @@ def decoded(data: bytes, resize: int | None, quality: int) -> Picture:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 for upright; damaged EXIF says nothing."""
+    """EXIF's orientation, 1 for upright and for damaged EXIF."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except MemoryError:
         raise
-    except Exception:  # as above: a parser of its own, and no reason to lose the picture
+    except Exception:  # as above, and no reason to reject the image
         return 1
 
 

@@ -1,124 +1,88 @@
-"""A contact sheet: training images as the network sees them, and evaluation images, under their classes' names."""
+"""A contact sheet: training images as the network sees them, and evaluation images, above the names of their classes."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from resnet import UserError, files
-from resnet.config import compose
-from resnet.data import manifest, source
+from resnet.config.data import Records
+from resnet.data import augment, pipeline
+from resnet.data.source import Source
 
-COLUMNS, CELL, GAP, MARGIN, CAPTION = 8, 160, 12, 28, 22  # pixels, but for the first
+COLUMNS, CELL, GAP, MARGIN, CAPTION, HEADING = 8, 160, 12, 28, 22, 40  # pixels, but for the first
 PAPER, INK, FAINT = "#ffffff", "#1f2430", "#6b7280"
+DPI, LETTERS = 100, 22  # LETTERS of a name; the rest of a line of wide ones is clipped
 
 
-def draw(folder: str, out: str, images: int, seed: int) -> None:
-    """Write the PNG `out` of `images` training and evaluation images of the shards in `folder`, the same for a seed."""
-    names, kind = described(Path(folder))
-    settings = compose.one_group("data", f"data={kind}", dir=folder)
-    opened = source.open_source(settings)
-    train, val = pictures(opened, images, seed)
-    size, resize = settings.image_size, settings.eval_resize
-    mirrored = ", mirrored or not" if settings.flip else ""
-    title = f"{Path(folder).name}: {settings.classes:,} classes"
+def draw(source: Source, title: str, names: Sequence[str], out: str, images: int, seed: int) -> None:
+    """Write the PNG `out` of `images` training and evaluation images of a data set, the same for a seed."""
+    settings = source.settings
+    assert isinstance(settings, Records)
+    train, val = pictures(source, images, seed)
+    size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
     sections = [
         (
-            f"Training, {opened.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them",
+            f"Training, {source.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them",
             train,
         ),
-        (f"Evaluation, {opened.eval_images:,} images: short side {resize} px, centre {size} px", val),
+        (f"Evaluation, {source.eval_images:,} images: short side {settings.eval_resize} px, centre {size} px", val),
     ]
-    sheet = composed(title, sections, names)
+    figure = sheet(title, sections, names)
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic_write(Path(out)) as file:
-            sheet.save(file, "PNG")
+        with warnings.catch_warnings(), files.atomic_write(Path(out)) as file:
+            warnings.simplefilter("ignore")  # letters that the font lacks become boxes
+            figure.savefig(file, format="png", dpi=DPI)
     except OSError as error:
         raise UserError(f"out={out}: cannot be written ({error.strerror or error})") from error
-    print(f"{out}: {len(train[0])} training and {len(val[0])} evaluation images, {sheet.width} x {sheet.height} pixels")
+    width, height = (round(side * DPI) for side in figure.get_size_inches())
+    print(f"{out}: {len(train[1])} training and {len(val[1])} evaluation images, {width} x {height} pixels")
 
 
-def described(folder: Path) -> tuple[list[str], str]:
-    """(the classes' names, none if not known; the option of `data` that reads such a folder)."""
-    made = manifest.read(folder)
-    path = folder / files.CLASSES
-    if not path.exists():
-        return [], "imagenet"
-    made = made or {}
-    texts = made.get("texts", {})
-    names = [texts.get(name, name) for name in files.read_classes(path.read_text("utf-8"))]
-    return names, "digits" if made.get("options", {}).get("source") == "digits" else "folder"
-
-
-def pictures(opened: source.Source, images: int, seed: int) -> list[tuple[NDArray[np.uint8], list[int]]]:
+def pictures(source: Source, images: int, seed: int) -> list[tuple[NDArray[np.uint8], list[int]]]:
     """(pixels, labels) of the first training batch and the first evaluation batch, through the pipeline of training."""
-    from resnet.data import augment, pipeline  # TensorFlow
-
-    settings = opened.settings
+    settings = source.settings
     mean, std = np.asarray(settings.mean, np.float32), np.asarray(settings.std, np.float32)
-    batch = min(images, opened.train_images)
-    pixels, labels, flips = next(iter(pipeline.train(opened, batch, seed, 0)))
-    seen = augment.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
-    shown = min(images, opened.eval_images)
-    eval_pixels, eval_labels, _mask = next(iter(pipeline.evaluation(opened, shown)))
+    pixels, labels, flips = next(iter(pipeline.train(source, min(images, source.train_images), seed, 0)))
+    inputs = augment.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
+    eval_pixels, eval_labels, _mask = next(iter(pipeline.evaluation(source, min(images, source.eval_images))))
     return [
-        (seen.round().clip(0, 255).astype(np.uint8), labels.numpy().tolist()),
+        (inputs.round().clip(0, 255).astype(np.uint8), labels.numpy().tolist()),
         (eval_pixels.numpy(), eval_labels.numpy().tolist()),
     ]
 
 
-def composed(
+def sheet(
     title: str, sections: Sequence[tuple[str, tuple[NDArray[np.uint8], list[int]]]], names: Sequence[str]
-) -> Image.Image:
-    """The sheet: a title, and under each heading rows of images with their classes below."""
-    heading, small = 30, 15
+) -> Figure:
+    """The sheet: a title, and under each heading rows of images with their classes below. Its unit is the pixel."""
     rows = [-(-len(labels) // COLUMNS) for _, (_, labels) in sections]
-    width = 2 * MARGIN + COLUMNS * CELL + (COLUMNS - 1) * GAP
-    height = MARGIN + 40 + sum(heading + GAP + count * (CELL + CAPTION + GAP) for count in rows) + MARGIN - GAP
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), title, INK, font(24))
-    top = MARGIN + 40
+    width = 2 * MARGIN + COLUMNS * (CELL + GAP) - GAP
+    height = 2 * MARGIN + HEADING - GAP + sum(HEADING + count * (CELL + CAPTION + GAP) for count in rows)
+    figure = Figure(figsize=(width / DPI, height / DPI), facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    axes.text(MARGIN, MARGIN, title, va="top", color=INK, fontsize=17, parse_math=False)
+    top = MARGIN + HEADING
     for text, (pixels, labels) in sections:
-        pen.text((MARGIN, top + GAP), text, FAINT, font(small))
-        top += heading + GAP
+        axes.text(MARGIN, top + GAP, text, va="top", color=FAINT, fontsize=11, parse_math=False)
+        top += HEADING
         for number, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
-            left = MARGIN + number % COLUMNS * (CELL + GAP)
-            above = top + number // COLUMNS * (CELL + CAPTION + GAP)
-            sheet.paste(fitted(picture), (left, above))
-            name = names[label] if label < len(names) else f"label {label + 1}"
-            pen.text((left, above + CELL + 4), short(name, small, CELL), INK, font(small))
+            left, above = MARGIN + number % COLUMNS * (CELL + GAP), top + number // COLUMNS * (CELL + CAPTION + GAP)
+            # Few pixels stay visible as squares.
+            scaling = "nearest" if picture.shape[0] * 2 < CELL else "lanczos"
+            axes.imshow(picture, extent=(left, left + CELL, above + CELL, above), aspect="auto", interpolation=scaling)
+            name = files.escape(names[label]) if label < len(names) else f"label {label + 1}"
+            name = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
+            caption = axes.text(left, above + CELL + 4, name, va="top", color=INK, fontsize=10, parse_math=False)
+            caption.set_clip_on(True)
+            caption.set_clip_path(Rectangle((left, above + CELL), CELL, CAPTION, transform=axes.transData))
         top += -(-len(labels) // COLUMNS) * (CELL + CAPTION + GAP)
-    return sheet
-
-
-def fitted(picture: NDArray[np.uint8]) -> Image.Image:
-    """A square image at the size of a cell; few pixels stay visible as squares."""
-    coarse = picture.shape[0] * 2 < CELL
-    return Image.fromarray(picture).resize(
-        (CELL, CELL), Image.Resampling.NEAREST if coarse else Image.Resampling.LANCZOS
-    )
-
-
-def font(size: int) -> Any:
-    """DejaVu Sans, which matplotlib brings along and which knows most alphabets; else Pillow's own."""
-    try:
-        import matplotlib
-
-        return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-    except (ImportError, OSError):
-        return ImageFont.load_default(size)
-
-
-def short(name: str, size: int, width: int) -> str:
-    """As much of a name as fits, on one line."""
-    shown = files.escape(name)
-    while font(size).getlength(shown) > width:
-        shown = shown.removesuffix("…")[:-1] + "…"
-    return shown
+    return figure

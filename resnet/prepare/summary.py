@@ -1,83 +1,59 @@
-"""What became of the images: sums over the shards, rejected.tsv, classes.txt, manifest.json, and the lines a user reads."""
+"""What became of the images: rejected.tsv, classes.txt, manifest.json, and the lines that a user reads."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from resnet import UserError, files
-from resnet.data import manifest, shards
-from resnet.prepare import journal
-from resnet.prepare.journal import Shard
+from resnet.data import manifest
 from resnet.prepare.listing import Listing
+from resnet.prepare.state import State
 
-DEFAULT_BATCH = 256  # of training; with fewer images it would not make a step
-
-
-class Tally:
-    """Sums over the finished shards; of one shard, only a line is kept."""
-
-    def __init__(self, files: dict[str, list[str]]) -> None:
-        self.shards: dict[str, shards.Shard] = {}
-        self.split_of = {file: split for split in files for file in files[split]}
-        self.classes = {split: Counter[str]() for split in files}
-        self.kinds, self.resized, self.rejected = Counter[str](), 0, 0
-
-    def add(self, shard: Shard) -> None:
-        """One more."""
-        self.classes[self.split_of[shard.file]] += shard.classes
-        self.kinds += shard.kinds
-        self.resized += shard.resized
-        self.rejected += len(shard.rejected)
-        self.shards[shard.file] = shards.Shard(shard.file, shard.images, shard.bytes, shard.crc32c)
-
-    def names(self, split: str, classes: list[str]) -> dict[str, int]:
-        """Images of each class in one split."""
-        return {name: self.classes[split][str(label)] for label, name in enumerate(classes, 1)}
-
-    def of(self, split: str) -> list[shards.Shard]:
-        """The shards of one split, in order."""
-        return [shard for file, shard in sorted(self.shards.items()) if self.split_of[file] == split]
+DEFAULT_BATCH = 256  # of training; fewer images would not make a step
 
 
-def headline(listing: Listing, files: dict[str, list[str]], out: Path, processes: int) -> list[str]:
-    """What is about to happen."""
+def headline(listing: Listing, names: dict[str, list[str]], out: Path, processes: int) -> list[str]:
+    """What is about to happen. `names` are the shards of each split."""
     lines = list(listing.notes)
     if listing.ignored:
         kinds = ", ".join(f"{ending} {count:,}" for ending, count in sorted(listing.ignored.items()))
         lines.append(f"left out, not images by their ending: {kinds}")
     if listing.refused:
-        name, reason = listing.refused[0]
-        lines.append(f"refused before reading: {len(listing.refused):,}, such as {name!r}: {reason}")
+        count = listing.state.number("count(*) FROM rejected WHERE shard = ''")
+        name, reason = listing.refused
+        lines.append(f"refused before reading: {count:,}, such as {name!r}: {reason}")
     lines.append(
         f"{len(listing.classes):,} classes, {len(listing.train):,} training and {len(listing.val):,} validation images to "
-        f"{len(files['train']):,} + {len(files['val']):,} shards in {out}, by {processes} process{'es' * (processes > 1)}"
+        f"{len(names['train']):,} + {len(names['val']):,} shards in {out}, by {processes} process{'es' * (processes > 1)}"
     )
     return lines
 
 
 def conclude(
-    out: Path,
+    state: State,
     options: dict[str, Any],
     listing: Listing,
-    tally: Tally,
+    names: dict[str, list[str]],
     max_rejected: float,
-    done: int,
+    count: int,
     seconds: float,
 ) -> None:
-    """Write rejected.tsv, and if all is well classes.txt and manifest.json. Raises UserError for too many rejected images."""
-    rejected = len(listing.refused) + tally.rejected
-    total = len(listing.train) + len(listing.val) + len(listing.refused)
-    kept = tally.kinds["JPEG"]
-    converted = sorted((kind, count) for kind, count in tally.kinds.items() if kind != "JPEG")
-    print(f"RGB JPEG: {kept:,}" + ("" if options["resize"] is None else f"; resized: {tally.resized:,}"))
-    if converted:
-        told = ", ".join(f"{kind} {count:,}" for kind, count in converted)
-        print(f"converted to RGB JPEG: {sum(count for _, count in converted):,} ({told})")
-    write_rejected(out, listing, tally, rejected)
+    """Write rejected.tsv, then classes.txt and manifest.json; `count` images took so many seconds.
+
+    Raises UserError if too many images were rejected.
+    """
+    out, every = state.out, [*names["train"], *names["val"]]
+    kinds, resized = state.counts("kinds", every), state.number("sum(resized) FROM shards")
+    rejected = state.number("count(*) FROM rejected")
+    total = kinds.total() + rejected
+    print(f"RGB JPEG: {kinds['JPEG']:,}" + ("" if options["resize"] is None else f"; resized: {resized:,}"))
+    if converted := sorted((kind, number) for kind, number in kinds.items() if kind != "JPEG"):
+        parts = ", ".join(f"{kind} {number:,}" for kind, number in converted)
+        print(f"converted to RGB JPEG: {sum(number for _, number in converted):,} ({parts})")
+    write_rejected(state, every, rejected)
     if rejected > max_rejected * total:
         enough = math.ceil(rejected / total * 1e4) / 1e4
         raise UserError(
@@ -85,69 +61,71 @@ def conclude(
             f"{out / manifest.REJECTED}. To do without them: the same command with max_rejected={enough:g}; nothing is "
             "made twice"
         )
-    for shard in tally.shards.values():
+    for shard in state.shards_of(every):
         if not shard.images:
             raise UserError(
                 f"{out / shard.file}: every image of this shard was rejected; delete {out}, and ask for fewer shards"
             )
-    made: dict[str, Any] = {
+    labels = {split: state.counts("classes", names[split]) for split in names}
+    splits = {
+        split: manifest.split(
+            state.shards_of(names[split]),
+            {name: labels[split][str(label)] for label, name in enumerate(listing.classes, 1)},
+        )
+        for split in names
+    }
+    content: dict[str, Any] = {
         "options": options,
         "listing": listing.digest(),
         "versions": manifest.versions(),
         "classes": len(listing.classes),
         "texts": {name: text for name, text in listing.texts.items() if text != name},
-        "splits": {
-            split: manifest.split(tally.of(split), tally.names(split, listing.classes)) for split in ("train", "val")
-        },
-        "kinds": dict(sorted(tally.kinds.items())),
-        "resized": tally.resized,
+        "splits": splits,
+        "kinds": dict(sorted(kinds.items())),
+        "resized": resized,
         "rejected": rejected,
         "ignored": dict(sorted(listing.ignored.items())),
     }
     files.write_classes(out, listing.classes)
-    manifest.write(out, made)
-    rate = f", {done / seconds:,.0f} images/s" if done else ""
-    print(f"{out}: {totals(made)}, in {seconds:,.0f} s{rate}")
-    for name in listing.classes:
-        if not made["splits"]["train"]["classes"][name]:
+    manifest.write(out, content)
+    rate = f", {count / seconds:,.0f} images/s" if count else ""
+    print(f"{out}: {totals(content)}, in {seconds:,.0f} s{rate}")
+    for name, number in splits["train"]["classes"].items():
+        if not number:
             print(f"no training image is left of class {name!r}")
     data = "imagenet" if len(listing.classes) == 1000 and options["source"] == "imagenet" else "folder"
-    few = made["splits"]["train"]["images"] < DEFAULT_BATCH
-    batch = f" batch={2 ** int(math.log2(made['splits']['train']['images']) - 1)}" if few else ""
+    number = splits["train"]["images"]
+    batch = f" batch={2 ** int(math.log2(number) - 1)}" if number < DEFAULT_BATCH else ""
     print(f"next: python -m resnet.train data={data} data.dir={shlex.quote(str(out))}{batch}")
 
 
-def write_rejected(out: Path, listing: Listing, tally: Tally, rejected: int) -> None:
-    """A line for each image that could not be used: its name, a tab, the reason. No file if there is none."""
-    path = out / manifest.REJECTED
+def write_rejected(state: State, names: list[str], rejected: int) -> None:
+    """Write a line for each rejected image: its name, a tab, the reason. No file if there is none."""
+    path = state.out / manifest.REJECTED
     if not rejected:
         path.unlink(missing_ok=True)
         return
     with files.atomic_write(path) as file:
-        for name, reason in map(listing.refused.__getitem__, range(len(listing.refused))):
-            file.write(f"{files.escape(str(name))}\t{files.escape(str(reason))}\n".encode())
-        for split in ("train", "val"):
-            for shard in tally.of(split):
-                noted = journal.finished(out, shard.file)
-                for name, reason in noted.rejected if noted else ():
-                    file.write(f"{files.escape(name)}\t{files.escape(reason)}\n".encode())
+        for shard in ("", *names):
+            for name, reason in state.rejected_of(shard):
+                file.write(f"{name}\t{reason}\n".encode())
     print(f"rejected: {rejected:,}; see {path}")
 
 
-def totals(made: dict[str, Any]) -> str:
-    """What a manifest amounts to."""
-    train, val = made["splits"]["train"], made["splits"]["val"]
+def totals(content: dict[str, Any]) -> str:
+    """The sums of a manifest, for people."""
+    train, val = content["splits"]["train"], content["splits"]["val"]
     count = len(train["shards"]) + len(val["shards"])
     return (
-        f"{train['images']:,} training and {val['images']:,} validation images of {made['classes']:,} classes in "
+        f"{train['images']:,} training and {val['images']:,} validation images of {content['classes']:,} classes in "
         f"{count:,} shards, {size(train['bytes'] + val['bytes'])}"
     )
 
 
-def size(count: int) -> str:
-    """Bytes as people say them."""
+def size(count: float) -> str:
+    """A number of bytes for people."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
-        count /= 1000  # type: ignore[assignment]
+        count /= 1000
     return f"{count:,.1f} GB"

@@ -16,7 +16,7 @@ import pytest
 from resnet import UserError, files
 from resnet.data import manifest, shards
 from resnet.prepare import __main__ as prepare
-from resnet.prepare import journal, writer
+from resnet.prepare import state, writer
 
 SHARDS = 12
 
@@ -59,11 +59,17 @@ def started(words, out, processes=2):
 def wait_for_shards(out, count, process):
     """Until so many are finished, and some are not."""
     until = time.monotonic() + 60
-    while len(list((out / ".prepare").glob("img_*.json"))) < count:
+    while len(list(out.glob("img_*/*"))) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.01)
-    return len(list((out / ".prepare").glob("img_*.json")))
+    return len(list(out.glob("img_*/*")))
+
+
+def recorded(out):
+    """The shards that a later call does not write again."""
+    with state.claim(out) as claimed:
+        return claimed.finished()
 
 
 def assert_whole_shards_only(out):
@@ -90,28 +96,25 @@ def test_ended_halfway_and_called_again(slow, tmp_path, number):
     _, told = process.communicate(timeout=20)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     if number != signal.SIGKILL:
-        assert told == "interrupted; what is finished stands, and the same command goes on\n"
+        stopped = "stopped by a signal" if number == signal.SIGTERM else "interrupted"
+        assert told == f"{stopped}; what is finished stays, and the same command resumes\n"
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not alive, "workers outlive the process that started them"
     assert_whole_shards_only(out)
-    stood = {
-        name: path.stat().st_mtime_ns
-        for path in out.glob("img_*/*")
-        if (name := path.name) and journal.path(out, name).exists()
-    }
-    assert len(stood) >= 3
+    before = {name: (out / name).stat().st_mtime_ns for name in recorded(out)}
+    assert len(before) >= 2
 
     again = started(words, out)
     said, told = again.communicate(timeout=60)
     assert again.returncode == 0, told
-    assert re.search(r"going on: \d+ of 60 images are done", said)
+    assert re.search(r"resuming: \d+ of 60 images are done", said)
     found = contents(out)
     assert {name: data for name, data in found.items() if name != "manifest.json"} == {
         name: data for name, data in whole.items() if name != "manifest.json"
     }
     assert json.loads(found["manifest.json"]) == json.loads(whole["manifest.json"])
-    for name, at in stood.items():
-        assert (out / name[: name.index("-")] / name).stat().st_mtime_ns == at, "a finished shard was made again"
+    for name, at in before.items():
+        assert (out / name).stat().st_mtime_ns == at, "a finished shard was made again"
 
 
 def test_a_worker_that_dies_is_told(slow, tmp_path):
@@ -131,7 +134,7 @@ def test_a_worker_that_dies_is_told(slow, tmp_path):
 
 def test_two_at_once_in_one_folder_are_one_too_many(quick, tmp_path):
     with (
-        journal.claimed(tmp_path / "x"),
+        state.claim(tmp_path / "x"),
         pytest.raises(UserError, match=f"^out={tmp_path}/x: another prepare is at work"),
     ):
         run(*quick)
@@ -150,13 +153,12 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(quick, tmp_path, monke
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        UserError, match=f"^out={tmp_path / 'x'}: the disk is full; what is finished stands: make room, and"
+        UserError, match=f"^out={tmp_path / 'x'}: the disk is full; what is finished stays: make room, and"
     ):
         run(*quick)
     assert not list((tmp_path / "x").rglob("*.part"))
     assert_whole_shards_only(tmp_path / "x")
-    before = len(list((tmp_path / "x" / ".prepare").glob("img_*.json")))
-    assert 0 < before < 7
+    assert 0 < len(recorded(tmp_path / "x")) < 7
     monkeypatch.setattr(os, "fsync", fsync)
     run(*quick)
     again = [word for word in quick if not word.startswith("out=")]
@@ -180,7 +182,7 @@ def test_a_disk_that_is_really_full(tree, tmp_path, photo, encoded):
         assert process.returncode == 1
         assert (
             told
-            == f"error: out={disk / 'x'}: the disk is full; what is finished stands: make room, and the same command goes on\n"
+            == f"error: out={disk / 'x'}: the disk is full; what is finished stays: make room, and the same command resumes\n"
         )
         assert_whole_shards_only(disk / "x")
         subprocess.run(["mount", "-o", "remount,size=50M", str(disk)], check=True)
@@ -219,7 +221,7 @@ def test_a_finished_folder_is_left_alone(quick, tmp_path, capsys):
 def test_what_a_call_left_that_was_killed_in_its_last_moment_is_cleared_away(quick, tmp_path):
     run(*quick)
     (tmp_path / "x" / ".prepare").mkdir()
-    (tmp_path / "x" / ".prepare" / "settings.json").write_text("{}")
+    (tmp_path / "x" / ".prepare" / "state.sqlite3").write_text("")
     run(*quick)
     assert not (tmp_path / "x" / ".prepare").exists()
 
@@ -284,7 +286,8 @@ def test_a_shard_that_was_lost_or_cut_is_made_again(quick, tmp_path, monkeypatch
     shards = sorted((tmp_path / "x" / "img_train").iterdir())
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:-1])
-    journal.path(tmp_path / "x", shards[2].name).write_text("{")
+    with state.claim(tmp_path / "x") as claimed, claimed.db:
+        claimed.forget(f"img_train/{shards[2].name}")
     made, make = [], writer.make
     monkeypatch.setattr(writer, "make", lambda job: (made.append(Path(job.file).name), make(job))[1])
     run(*quick)

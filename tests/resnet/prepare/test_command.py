@@ -84,7 +84,7 @@ def test_neither_this_process_nor_its_workers_import_tensorflow(tree, tmp_path):
 
 
 def test_digits_have_a_manifest_too(tmp_path, capsys):
-    assert prepare.run(["source=digits", f"out={tmp_path / 'd'}"]) == 0
+    prepare.do(prepare.parse(["source=digits", f"out={tmp_path / 'd'}"]))
     assert capsys.readouterr().out.startswith(
         f"{tmp_path}/d: 1,437 training and 360 validation images of 10 classes in 10 shards"
     )

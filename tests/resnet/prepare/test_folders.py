@@ -139,11 +139,11 @@ def test_single_images_everywhere_leave_nothing_to_validate_with(tree, tmp_path)
 
 def test_the_draw_depends_on_the_seed_and_hardly_on_the_other_images():
     entries = [Entry(f"cat/{number}.jpg", "", 0, 0) for number in range(200)]
-    first, again, other = (folders.drawn(entries, 0.2, seed) for seed in (1, 1, 2))
+    first, again, other = (folders.draw(entries, 0.2, seed) for seed in (1, 1, 2))
     assert first == again
     assert len(first) == len(other) == 40
     assert 2 <= len(first & other) <= 20  # 8 by chance
-    more = folders.drawn([*entries, *(Entry(f"cat/new{number}.jpg", "", 0, 0) for number in range(50))], 0.2, 1)
+    more = folders.draw([*entries, *(Entry(f"cat/new{number}.jpg", "", 0, 0) for number in range(50))], 0.2, 1)
     assert len(first & more) >= 30
 
 

@@ -404,4 +404,4 @@ def test_too_many_rejected_fails_at_the_end_and_a_second_call_makes_nothing_twic
     run(*words, "max_rejected=0.0166")
     assert (tmp_path / "x" / "manifest.json").exists()
     assert not (tmp_path / "x" / ".prepare").exists()
-    assert "going on: 240 of 240 images are done" in capsys.readouterr().out
+    assert "resuming: 240 of 240 images are done" in capsys.readouterr().out

@@ -4,6 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from resnet import UserError
@@ -30,14 +32,20 @@ def shown(*words):
     prepare.do(prepare.parse(words))
 
 
-def test_the_sheet_shows_what_the_network_sees_under_the_right_names(plain, tmp_path, monkeypatch):
-    texts = []
-    draw = show.ImageDraw.ImageDraw.text
-    monkeypatch.setattr(
-        show.ImageDraw.ImageDraw,
-        "text",
-        lambda pen, at, text, *rest: (texts.append((at, text)), draw(pen, at, text, *rest)),
-    )
+@pytest.fixture
+def texts(monkeypatch):
+    """((left, top), text) of all that is written on sheets."""
+    texts, write = [], Axes.text
+
+    def watched(axes, left, top, text, **options):
+        texts.append(((left, top), text))
+        return write(axes, left, top, text, **options)
+
+    monkeypatch.setattr(Axes, "text", watched)
+    return texts
+
+
+def test_the_sheet_shows_what_the_network_sees_under_the_right_names(plain, tmp_path, texts):
     shown(f"show={plain}", f"out={tmp_path / 's.png'}", "images=20")
     with Image.open(tmp_path / "s.png") as image:
         page = np.asarray(image.convert("RGB")).astype(int)
@@ -65,23 +73,28 @@ def test_digits_are_shown_as_they_are_trained_on(tmp_path, capsys):
     assert Image.open(tmp_path / "deep" / "s.png").size[0] == 1420
 
 
-def test_shards_of_others_are_shown_with_their_labels(plain, tmp_path, monkeypatch):
+def test_shards_of_others_are_shown_with_their_labels(plain, tmp_path, texts):
     shutil.copytree(plain, tmp_path / "x")
     (tmp_path / "x" / "classes.txt").unlink()
     (tmp_path / "x" / "manifest.json").unlink()
-    assert show.described(tmp_path / "x") == ([], "imagenet")
-    texts = []
-    monkeypatch.setattr(show.ImageDraw.ImageDraw, "text", lambda _pen, _at, text, *_rest: texts.append(text))
+    assert prepare.classes_and_kind(tmp_path / "x") == ([], "imagenet")
     shown(f"show={tmp_path / 'x'}", f"out={tmp_path / 's.png'}", "images=3")
-    assert {text for text in texts if text.startswith("label ")} <= {"label 1", "label 2", "label 3"}
+    assert {text for _, text in texts if text.startswith("label ")} <= {"label 1", "label 2", "label 3"}
 
 
-def test_long_names_are_cut_to_the_width_of_an_image():
-    for name in ("a" * 200, "日本" * 50, "short", "", "new\nline"):
-        told = show.short(name, 15, show.CELL)
-        assert show.font(15).getlength(told) <= show.CELL
-        assert "\n" not in told
-    assert show.short("short", 15, show.CELL) == "short"
+@pytest.mark.parametrize("name", ["W" * 60, "日本" * 20, "short", "", "new\nline", "$x^2$"], ids=repr)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_long_names_are_cut_to_the_width_of_an_image(name):
+    pixels = np.zeros((2, 64, 64, 3), np.uint8)
+    figure = show.sheet("", [("", (pixels, [0, 1]))], [name, ""])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    page = np.asarray(canvas.buffer_rgba())[..., :3]
+    below = page[show.MARGIN + 2 * show.HEADING + show.CELL + 2 :]
+    right = show.MARGIN + show.CELL
+    assert (below[:, right + 1 :] == 255).all()
+    assert (below[:, :right] < 255).any() == bool(name)
+    assert (below[show.CAPTION :] == 255).all()
 
 
 def test_a_place_that_cannot_be_written_is_told(plain, tmp_path):

@@ -1,6 +1,9 @@
-"""Jobs shared out over processes: in order, never piled up, and no worker left behind."""
+"""Jobs over processes: in order, never piled up, no worker left behind; and the progress that is shown meanwhile."""
 
+import itertools
 import os
+import pty
+import re
 import subprocess
 import sys
 import textwrap
@@ -9,7 +12,8 @@ import time
 import psutil
 import pytest
 
-from resnet.prepare.workers import Workers, tick
+from resnet.prepare import workers as module
+from resnet.prepare.workers import Workers, progress, tick
 
 
 def square(number):
@@ -91,3 +95,45 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not alive
+
+
+# ---------------------------------------------------------------------------------------------------------------- progress
+def test_lines_say_how_far_and_how_long(capsys, monkeypatch):
+    monkeypatch.setattr(module, "LINE_S", 0.05)
+    count = itertools.count(10, 10)
+    with progress("images", 1000, lambda: next(count), already=100):
+        time.sleep(0.3)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    assert all(re.fullmatch(r"\d+ of 1,000 images, [\d,]+ a second, left \d:\d\d:\d\d", line) for line in lines)
+    assert int(lines[0].split()[0]) > 100
+
+
+def test_nothing_done_yet_is_no_division_by_zero(capsys, monkeypatch):
+    monkeypatch.setattr(module, "LINE_S", 0.02)
+    with progress("images", 10, lambda: 0):
+        time.sleep(0.1)
+    assert "0 of 10 images, 0 a second, left ?" in capsys.readouterr().out
+
+
+def test_what_is_quick_says_nothing(capsys):
+    with progress("images", 10, lambda: 10):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_a_bar():
+    code = (
+        "import itertools, time; from resnet.prepare.workers import progress; count = itertools.count()\n"
+        "with progress('images', 50, lambda: next(count)): time.sleep(1)"
+    )
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=slave, stderr=slave, env=environment)
+    assert process.wait(30) == 0
+    os.close(slave)
+    shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "━" in shown
+    assert "/50" in shown
+    assert "images" in shown

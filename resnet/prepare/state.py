@@ -1,0 +1,175 @@
+"""The state of a preparation: one SQLite file in <out>/.prepare, which is removed once manifest.json is there.
+
+Each call lists the images anew and compares the digest of the list. Finished shards and rejected images stay, so that the
+same command resumes after a kill at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from resnet import UserError, files
+from resnet.data import manifest
+from resnet.data.shards import Shard
+from resnet.prepare.archive import Entry, raw, unraw
+
+FOLDER, FILE = ".prepare", "state.sqlite3"
+# The lock of the first transaction is held until the file is closed: one process at a time. Names in `images` are bytes,
+# which need not be UTF-8; those in `rejected` are escaped. Images that were refused before reading belong to shard ''.
+TABLES = """
+PRAGMA locking_mode = EXCLUSIVE;
+BEGIN EXCLUSIVE;
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS images (split TEXT, number INTEGER, label INTEGER, name BLOB, path BLOB, offset INTEGER,
+    size INTEGER, PRIMARY KEY (split, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shards (file TEXT PRIMARY KEY, images INTEGER, bytes INTEGER, crc32c TEXT, classes TEXT,
+    kinds TEXT, resized INTEGER, unreadable INTEGER);
+CREATE TABLE IF NOT EXISTS rejected (shard TEXT, name TEXT, reason TEXT);
+CREATE INDEX IF NOT EXISTS rejected_of_shard ON rejected (shard);
+COMMIT;
+"""
+
+
+class Image(NamedTuple):
+    """One listed image; `label` counts from 1."""
+
+    label: int
+    entry: Entry
+
+
+@dataclass
+class Written:
+    """What became of the images of a shard."""
+
+    classes: Counter[int] = field(default_factory=Counter)  # images by label
+    kinds: Counter[str] = field(default_factory=Counter)  # images by what they were
+    resized: int = 0
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
+    unreadable: int = 0  # of the rejected: those worth another try
+
+
+class Split:
+    """The images for training, or for validation, by class and name. `prefix` + name is an image's name for people."""
+
+    def __init__(self, db: sqlite3.Connection, name: str) -> None:
+        self.db, self.name, self.prefix = db, name, ""
+        self.classes, self.jpeg_bytes, self.hash = Counter[int](), 0, hashlib.sha256()
+
+    def add(self, label: int, entry: Entry) -> None:
+        """Append an image; labels rise, and names within a label."""
+        row = (self.name, len(self), label, raw(entry.name), raw(entry.path), entry.offset, entry.size)
+        self.db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        self.hash.update(json.dumps((label, *entry)).encode() + b"\n")
+        self.classes[label] += 1
+        self.jpeg_bytes += entry.size if entry.name.lower().endswith((".jpg", ".jpeg")) else 0
+
+    def __len__(self) -> int:
+        return self.classes.total()
+
+    def __getitem__(self, number: int) -> Image:
+        query = "SELECT label, name, path, offset, size FROM images WHERE split = ? AND number = ?"
+        label, name, path, offset, size = self.db.execute(query, (self.name, number)).fetchone()
+        return Image(label, Entry(unraw(name), unraw(path), offset, size))
+
+
+class State:
+    """The state of the folder `out`, for one process. `settings` are those of the first call, empty before it."""
+
+    def __init__(self, out: Path, db: sqlite3.Connection) -> None:
+        self.out, self.db = out, db
+        self.settings = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM settings")}
+
+    def save_settings(self, settings: Mapping[str, object]) -> None:
+        """Record what the folder is made of, with the list of its images."""
+        with self.db:
+            rows = [(name, json.dumps(value)) for name, value in settings.items()]
+            self.db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+        self.settings = dict(settings)
+
+    def reject(self, shard: str, images: Sequence[tuple[str, str]]) -> None:
+        """Record (name, reason) of images that cannot be used; the caller commits."""
+        rows = [(shard, files.escape(name), files.escape(reason)) for name, reason in images]
+        self.db.executemany("INSERT INTO rejected VALUES (?, ?, ?)", rows)
+
+    def forget(self, shard: str) -> None:
+        """Remove a shard and its rejected images; the caller commits."""
+        self.db.execute("DELETE FROM shards WHERE file = ?", (shard,))
+        self.db.execute("DELETE FROM rejected WHERE shard = ?", (shard,))
+
+    def add_shard(self, shard: Shard, written: Written) -> None:
+        """Record a finished shard."""
+        counts = json.dumps(written.classes), json.dumps(written.kinds)
+        row = (shard.file, shard.images, shard.bytes, shard.crc32c, *counts, written.resized, written.unreadable)
+        with self.db:
+            self.forget(shard.file)
+            self.db.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self.reject(shard.file, written.rejected)
+
+    def finished(self) -> set[str]:
+        """The finished shards, without those that are damaged by now or have images that are worth another try."""
+        with self.db:
+            for file, size, unreadable in self.db.execute("SELECT file, bytes, unreadable FROM shards").fetchall():
+                path = self.out / file
+                if unreadable or not path.is_file() or path.stat().st_size != size:
+                    self.forget(file)
+        return {file for (file,) in self.db.execute("SELECT file FROM shards")}
+
+    def number(self, query: str) -> int:
+        """The sum or count that `query` selects, 0 for no rows."""
+        return int(self.db.execute(f"SELECT {query}").fetchone()[0] or 0)
+
+    def shards_of(self, names: Sequence[str]) -> list[Shard]:
+        """The finished shards of these names, in this order."""
+        query = "SELECT file, images, bytes, crc32c FROM shards WHERE file = ?"
+        return [Shard(*self.db.execute(query, (name,)).fetchone()) for name in names]
+
+    def counts(self, column: str, names: Sequence[str]) -> Counter[str]:
+        """The images of these shards by label or by kind: `column` is classes or kinds."""
+        total = Counter[str]()
+        for name in names:
+            (text,) = self.db.execute(f"SELECT {column} FROM shards WHERE file = ?", (name,)).fetchone()
+            total.update(json.loads(text))
+        return total
+
+    def rejected_of(self, shard: str) -> Iterator[tuple[str, str]]:
+        """(name, reason), escaped, of the rejected images of a shard."""
+        return iter(self.db.execute("SELECT name, reason FROM rejected WHERE shard = ? ORDER BY rowid", (shard,)))
+
+
+@contextlib.contextmanager
+def claim(out: Path) -> Iterator[State]:
+    """Context: the state of `out`, for this process alone. It is removed when it is not needed (any more)."""
+    is_new = not out.is_dir()
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(folder / FILE, timeout=0)) as db:
+        try:
+            db.executescript(TABLES)
+            state = State(out, db)
+        except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                message = "another prepare is at work there; wait for it, or give another out="
+            elif isinstance(error, sqlite3.OperationalError):
+                raise
+            else:
+                message = f"{FOLDER}/{FILE} cannot be read ({error}); delete that folder, or give another"
+            raise UserError(f"out={out}: {message}") from error
+        for part in (*folder.glob("*.part"), *out.glob(".*.part")):  # of processes that were killed
+            part.unlink(missing_ok=True)
+        try:
+            yield state
+        finally:
+            if (out / manifest.NAME).exists() or not state.settings:
+                shutil.rmtree(folder, ignore_errors=True)
+                if is_new:
+                    with contextlib.suppress(OSError):
+                        out.rmdir()
