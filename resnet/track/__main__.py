@@ -6,15 +6,14 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from resnet import UserError, cli, rundir
 from resnet.config.fingerprint import flat
 from resnet.config.track import Mlflow
 from resnet.rundir import lock, result
 from resnet.rundir.metrics import FILE
-from resnet.serving import mlflow_model
-from resnet.track import store
+from resnet.serving import registry
+from resnet.track.store import SyncState
 from resnet.track.tracker import MODEL, TAGS, Tracker
 
 HELP = """Send to MLflow what it has not got of a run: python -m resnet.track sync RUN [RUN ...] [uri=STORE]
@@ -33,37 +32,27 @@ def sync(out: Path, uri: str | None = None) -> str:
     if not (out / FILE).is_file():
         raise UserError(f"{out}: no {FILE} in it")
     with lock.hold(out):
-        return send_all(out, settings, flat(run))
-
-
-def send_all(out: Path, settings: Mlflow, params: dict[str, Any]) -> str:
-    """What `sync` does once nobody else can be at it."""
-    kept = json.loads((out / TAGS).read_text()) if (out / TAGS).is_file() else {}
-    ended = (found.status if (found := store.read_state(out, settings.uri)) else None) or (
-        "KILLED" if result.read(out) is None else "FINISHED"
-    )
-    tracker = Tracker(out, settings, params, kept, sampling=False)
-    for path in sorted(out.iterdir()):
-        if (
-            path.is_file()
-            and not path.name.startswith(".")
-            and path.name not in (FILE, TAGS)
-            and not path.match("mlflow*.json")
-        ):
-            tracker.artifact(path)
-    if (out / MODEL / "MLmodel").is_file():
-        tracker.later(functools.partial(mlflow_model.log_model, place=out / MODEL, register=settings.register))
-    if trouble := tracker.close(ended):
-        raise UserError(f"{out}: {trouble}")
+        tags = json.loads((out / TAGS).read_text()) if (out / TAGS).is_file() else {}
+        state = SyncState.read(out, settings.uri)
+        status = (state and state.status) or ("KILLED" if result.read(out) is None else "FINISHED")
+        tracker = Tracker(out, settings, flat(run), tags, sampling=False)
+        for path in sorted(out.iterdir()):
+            own = path.name in (FILE, TAGS) or path.name.startswith(".") or path.match("mlflow*.json")
+            if path.is_file() and not own:
+                tracker.artifact(path)
+        if (out / MODEL / "MLmodel").is_file():
+            tracker.defer(functools.partial(registry.log_model, folder=out / MODEL, register=settings.register))
+        if error := tracker.close(status):
+            raise UserError(f"{out}: {error}")
     return str(tracker.run_id)
 
 
-def go(words: Sequence[str]) -> None:
-    """The command without the reporting of errors."""
-    what, *rest = words
+def work(words: Sequence[str]) -> None:
+    """The command, without the reporting of errors."""
+    action, *rest = words
     uris = [word.removeprefix("uri=") for word in rest if word.startswith("uri=")]
     folders = [Path(word).expanduser() for word in rest if not word.startswith("uri=")]
-    if what != "sync" or not folders:
+    if action != "sync" or not folders:
         raise UserError(f"resnet.track {' '.join(words)}: say sync and a run's folder; --help tells more")
     for out in folders:
         print(f"{out}: {sync(out, uris[-1] if uris else None)}")
@@ -71,7 +60,7 @@ def go(words: Sequence[str]) -> None:
 
 def main() -> None:
     """The command."""
-    cli.command(HELP, go)
+    cli.command(HELP, work)
 
 
 if __name__ == "__main__":

@@ -16,70 +16,48 @@ from resnet.config.track import Mlflow, Off, Track
 
 VALUE_LIMIT = 6000  # characters of a parameter (MLflow 3)
 BATCH_LIMIT = 100  # parameters to a request (MLflow's REST limit)
-IDENTITY = "mlflow.json"  # in <out>: the MLflow run of this folder, and how far it has been told
+FILE = "mlflow.json"  # in <out>: the SyncState
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the tag by which MLflow 3's UI opens on training runs
 
 
 @dataclass
 class SyncState:
-    """What <out>/mlflow.json says: the run that the folder has in the store `uri`, and the bytes of metrics.jsonl that it has."""
+    """The content of <out>/mlflow.json: the run that the folder has in the store `uri`, and how much that has got."""
 
     uri: str
     run_id: str
-    sent: int = 0
+    sent: int = 0  # bytes of metrics.jsonl
     status: str | None = None  # how the run ended
 
+    @staticmethod
+    def path(out: Path, uri: str) -> Path:
+        """<out>/mlflow.json for the first store, mlflow-<hash>.json for others that the run was sent to."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if json.loads((out / FILE).read_text())["uri"] != uri:
+                return out / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
+        return out / FILE
+
+    @classmethod
+    def read(cls, out: Path, uri: str) -> SyncState | None:
+        """That of a run's folder for the store `uri`, if there is one."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            state = cls(**json.loads(cls.path(out, uri).read_text()))
+            return state if state.uri == uri else None
+        return None
+
     def write(self, out: Path) -> None:
-        """Keep it."""
-        files.write_text(state_path(out, self.uri), json.dumps(asdict(self)) + "\n")
+        """Into a run's folder."""
+        files.write_text(self.path(out, self.uri), json.dumps(asdict(self)) + "\n")
 
 
-def state_path(out: Path, uri: str) -> Path:
-    """Where the note about a store lies: <out>/mlflow.json for the first, mlflow-<hash>.json for others the run was sent to."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        if json.loads((out / IDENTITY).read_text())["uri"] != uri:
-            return out / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
-    return out / IDENTITY
-
-
-def read_state(out: Path, uri: str) -> SyncState | None:
-    """The note of a run's folder about the store `uri`, if there is one."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        kept = SyncState(**json.loads(state_path(out, uri).read_text()))
-        return kept if kept.uri == uri else None
-    return None
-
-
-def log_dataset(client: Any, run_id: str, told: dict[str, Any]) -> None:
-    """What the run is trained on, as MLflow's dataset input: name, digest, source, and a profile of counts."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name=told["name"],
-        digest=told["digest"],
-        source_type="local",
-        source=json.dumps({"uri": told["source"]}),
-        profile=json.dumps(told["profile"]),
-    )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
-
-def log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
-    """Parameters, cut to what MLflow takes."""
-    from mlflow.entities import Param
-
-    listed = [Param(name, str(value)[:VALUE_LIMIT]) for name, value in params.items()]
-    for first in range(0, len(listed), BATCH_LIMIT):
-        client.log_batch(run_id, params=listed[first : first + BATCH_LIMIT])
-
-
-def identity(out: Path, uri: str) -> str | None:
-    """The MLflow run id that a run's folder has in the store `uri`, if any."""
-    kept = read_state(out, uri)
-    return kept.run_id if kept else None
+def run_id(out: Path, uri: str) -> str | None:
+    """The MLflow run that a run's folder has in the store `uri`, if any."""
+    state = SyncState.read(out, uri)
+    return state.run_id if state else None
 
 
 def connect(uri: str) -> Any:
-    """An MlflowClient that fails fast. A SQLite store is created first, by one process at a time: racing breaks it for good."""
+    """An MlflowClient that fails fast. A SQLite store is created first, under a lock: two processes at once would break it."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -104,15 +82,21 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def new_run(client: Any, settings: Mlflow, name: str, tags: dict[str, str]) -> str:
-    """Create a run in the experiment `settings.experiment`, which is made if it does not exist; its id."""
+    """Create a run in the experiment `settings.experiment`, which is created if it does not exist; its id."""
+    from mlflow.exceptions import MlflowException
+
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None:
         database = sqlite_path(settings.uri)
         # Beside the database, absolute: MLflow's default is relative to whatever folder the UI is started in.
-        place = (database.parent / "mlruns" / settings.experiment).as_uri() if database else None
-        with contextlib.suppress(Exception):  # another process may be making it
-            client.create_experiment(settings.experiment, artifact_location=place)
+        location = (database.parent / "mlruns" / settings.experiment).as_uri() if database else None
+        with contextlib.suppress(Exception):  # another process may be creating it
+            client.create_experiment(settings.experiment, artifact_location=location, tags=KIND)
         experiment = client.get_experiment_by_name(settings.experiment)
+    for key, value in KIND.items():
+        if key not in experiment.tags:
+            with contextlib.suppress(MlflowException):  # a server may allow runs only
+                client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(client.create_run(experiment.experiment_id, run_name=name, tags=tags).info.run_id)
 
 
@@ -131,28 +115,44 @@ def reopen(client: Any, run_id: str) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------- parents and the dead
+def log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
+    """Parameters, cut to what MLflow takes."""
+    from mlflow.entities import Param
+
+    entities = [Param(name, str(value)[:VALUE_LIMIT]) for name, value in params.items()]
+    for first in range(0, len(entities), BATCH_LIMIT):
+        client.log_batch(run_id, params=entities[first : first + BATCH_LIMIT])
+
+
+def log_dataset(client: Any, run_id: str, dataset: dict[str, Any]) -> None:
+    """The training data as MLflow's dataset input: name, digest, source, and a profile of counts."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source, profile = json.dumps({"uri": dataset["source"]}), json.dumps(dataset["profile"])
+    entity = Dataset(dataset["name"], dataset["digest"], "local", source, profile=profile)
+    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+
+# ------------------------------------------------------------------------------- runs as a sweep or the supervisor sees them
 def start_parent(out: Path, settings: Track, name: str, params: dict[str, Any], tags: dict[str, str]) -> str | None:
     """A run for the jobs of the sweep in `out` to nest under: the one it already has, or a new one. None without MLflow."""
     match settings:
         case Off():
             return None
         case Mlflow():
-            client = connect(settings.uri)
-            kept = identity(out, settings.uri)
-            if kept is not None and reopen(client, kept):
-                return kept
-            run_id = new_run(client, settings, name, tags)
-            SyncState(settings.uri, run_id).write(out)
-            log_params(client, run_id, params)
-            return run_id
+            client, parent = connect(settings.uri), run_id(out, settings.uri)
+            if parent is None or not reopen(client, parent):
+                parent = new_run(client, settings, name, tags)
+                SyncState(settings.uri, parent).write(out)
+                log_params(client, parent, params)
+            return parent
     raise AssertionError(settings)
 
 
 def close_run(
     settings: Track, run_id: str | None, status: str, *, only_if_running: bool = False, artifacts: tuple[Path, ...] = ()
 ) -> None:
-    """Set a run's status from outside: a sweep's parent, or a job that died without a word."""
+    """Set a run's status from outside: that of a sweep's parent, or of a job that was killed."""
     if isinstance(settings, Mlflow) and run_id is not None:
         client = connect(settings.uri)
         for path in artifacts:

@@ -1,4 +1,4 @@
-"""What the machine is doing: CPU, memory and GPUs, under the names that MLflow's UI shows as system metrics."""
+"""The load of CPU, memory and GPUs, under the names that MLflow's UI shows as system metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def system_metrics() -> Iterator[tuple[str, float]]:
-    """CPU and memory of the machine and of this process, under the names MLflow's UI shows as system metrics."""
+    """(name, value) of the machine and of this process."""
     import psutil
 
     yield "system/cpu_utilization_percentage", psutil.cpu_percent()

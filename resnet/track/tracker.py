@@ -1,7 +1,7 @@
-"""Where a run's numbers go: <out>/metrics.jsonl first, and from there to MLflow, by a thread of its own.
+"""Where a run's metrics go: <out>/metrics.jsonl first, and from there to MLflow, by a thread of its own.
 
-The loop appends a line to the file. The thread sends what MLflow has not got yet, with the times at which things happened, and
-notes in <out>/mlflow.json how far it has come: while the store is away, or when a run died, nothing is lost, and
+The loop appends a line to the file. The thread sends MLflow what it has not got yet, with the original times, and notes in
+<out>/mlflow.json how far it has come: while the store is away, or when a run dies, nothing is lost, and
 `python -m resnet.track sync <out>` sends the rest. A point sent twice counts once, because its time is the same.
 """
 
@@ -20,26 +20,26 @@ from resnet import UserError, files
 from resnet.config.track import Mlflow, Track
 from resnet.rundir.metrics import FILE, MetricsFile
 from resnet.track import system
-from resnet.track.sender import Sender
+from resnet.track.sender import Sender, Work
+from resnet.track.tensorboard import Events
 
 TAGS = "tags.json"
-MODEL = "model"  # in <out>: MLflow's model, where the run kept one
+MODEL = "model"  # in <out>: the MLflow model, if there is one
+Metrics = dict[str, float | None]
 
 
 class NullTracker:
-    """The tracker of every rank but the first."""
+    """The tracker of every rank but the first: it does nothing."""
 
-    def log(self, step: int, metrics: dict[str, float | None]) -> None:
-        """Nothing."""
+    run_id = None
 
-    def artifact(self, path: Path) -> None:
-        """Nothing."""
+    def log(self, step: int, metrics: Metrics) -> None: ...
 
-    def later(self, work: Callable[[Any, str], object]) -> None:
-        """Nothing."""
+    def artifact(self, path: Path) -> None: ...
+
+    def defer(self, work: Work) -> None: ...
 
     def close(self, status: str) -> str | None:  # noqa: ARG002
-        """Nothing."""
         return None
 
 
@@ -53,31 +53,29 @@ class Tracker:
         params: dict[str, Any],
         tags: dict[str, str],
         dataset: dict[str, Any] | None = None,
-        kept: Sequence[Callable[[Path], Path | None]] = (),
+        writers: Sequence[Callable[[Path], Path | None]] = (),
         sampling: bool = True,
     ) -> None:
-        """`kept` write files that go with the run, before anything is sent; what they raise costs the run nothing.
+        """`writers` write files into `out`, which become the first artifacts; their errors cost the run nothing.
 
         `sampling` is of the machine, every settings.system_metrics_s.
         """
-        self.out, self.settings = out, settings
-        self.lock = threading.Lock()
-        self.step = 0
+        self.out, self.step, self.lock = out, 0, threading.Lock()
         self.sender: Sender | None = None
-        wanted = isinstance(settings, Mlflow) and settings.tensorboard and sampling
-        self.events = opened_events(out) if wanted else None
+        self.events: Events | None = None
         try:
-            self.lines = MetricsFile(out / FILE)
+            self.file = MetricsFile(out / FILE)
             if isinstance(settings, Mlflow):
                 files.write_text(out / TAGS, json.dumps(tags) + "\n")
         except OSError as error:
             raise UserError(f"out={out}: cannot be written to ({error.strerror}); make room and start again") from error
         if isinstance(settings, Mlflow):
-            self.sender = Sender(out, settings, params, tags, dataset, self.sample)
-            self.sender.every_s = settings.system_metrics_s if sampling else math.inf
+            if settings.tensorboard and sampling:
+                self.events = Events(out)
+            self.sender = Sender(out, settings, params, tags, dataset, self.sample if sampling else None)
             self.artifact(out / "config.yaml")
-            for write in kept:
-                self.later(functools.partial(keep, write, out))
+            for write in writers:
+                self.defer(functools.partial(log_written, write, out))
             self.sender.start()
 
     @property
@@ -85,60 +83,48 @@ class Tracker:
         """The MLflow run, once there is one."""
         return self.sender.run_id if self.sender else None
 
-    def log(self, step: int, metrics: dict[str, float | None]) -> None:
+    def log(self, step: int, metrics: Metrics) -> None:
         """Record metrics after `step` updates. None and non-finite values are left out."""
         self.step = step
-        self.write(step, metrics)
+        self.write(metrics)
         if self.events:
             self.events.log(step, metrics)
         if self.sender:
             self.sender.awake.set()
 
-    def write(self, step: int, metrics: dict[str, float | None]) -> None:
-        """Append a line."""
+    def write(self, metrics: Metrics) -> None:
+        """Append a line to metrics.jsonl."""
         finite = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
-        line = json.dumps({"step": step, "time_ms": time.time_ns() // 1_000_000, **finite})
+        line = json.dumps({"step": self.step, "time_ms": time.time_ns() // 1_000_000, **finite})
         with self.lock:
-            self.lines.append(line)
+            self.file.append(line)
 
     def sample(self) -> None:
-        """Write down what the machine is doing."""
-        self.write(self.step, dict(system.system_metrics()))
+        """Record the load of the machine."""
+        self.write(dict(system.system_metrics()))
 
     def artifact(self, path: Path) -> None:
-        """Keep a file or folder with the run, as it is when the thread gets to it."""
-        self.later(functools.partial(log_artifact, path))
+        """Log a file or folder with the run, as it is when the thread gets to it."""
+        self.defer(functools.partial(log_artifact, path))
 
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag of the run."""
-        self.later(lambda client, run_id: client.set_tag(run_id, name, value))
-
-    def later(self, work: Callable[[Any, str], object]) -> None:
-        """Have the thread do `work` with MLflow's client and the id of the run."""
+    def defer(self, work: Work) -> None:
+        """Have the thread call `work` with MLflow's client and the id of the run."""
         if self.sender:
             self.sender.queue.put(work)
 
     def close(self, status: str) -> str | None:
         """Send what is left and set the run's status: FINISHED, FAILED or KILLED. Returns what went wrong, if anything did."""
         with self.lock:
-            lost = self.lines.close()
+            lost = self.file.close()
         if self.events:
             self.events.close()
-        troubles = [lost, self.sender.finish(status) if self.sender else None]
-        return "; ".join(trouble for trouble in troubles if trouble) or None
+        errors = [lost, self.sender.finish(status) if self.sender else None]
+        return "; ".join(error for error in errors if error) or None
 
 
-def opened_events(out: Path) -> Any:
-    """TensorBoard's event files of a run."""
-    from resnet.track import tensorboard  # which imports TensorFlow: sync needs none
-
-    return tensorboard.Events(out)
-
-
-def keep(write: Callable[[Path], Path | None], out: Path, client: Any, run_id: str) -> None:
-    """Have `write` make its file in `out`, and keep that with the run."""
-    path = write(out)
-    if path:
+def log_written(write: Callable[[Path], Path | None], out: Path, client: Any, run_id: str) -> None:
+    """Have `write` write its file into `out`, and log that with the run."""
+    if path := write(out):
         log_artifact(path, client, run_id)
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from resnet import UserError
 from resnet.data import pipeline, shards, tfexample
 from resnet.model import resnet, weights
-from resnet.serving import mlflow_model, pyfunc
+from resnet.serving import mlflow_model, pyfunc, registry
 from resnet.track import store
 from resnet.training import loop
 from resnet.training.trained import read as read_weights
@@ -187,7 +187,9 @@ def test_what_is_no_image_is_told_by_its_number(loaded, jpegs, image, told):
 def test_a_network_without_names_answers_with_numbers(trained, tmp_path):
     Path(tmp_path / "run").mkdir()
     shutil.copytree(Path(trained.out) / "checkpoints", tmp_path / "run" / "checkpoints")
-    loaded = mlflow.pyfunc.load_model(str(mlflow_model.save(trained, tmp_path / "run", None, read_weights(str(tmp_path / "run")))))
+    loaded = mlflow.pyfunc.load_model(
+        str(mlflow_model.save(trained, tmp_path / "run", None, read_weights(str(tmp_path / "run"))))
+    )
     [row] = answered(loaded, loaded.input_example)
     assert sorted(one["class"] for one in row["top"]) == ["0", "1", "2"]
 
@@ -204,7 +206,7 @@ def test_the_folder_says_what_goes_in_and_comes_out_and_what_it_needs(place, loa
     assert yaml.safe_load(told)["metadata"] == {"model": "tiny", "classes": 3, "image_size": 48}
     assert str(Path(mlflow_model.__file__).parent) not in told and Path(trained.out).parent.name not in told
     names = [path.name for path in place.rglob("*") if path.is_file()]
-    assert "served.py" in names and not [name for name in names if name.endswith((".pkl", ".pyc"))]
+    assert "pyfunc.py" in names and not [name for name in names if name.endswith((".pkl", ".pyc"))]
     Image.open(io.BytesIO(base64.b64decode(loaded.input_example["image"][0]))).verify()
 
 
@@ -224,7 +226,10 @@ def test_writing_again_leaves_one_folder_and_a_failure_leaves_what_was_there(tra
     out = tmp_path / "run"
     shutil.copytree(Path(trained.out) / "checkpoints", out / "checkpoints")
     marks = [
-        yaml.safe_load((mlflow_model.save(trained, out, NAMES, read_weights(str(out))) / "MLmodel").read_text())["model_uuid"] for _ in range(2)
+        yaml.safe_load((mlflow_model.save(trained, out, NAMES, read_weights(str(out))) / "MLmodel").read_text())[
+            "model_uuid"
+        ]
+        for _ in range(2)
     ]
     assert marks[0] != marks[1]
 
@@ -257,7 +262,7 @@ def kept(place, tmp_path_factory):
     for step in (1, 2):
         client.log_metric(run_id, "eval/top1", step / 4, step=step)
     state = mlflow.get_tracking_uri(), mlflow.active_run()
-    model_id = mlflow_model.log_model(client, run_id, place, register="photos")
+    model_id = registry.log_model(client, run_id, place, register="photos")
     assert (mlflow.get_tracking_uri(), mlflow.active_run()) == state
     return client, run_id, model_id, folder
 
@@ -291,15 +296,15 @@ def test_it_is_registered_and_loads_by_either_name(kept, jpegs, of_jpegs, monkey
 def test_done_again_it_changes_nothing_but_another_folder_is_another_model(kept, place, tmp_path):
     client, run_id, model_id, _ = kept
     for name in ("photos", "photos", None):
-        assert mlflow_model.log_model(client, run_id, place, register=name) == model_id
+        assert registry.log_model(client, run_id, place, register=name) == model_id
     assert len(client.search_model_versions(f"run_id='{run_id}'")) == 1
     other = client.create_run(client.get_run(run_id).info.experiment_id).info.run_id
-    again = mlflow_model.log_model(client, other, place)
+    again = registry.log_model(client, other, place)
     assert again != model_id and client.get_logged_model(again).source_run_id == other
     changed = shutil.copytree(place, tmp_path / "model")
     told = yaml.safe_load((changed / "MLmodel").read_text())
     (changed / "MLmodel").write_text(yaml.safe_dump({**told, "model_uuid": "another"}))
-    newer = mlflow_model.log_model(client, other, changed, register="photos")
+    newer = registry.log_model(client, other, changed, register="photos")
     assert len({newer, again, model_id}) == 3
     assert sorted(int(one.version) for one in client.search_model_versions("name='photos'")) == [1, 2]
 
@@ -317,9 +322,9 @@ def test_after_a_failure_it_goes_on_where_it_was(kept, place, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(client, "log_model_artifacts", failing)
         with pytest.raises(MlflowException, match="the server is away"):
-            mlflow_model.log_model(client, run, place, "photos later")
-    assert (seen, os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) == ([str(mlflow_model.PATIENCE_S)], "5")
-    model_id = mlflow_model.log_model(client, run, place, "photos later")
+            registry.log_model(client, run, place, "photos later")
+    assert (seen, os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) == ([str(registry.UPLOAD_TIMEOUT_S)], "5")
+    model_id = registry.log_model(client, run, place, "photos later")
     outputs = client.get_run(run).outputs.model_outputs
     assert [made.model_id for made in outputs] == [model_id]
     assert len(client.search_model_versions("name='photos later'")) == 1
@@ -424,7 +429,7 @@ def test_a_tracking_server_takes_the_model_through_its_artifact_proxy(place, jpe
         client = store.connect(uri)
         run_id = client.create_run(client.create_experiment("e")).info.run_id
         for _ in range(2):
-            model_id = mlflow_model.log_model(client, run_id, place, register="photos")
+            model_id = registry.log_model(client, run_id, place, register="photos")
         assert len(client.search_model_versions("name='photos'")) == 1
         monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", uri)
         for name in (f"runs:/{run_id}/model", "models:/photos/1"):

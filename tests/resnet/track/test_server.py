@@ -14,7 +14,8 @@ import pytest
 from resnet import UserError, rundir
 from resnet.config import fingerprint
 from resnet.track import store
-from resnet.track import tracker as track
+from resnet.track.__main__ import main, sync
+from resnet.track.tracker import Tracker
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -88,7 +89,7 @@ def made(server, tmp_path_factory, run_at):
         out = tmp_path_factory.mktemp(name)
         run = run_at(out, "track=server", f"track.uri={server.uri}", "model=tiny", "data=digits", f"out={out}")
         rundir.claim(run, out)
-        return track.Tracker(out, run.track, fingerprint.flat(run), {"recipe": "none"})
+        return Tracker(out, run.track, fingerprint.flat(run), {"recipe": "none"})
 
     return make
 
@@ -123,7 +124,7 @@ def test_a_server_killed_halfway_loses_nothing_and_stops_nothing(server, made):
     tracker = made("killed")
     for step in range(300):
         tracker.log(step, {"train/loss": 1 / (step + 1)})
-    until(lambda: tracker.run_id and store.read_state(tracker.out, server.uri).sent)
+    until(lambda: tracker.run_id and store.SyncState.read(tracker.out, server.uri).sent)
     server.kill()
     began = time.monotonic()
     for step in range(300, 600):
@@ -144,7 +145,7 @@ def test_a_server_killed_halfway_loses_nothing_and_stops_nothing(server, made):
 def test_what_a_dead_server_missed_is_sent_by_sync_and_once(server, made):
     tracker = made("synced")
     tracker.log(1, {"train/loss": 2.0})
-    until(lambda: tracker.run_id and store.read_state(tracker.out, server.uri).sent)
+    until(lambda: tracker.run_id and store.SyncState.read(tracker.out, server.uri).sent)
     server.kill()
     for step in range(2, 50):
         tracker.log(step, {"train/loss": 1.0})
@@ -153,7 +154,7 @@ def test_what_a_dead_server_missed_is_sent_by_sync_and_once(server, made):
     assert f"python -m resnet.track sync {tracker.out} sends the rest" in trouble
     server.start()
     for _ in range(2):
-        assert track.sync(tracker.out) == tracker.run_id
+        assert sync(tracker.out) == tracker.run_id
     client = store.connect(server.uri)
     assert known(client, tracker.run_id) == told(tracker.out) and len(told(tracker.out)) == 49
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
@@ -168,12 +169,12 @@ def test_a_run_goes_to_another_store_whole(made, tmp_path):
     before = (tracker.out / "metrics.jsonl").read_bytes() + b'{"step": 7, "time'  # a line that a kill tore
     (tracker.out / "metrics.jsonl").write_bytes(before)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    run_id = track.sync(tracker.out, uri)
+    run_id = sync(tracker.out, uri)
     client = store.connect(uri)
     assert known(client, run_id) == sorted((*point[:3], point[3]) for point in told_whole(tracker.out))
     assert client.get_run(run_id).data.params["model.name"] == "tiny"
     assert (tracker.out / "metrics.jsonl").read_bytes() == before + b"\n"
-    assert track.sync(tracker.out, uri) == run_id and track.sync(tracker.out) == tracker.run_id
+    assert sync(tracker.out, uri) == run_id and sync(tracker.out) == tracker.run_id
 
 
 def told_whole(out):
@@ -183,11 +184,10 @@ def told_whole(out):
     )
 
 
-def test_the_command_tells_what_it_cannot_send(tmp_path, run_of, monkeypatch, capsys):
+def test_the_command_tells_what_it_cannot_send(tmp_path, run_of, monkeypatch, capsys, exit_status):
     def said(*words):
         monkeypatch.setattr(sys, "argv", ["resnet.track", *words])
-        status = track.main()
-        return status, "".join(capsys.readouterr())
+        return exit_status(main), "".join(capsys.readouterr())
 
     done = subprocess.run([sys.executable, "-m", "resnet.track", "--help"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout + done.stderr) == said("--help")
@@ -198,4 +198,4 @@ def test_the_command_tells_what_it_cannot_send(tmp_path, run_of, monkeypatch, ca
     run = run_of("model=tiny", "data=digits", "track=off", f"out={tmp_path / 'run'}")
     rundir.claim(run, tmp_path / "run")
     with pytest.raises(UserError, match="track=off; name a store by uri="):
-        track.sync(tmp_path / "run")
+        sync(tmp_path / "run")

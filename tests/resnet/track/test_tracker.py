@@ -67,7 +67,7 @@ def life(new, client):
     tracker.log(12, {"train/loss": math.nan, "train/lr": math.inf, "eval/loss": -math.inf, "eval/top1": 0.1 + 0.2})
     (tracker.out / "result.json").write_text('{"status": "finished"}')
     tracker.artifact(tracker.out / "result.json")
-    tracker.tag("reached", "yes")
+    tracker.defer(lambda client, run_id: client.set_tag(run_id, "reached", "yes"))
     deadline = time.monotonic() + 60
     while '"system/' not in (tracker.out / "metrics.jsonl").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -164,6 +164,16 @@ def test_artifacts_lie_beside_the_database_wherever_the_ui_is_started(life, clie
     assert [e.name for e in client.search_experiments()].count("resnet") == 1
 
 
+def test_an_experiment_opens_on_its_training_runs_in_the_ui_unless_its_kind_is_set(life, settings, client):
+    kind = "mlflow.experimentKind"
+    assert client.get_experiment(life[1].info.experiment_id).tags[kind] == "custom_model_development"
+    old, other = client.create_experiment("old"), client.create_experiment("other", tags={kind: "genai_development"})
+    for name in ("old", "other"):
+        store.new_run(client, settings(experiment=name), "a run", {})
+    assert client.get_experiment(old).tags[kind] == "custom_model_development"
+    assert client.get_experiment(other).tags[kind] == "genai_development"
+
+
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_the_status_is_the_one_that_was_closed_with(new, client, status):
     tracker = new(f"ends {status}")
@@ -185,7 +195,7 @@ def test_without_mlflow_there_is_metrics_jsonl_and_nothing_else(tmp_path):
     program = (
         "import sys; from pathlib import Path; from resnet.track.tracker import Tracker; from resnet.config.track import Off\n"
         "tracker = Tracker(Path.cwd(), Off(), {}, {})\n"
-        "tracker.log(3, {'train/loss': 1.5}); tracker.tag('a', 'b'); tracker.artifact(Path('x'))\n"
+        "tracker.log(3, {'train/loss': 1.5}); tracker.artifact(Path('x'))\n"
         "assert tracker.close('FINISHED') is None and tracker.run_id is None and 'mlflow' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
@@ -199,7 +209,8 @@ def test_without_mlflow_there_is_metrics_jsonl_and_nothing_else(tmp_path):
 def test_mlflow_is_not_imported_before_the_first_metrics_are_there():
     """Its import would take seconds from building the first step."""
     program = (
-        "import sys, time; from pathlib import Path; from resnet.track.tracker import Tracker; from resnet.config.track import Mlflow\n"
+        "import sys, time; from pathlib import Path\n"
+        "from resnet.track.tracker import Tracker; from resnet.config.track import Mlflow\n"
         "out = Path(sys.argv[1]); (out / 'config.yaml').write_text('a: 1')\n"
         "tracker = Tracker(out, Mlflow(uri=f'sqlite:///{out}/mlflow.db', run_name='x'), {}, {})\n"
         "time.sleep(0.5)\n"
@@ -245,9 +256,9 @@ def test_a_folder_whose_mlflow_run_was_deleted_gets_a_new_one(new, client):
 
 def test_a_folder_known_to_another_store_only_gets_a_run_in_this_one(new, client):
     out = new("elsewhere").out
-    kept = json.loads((out / store.IDENTITY).read_text()) if (out / store.IDENTITY).exists() else {}
-    (out / store.IDENTITY).write_text(json.dumps({**kept, "uri": "http://another", "run_id": "not here"}))
-    assert store.identity(out, "http://another") == "not here"
+    kept = json.loads((out / store.FILE).read_text()) if (out / store.FILE).exists() else {}
+    (out / store.FILE).write_text(json.dumps({**kept, "uri": "http://another", "run_id": "not here"}))
+    assert store.run_id(out, "http://another") == "not here"
     tracker = new("elsewhere")
     assert tracker.close("FINISHED") is None
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
@@ -255,9 +266,9 @@ def test_a_folder_known_to_another_store_only_gets_a_run_in_this_one(new, client
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uri": "u"}'])
 def test_a_torn_note_of_the_mlflow_run_is_no_note(tmp_path, text):
-    assert store.identity(tmp_path, "u") is None
-    (tmp_path / store.IDENTITY).write_text(text)
-    assert store.identity(tmp_path, "u") is None
+    assert store.run_id(tmp_path, "u") is None
+    (tmp_path / store.FILE).write_text(text)
+    assert store.run_id(tmp_path, "u") is None
 
 
 # -------------------------------------------------------------------------------------------- parents, and the dead
@@ -389,7 +400,8 @@ def test_an_artifact_that_cannot_be_kept_costs_no_metric(new, client):
 def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path):
     """Racing to create the tables breaks the file for good: one makes them, the other waits."""
     program = (
-        "import sys; from pathlib import Path; from resnet.track.tracker import Tracker; from resnet.config.track import Mlflow\n"
+        "import sys; from pathlib import Path\n"
+        "from resnet.track.tracker import Tracker; from resnet.config.track import Mlflow\n"
         "out = Path(sys.argv[1]); out.mkdir(); (out / 'config.yaml').write_text('a: 1')\n"
         "tracker = Tracker(out, Mlflow(uri=sys.argv[2], run_name=out.name), {'a': 1}, {})\n"
         "tracker.log(1, {'train/loss': 1.0})\n"

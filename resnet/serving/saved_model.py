@@ -1,0 +1,48 @@
+"""A trained network as TensorFlow's SavedModel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from resnet.config.data import Data, Records
+from resnet.data.augment import prepare_images
+from resnet.data.pipeline import centre_crop
+
+
+def write(network: Any, data: Data, names: list[str] | None, path: Path) -> None:
+    """The SavedModel; attributes: the network's variables `weights`, the classes' names `names`.
+
+    `cropped` preprocesses pixels [H, W, 3] as evaluation does, to [S, S, 3].
+    """
+    size = data.image_size
+
+    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.float32, "images")])
+    def probabilities(images: Any) -> dict[str, Any]:
+        logits = network(prepare_images(images, None, data.mean, data.std), training=False)
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8, "images")])
+    def probabilities_of_uint8(images: Any) -> dict[str, Any]:
+        return probabilities(tf.cast(images, tf.float32))
+
+    module = tf.Module()
+    module.weights = list(network.weights)
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names or []]
+    module.names = tf.Variable(tf.constant(encoded, tf.string), trainable=False)  # a constant would not be saved
+    signatures = {"serving_default": probabilities, "uint8": probabilities_of_uint8}
+    if isinstance(data, Records):  # synthetic images are no JPEGs
+        cropped = tf.TensorSpec([size, size, 3], tf.uint8)
+        module.cropped = tf.function(lambda image: centre_crop(image, data), [tf.TensorSpec([None, None, 3], tf.uint8)])
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
+        def probabilities_of_jpegs(encoded: Any) -> dict[str, Any]:
+            return probabilities_of_uint8(
+                tf.map_fn(lambda one: centre_crop(one, data), encoded, fn_output_signature=cropped)
+            )
+
+        signatures["jpeg"] = probabilities_of_jpegs
+    module.functions = list(signatures.values())
+    tf.saved_model.save(module, str(path), signatures)
