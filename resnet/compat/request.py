@@ -95,14 +95,15 @@ class Parser(argparse.ArgumentParser):
     def values(self, words: Sequence[str]) -> dict[str, str | None]:
         """What the words say, by key."""
         options = {name.replace("_", "-"): name for name in self._option_string_actions}
-        typed = [word.partition("=") for word in words]
-        namespace, rest = self.parse_known_args(
-            [options.get(name.replace("_", "-"), name) + equals + text for name, equals, text in typed]
-        )
+        typed = []
+        for word in words:
+            name, equals, text = word.partition("=")
+            if re.match("-.*[^-0-9.]", name) and name.replace("_", "-") not in options:  # argparse takes -rs for -r -s
+                raise UserError(f"{name}: no such option; {cli.nearest(name, list(options.values()))}")
+            typed.append(options.get(name.replace("_", "-"), name) + equals + text)
+        namespace, rest = self.parse_known_args(typed)
         if rest:
-            raise UserError(
-                f"{rest[0]}: no such option; {cli.nearest(rest[0].partition('=')[0], list(options.values()))}"
-            )
+            raise UserError(f"{rest[0]}: no such option; {cli.nearest(rest[0], list(options.values()))}")
         return vars(namespace)
 
 

@@ -399,7 +399,7 @@ def client(uri):
 
 def family(client, out):
     """(parent run, its children by name) of the sweep in `out`."""
-    parent = client.get_run(store.identity(out, client.tracking_uri))
+    parent = client.get_run(store.run_id(out, client.tracking_uri))
     runs = client.search_runs([parent.info.experiment_id])
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     return parent, {run.info.run_name.partition("[")[2].rstrip("]"): run for run in children}
@@ -456,7 +456,7 @@ def test_a_refused_sweep_leaves_no_run_in_mlflow(sweep, client, uri, home):
     assert sweep(f"{line} seed=1,2")[0] == 0
     experiment = client.get_experiment_by_name("resnet").experiment_id
     before = {run.info.run_id for run in client.search_runs([experiment])}
-    (home / "refused" / store.IDENTITY).unlink()
+    (home / "refused" / store.FILE).unlink()
     assert sweep(f"{line} seed=1,3")[0] == 1
     assert {run.info.run_id for run in client.search_runs([experiment])} == before
 
