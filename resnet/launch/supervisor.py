@@ -85,7 +85,7 @@ def supervise(run: Run, out: Path) -> dict[str, Any]:
 
 def mlflow_run(run: Run, out: Path) -> str | None:
     """The id of the MLflow run of this folder, if any."""
-    return store.identity(out, run.track.uri) if isinstance(run.track, Mlflow) else None
+    return store.run_id(out, run.track.uri) if isinstance(run.track, Mlflow) else None
 
 
 def ignoring_mlflow_errors(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -273,7 +273,7 @@ def command_line() -> list[Run]:
     def keep(config: DictConfig) -> None:
         try:
             with errors.explain():
-                composed.append(rundir.resumed(config) if config.resume else compose.freeze(config))
+                composed.append(rundir.resume(config) if config.resume else compose.freeze(config))
         except UserError as error:  # raised below: Hydra would add lines of its own
             composed.append(error)
 
