@@ -83,7 +83,7 @@ def spawn(tmp_path_factory):
     """`spawn("resnet.train", "model=tiny", ..., cwd=folder)`: that process, under way; `.finish()` waits for it.
 
     Its environment is this one, changed by `env`. Both outputs go to the file `log` if one is given; `before` are statements
-    that it executes first.
+    that it executes first, or alone where the module is None.
     """
     import forked
 

@@ -248,10 +248,10 @@ def test_what_the_last_evaluation_said_is_asked_again_by_a_start_that_finds_only
             train(run, Path(run.out))
     made = train(run, Path(run.out))
     first, again = kept
-    assert again.seen.all() and len(again.labels) == 360 and result.read(Path(run.out)) == made
-    assert np.array_equal(first.said, again.said) and (again.said == again.labels).mean() == pytest.approx(
-        made["eval/top1"]
-    )
+    assert again.valid.all() and len(again.labels) == 360 and result.read(Path(run.out)) == made
+    assert np.array_equal(first.predicted, again.predicted) and (
+        again.predicted == again.labels
+    ).mean() == pytest.approx(made["eval/top1"])
 
 
 LAST = """

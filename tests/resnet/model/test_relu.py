@@ -76,8 +76,8 @@ def test_not_a_number_stays_one(compute):
 
 def test_a_function_is_compiled_once_for_a_shape():
     one, same, other = (tf.TensorSpec([size], tf.float32) for size in (3, 3, 4))
-    assert relu.compiled(relu.slope_of_one, one, one) is relu.compiled(relu.slope_of_one, same, same)
-    assert relu.compiled(relu.slope_of_one, one, one) is not relu.compiled(relu.slope_of_one, other, other)
+    assert relu.compiled(relu.relu_gradient, one, one) is relu.compiled(relu.relu_gradient, same, same)
+    assert relu.compiled(relu.relu_gradient, one, one) is not relu.compiled(relu.relu_gradient, other, other)
 
 
 def test_what_xla_says_of_itself_is_not_heard_and_what_comes_after_is():

@@ -1,190 +1,34 @@
-"""Weights from elsewhere, against torchvision's naming and forward pass restated here in PyTorch's layout."""
+"""Weights from elsewhere, against torchvision's naming and forward pass restated in tests/fakes/torch_layout.py."""
 
+import functools
 import json
-import pickle
-import shlex
 import struct
-import subprocess
-import sys
-import types
-import zipfile
-from dataclasses import dataclass
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-import yaml
 from safetensors.numpy import save_file
+from torch_layout import NETWORKS, PUBLISHED, counted, drawn, forward, in_hugging_face, row, same, sizes, table
 
-from resnet import UserError, rundir
-from resnet.config.model import Block, Model
+from resnet import UserError
 from resnet.model import resnet, weights
-from resnet.optim import optimizers
-from resnet.training import checkpoint
 from resnet.training.trained import read as read_weights
 
-ROOT = Path(__file__).resolve().parents[3]
-PUBLISHED = {  # trainable parameters with 1000 classes
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnet200": 64_673_832,
-    "resnext50": 25_028_904,
-    "resnext101": 44_177_704,
-    "resnext152": 59_951_400,
-}
-NETWORKS = {
-    "grouped": Model(name="grouped", block=Block.bottleneck, depths=[2, 1, 2, 1], groups=4, width=2, filters=8),
-    "basic": Model(name="basic", block=Block.basic, depths=[1, 2, 1, 1], width=8, filters=8),
-}
 
-
-@dataclass
-class State:
-    """What a loop keeps beside the weights."""
-
-    seen: int = 0
-
-
-def row(name):
-    """A row of conf/model as the dataclass it becomes."""
-    knobs = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())
-    del knobs["defaults"]
-    return Model(**{**knobs, "block": Block[knobs["block"]]})
-
-
-def table(settings, classes):
-    """torchvision's state_dict(): names and shapes, in its order, num_batches_tracked among them."""
-    rows = {}
-
-    def norm(name, planes):
-        for kind in ("weight", "bias", "running_mean", "running_var"):
-            rows[f"{name}.{kind}"] = (planes,)
-        rows[f"{name}.num_batches_tracked"] = ()
-
-    expansion = {Block.basic: 1, Block.bottleneck: 4}[settings.block]
-    rows["conv1.weight"] = (settings.filters, 3, 7, 7)
-    norm("bn1", settings.filters)
-    inplanes = settings.filters
-    for layer, blocks in enumerate(settings.depths, 1):
-        planes = settings.filters * 2 ** (layer - 1)
-        width = int(planes * (settings.width / settings.filters)) * settings.groups
-        for block in range(blocks):
-            name = f"layer{layer}.{block}"
-            if settings.block is Block.basic:
-                rows[f"{name}.conv1.weight"] = (planes, inplanes, 3, 3)
-                norm(f"{name}.bn1", planes)
-                rows[f"{name}.conv2.weight"] = (planes, planes, 3, 3)
-                norm(f"{name}.bn2", planes)
-            else:
-                rows[f"{name}.conv1.weight"] = (width, inplanes, 1, 1)
-                norm(f"{name}.bn1", width)
-                rows[f"{name}.conv2.weight"] = (width, width // settings.groups, 3, 3)
-                norm(f"{name}.bn2", width)
-                rows[f"{name}.conv3.weight"] = (planes * 4, width, 1, 1)
-                norm(f"{name}.bn3", planes * 4)
-            if block == 0 and (layer > 1 or inplanes != planes * expansion):
-                rows[f"{name}.downsample.0.weight"] = (planes * expansion, inplanes, 1, 1)
-                norm(f"{name}.downsample.1", planes * expansion)
-            inplanes = planes * expansion
-    rows["fc.weight"], rows["fc.bias"] = (classes, inplanes), (classes,)
-    return rows
-
-
-def sizes(settings, classes):
-    """table() without what only counts batches."""
-    return {name: shape for name, shape in table(settings, classes).items() if "num_batches" not in name}
-
-
-def drawn(settings, classes=10, seed=1):
-    """Random float32 tensors of table(): variances and scales above 0."""
-    random = np.random.default_rng(seed)
-    made = {}
-    for name, shape in table(settings, classes).items():
-        kind, rank = name.rsplit(".", 1)[1], len(shape)
-        if kind == "num_batches_tracked":
-            made[name] = np.array(7)
-        elif kind == "running_var" or (kind == "weight" and rank == 1):
-            made[name] = random.uniform(0.5, 1.5, shape).astype(np.float32)
-        else:
-            deviation = np.sqrt(2 / np.prod(shape[1:])) if rank > 1 else 0.3
-            made[name] = random.normal(0, deviation, shape).astype(np.float32)
-    return made
-
-
-def counted(tensors):
-    """Without num_batches_tracked."""
-    return {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}
-
-
-def same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        assert found[name].dtype == np.float32
-        np.testing.assert_array_equal(found[name], wanted[name], name)
+@pytest.fixture(scope="module")
+def built():
+    """`built(name)`: a network of NETWORKS, built once; its values are whatever the test before left."""
+    return functools.cache(lambda name: resnet.build(NETWORKS[name], 10, "float32"))
 
 
 # --------------------------------------------------------------------------------------------------- forward, channels first
-def conv(x, weight, stride=1, pad=0, groups=1):
-    """torch.nn.functional.conv2d, from its definition."""
-    outer, inner, size, _ = weight.shape
-    x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    height, width = ((n - size) // stride + 1 for n in x.shape[2:])
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))[:, :, ::stride, ::stride]
-    parts = [
-        np.einsum(
-            "bihwyx,oiyx->bohw",
-            windows[:, g * inner : (g + 1) * inner],
-            weight[g * outer // groups :][: outer // groups],
-        )
-        for g in range(groups)
-    ]
-    made = np.concatenate(parts, 1)
-    assert made.shape[1:] == (outer, height, width)
-    return made
-
-
-def forward(settings, tensors, images):
-    """Logits [B, classes] of images [B, 3, H, W] in float64: torchvision's ResNet in evaluation mode."""
-    w = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-
-    def norm(x, name):
-        scale = w[f"{name}.weight"] / np.sqrt(w[f"{name}.running_var"] + 1e-5)
-        return x * scale[:, None, None] + (w[f"{name}.bias"] - w[f"{name}.running_mean"] * scale)[:, None, None]
-
-    def relu(x):
-        return np.maximum(x, 0)
-
-    x = relu(norm(conv(images, w["conv1.weight"], 2, 3), "bn1"))
-    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
-    x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))[:, :, ::2, ::2].max((4, 5))
-    for layer, blocks in enumerate(settings.depths, 1):
-        for block in range(blocks):
-            name, stride, shortcut = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1, x
-            if f"{name}.downsample.0.weight" in w:
-                shortcut = norm(conv(x, w[f"{name}.downsample.0.weight"], stride), f"{name}.downsample.1")
-            if settings.block is Block.bottleneck:
-                x = relu(norm(conv(x, w[f"{name}.conv1.weight"]), f"{name}.bn1"))
-                x = relu(norm(conv(x, w[f"{name}.conv2.weight"], stride, 1, settings.groups), f"{name}.bn2"))
-                x = norm(conv(x, w[f"{name}.conv3.weight"]), f"{name}.bn3")
-            else:
-                x = relu(norm(conv(x, w[f"{name}.conv1.weight"], stride, 1), f"{name}.bn1"))
-                x = norm(conv(x, w[f"{name}.conv2.weight"], 1, 1), f"{name}.bn2")
-            x = relu(x + shortcut)
-    return x.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(64, 64), (37, 50)])
-def test_a_file_in_timms_naming_gives_the_logits_of_torchvisions_forward_pass(tmp_path, name, size):
-    settings, tensors = NETWORKS[name], drawn(NETWORKS[name])
+def test_a_file_in_timms_naming_gives_the_logits_of_torchvisions_forward_pass(built, tmp_path, name, size):
+    settings, tensors, network = NETWORKS[name], drawn(NETWORKS[name]), built(name)
     save_file(tensors, tmp_path / "public.safetensors")
     path = str(tmp_path / "public.safetensors")
-    network = resnet.build(settings, 10, "float32")
     notes = weights.load_into(network, read_weights(path), path)
     assert notes == [f"{path}: {len(sizes(settings, 10))} tensors of {name}"]
     images = np.random.default_rng(2).normal(0, 1, (2, 3, *size)).astype(np.float32)
@@ -195,26 +39,6 @@ def test_a_file_in_timms_naming_gives_the_logits_of_torchvisions_forward_pass(tm
 
 
 # ------------------------------------------------------------------------------------------------------------ names, formats
-def in_hugging_face(tensors):
-    """The same tensors as transformers' ResNetForImageClassification has them."""
-    made = {}
-    for name, tensor in tensors.items():
-        *place, leaf = name.split(".")
-        match place:
-            case ["conv1" | "bn1" as layer]:
-                where = f"resnet.embedder.embedder.{'convolution' if layer == 'conv1' else 'normalization'}"
-            case ["fc"]:
-                where = "classifier.1"
-            case [stage, block, "downsample", part]:
-                kind = ("convolution", "normalization")[int(part)]
-                where = f"resnet.encoder.stages.{int(stage[-1]) - 1}.layers.{block}.shortcut.{kind}"
-            case [stage, block, layer]:
-                kind = "convolution" if layer.startswith("conv") else "normalization"
-                where = f"resnet.encoder.stages.{int(stage[-1]) - 1}.layers.{block}.layer.{int(layer[-1]) - 1}.{kind}"
-        made[f"{where}.{leaf}"] = tensor
-    return made
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_hugging_faces_naming_gives_the_same_tensors(tmp_path, name):
     tensors = drawn(NETWORKS[name])
@@ -312,8 +136,8 @@ def test_no_model_is_guessed_for_what_is_not_quite_it(change):
 
 # ------------------------------------------------------------------------------------------------------------- out and back
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_taken_and_written_comes_back_bit_for_bit(tmp_path, name):
-    network, other = (resnet.build(NETWORKS[name], 10, "float32") for _ in range(2))
+def test_what_is_taken_and_written_comes_back_bit_for_bit(built, tmp_path, name):
+    network, other = built(name), resnet.build(NETWORKS[name], 10, "float32")
     for number, variable in enumerate(network.weights):
         variable.assign(tf.random.stateless_normal(variable.shape, [number, 1]))
     path = tmp_path / "new" / "ours.safetensors"
@@ -327,8 +151,8 @@ def test_what_is_taken_and_written_comes_back_bit_for_bit(tmp_path, name):
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # as readable as any other file
 
 
-def test_a_written_file_is_what_pytorch_expects(tmp_path):
-    network = resnet.build(NETWORKS["grouped"], 10, "float32")
+def test_a_written_file_is_what_pytorch_expects(built, tmp_path):
+    network = built("grouped")
     weights.write(str(tmp_path / "w.safetensors"), weights.export_from(network), {"model": "grouped", "format": "tf"})
     raw = (tmp_path / "w.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
@@ -347,8 +171,8 @@ def test_a_written_file_is_what_pytorch_expects(tmp_path):
     np.testing.assert_array_equal(held("fc.weight"), network.get_layer("fc").kernel.numpy().T)
 
 
-def test_taken_tensors_do_not_follow_the_network():
-    network = resnet.build(NETWORKS["basic"], 10, "float32")
+def test_taken_tensors_do_not_follow_the_network(built):
+    network = built("basic")
     taken = weights.export_from(network)
     before = {name: tensor.copy() for name, tensor in taken.items()}
     for variable in network.weights:
@@ -378,10 +202,10 @@ def refused(network, tensors):
     return str(told.value)
 
 
-@pytest.fixture(scope="module")
-def basic():
+@pytest.fixture
+def basic(built):
     """A network whose values do not matter."""
-    return resnet.build(NETWORKS["basic"], 10, "float32")
+    return built("basic")
 
 
 def test_all_that_does_not_fit_is_told_at_once_and_nothing_is_assigned(basic):
@@ -412,12 +236,12 @@ def test_weights_of_another_network_of_the_family_are_named(basic):
     assert told.endswith("use model=tiny, with no other model.* knobs")
 
 
-def test_a_head_of_another_number_of_classes_starts_anew():
-    tensors, network = counted(drawn(NETWORKS["grouped"], classes=13)), resnet.build(NETWORKS["grouped"], 10, "float32")
+def test_a_head_of_another_number_of_classes_starts_anew(built):
+    tensors, network = counted(drawn(NETWORKS["grouped"], classes=13)), built("grouped")
     head = [variable.numpy() for variable in network.get_layer("fc").weights]
     assert weights.load_into(network, tensors, "w.npz") == [
         f"w.npz: {len(tensors) - 2} tensors of grouped",
-        "w.npz: the head is for 13 classes and this run has 10: it starts anew",
+        "w.npz: the head is for 13 classes and this run has 10: it is initialized anew",
     ]
     for variable, before in zip(network.get_layer("fc").weights, head, strict=True):
         np.testing.assert_array_equal(variable.numpy(), before)
@@ -431,248 +255,3 @@ def test_a_head_that_is_no_head_of_this_network_is_refused(basic, shape):
     assert tensors["fc.weight"].shape == (13, 64)
     tensors["fc.weight"] = np.zeros(shape, np.float32)
     assert f"1 tensors do not fit basic (fc.weight is {list(shape)} and must be [13, 64])" in refused(basic, tensors)
-
-
-# --------------------------------------------------------------------------------------------------------- unreadable files
-def told(path):
-    """The one line about a path that is refused."""
-    with pytest.raises(UserError) as error:
-        read_weights(str(path))
-    line = str(error.value)
-    assert "\n" not in line and line.startswith(f"{path}: ") and len(line) < 700, line
-    return line.removeprefix(f"{path}: ")
-
-
-@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".ckpt", ".pkl", ".PTH"])
-def test_a_pickle_is_refused_and_the_command_it_names_converts_it(tmp_path, monkeypatch, ending):
-    path = tmp_path / f"it's mine{ending}"
-    path.write_bytes(b"anything")
-    line = told(path)
-    assert line.startswith("a pickle, which runs code when it is loaded")
-    command = shlex.split(line.partition("python -c ")[2])
-    calls = []
-    content = {"state_dict": {"a": types.SimpleNamespace(contiguous=lambda: "laid")}}
-    torch = types.ModuleType("torch")
-    torch.load = lambda *words, **options: calls.append((words, options)) or content
-    writer = types.ModuleType("safetensors.torch")
-    writer.save_file = lambda *words: calls.append(words)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", writer)
-    assert len(command) == 1
-    exec(command[0], {})
-    assert calls == [
-        ((str(path), "cpu"), {"weights_only": True}),
-        ({"a": "laid"}, str(tmp_path / "it's mine.safetensors")),
-    ]
-
-
-@pytest.mark.parametrize("ending", [".pt", ".npz", ".safetensors"])
-def test_no_pickle_is_ever_run(tmp_path, ending):
-    class Trap:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "sprung",)
-
-    path = tmp_path / f"w{ending}"
-    path.write_bytes(pickle.dumps(Trap()))
-    told(path)
-    assert not (tmp_path / "sprung").exists()
-    np.savez(tmp_path / "objects.npz", **{"fc.bias": np.array([Trap()], dtype=object)})
-    told(tmp_path / "objects.npz")
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_a_file_that_is_missing_or_of_no_known_kind_is_told(tmp_path):
-    assert told(tmp_path / "none.safetensors").startswith("no such file or folder; give a .safetensors or .npz file")
-    for name in ("w.h5", "w", "w.safetensors.gz"):
-        (tmp_path / name).write_bytes(b"x")
-        assert told(tmp_path / name).startswith("no kind of weights that is known here; give ")
-    (tmp_path / "folder.safetensors").mkdir()
-    assert told(tmp_path / "folder.safetensors").startswith("no weights lie in this folder, or give")
-
-
-@pytest.mark.parametrize("ending", [".safetensors", ".npz"])
-@pytest.mark.parametrize("damage", ["empty", "short", "cut", "noise", "flipped"])
-def test_a_damaged_file_is_told(tmp_path, ending, damage):
-    path = tmp_path / f"w{ending}"
-    tensors = counted(drawn(NETWORKS["basic"]))
-    if ending == ".npz":
-        np.savez_compressed(path, **tensors)
-    else:
-        save_file(tensors, path)
-    whole = path.read_bytes()
-    spot = whole.index(b'"F32"' if ending == ".safetensors" else b"conv1.weight.npy") + 1
-    path.write_bytes(
-        {
-            "empty": b"",
-            "short": whole[:5],
-            "cut": whole[:-1000],
-            "noise": np.random.default_rng(1).bytes(5000),
-            "flipped": whole[:spot] + b"\xff\xff" + whole[spot + 2 :],
-        }[damage]
-    )
-    assert told(path).startswith("cannot be read (")
-
-
-@pytest.mark.parametrize("ending", [".safetensors", ".npz"])
-def test_numbers_that_are_no_weights_are_told(tmp_path, ending):
-    path = tmp_path / f"w{ending}"
-    write = save_file if ending == ".safetensors" else lambda tensors, file: np.savez(file, **tensors)
-    tensors = counted(drawn(NETWORKS["basic"]))
-    write({**tensors, "conv1.weight": tensors["conv1.weight"].astype(np.int8)}, path)
-    assert told(path) == "conv1.weight is of int8, not floating-point; give weights that are not quantized"
-    write({**tensors, "bn1.running_var": np.full(8, 1e300)}, path)
-    assert told(path).startswith("bn1.running_var holds numbers that are not finite")
-    write({"module.conv1.weight": np.zeros(3), "conv1.weight": np.zeros(3)}, path)
-    assert told(path).startswith("conv1.weight is there twice")
-    write({"blocks.0.attn.weight": np.zeros(3), "head.bias": np.zeros(3)}, path)
-    assert "there is 2 tensors, such as blocks.0.attn.weight, but no fc.bias" in told(path)
-    write({}, path)
-    assert "there is nothing, but no fc.bias" in told(path)
-    write({"fc.bias": np.zeros(())}, path)
-    assert "no fc.bias of a number a class" in told(path)
-
-
-def test_eight_bit_floats_and_foreign_members_are_told(tmp_path):
-    text = json.dumps({"fc.bias": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
-    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(2))
-    assert told(tmp_path / "w.safetensors").startswith("cannot be read (")
-    with zipfile.ZipFile(tmp_path / "torch.npz", "w") as archive:  # members that are no arrays, as in PyTorch's files
-        archive.writestr("fc.bias", b"\x80\x02}q\x00.")
-    told(tmp_path / "torch.npz")
-
-
-# ------------------------------------------------------------------------------------------------------- folders of this suite
-@pytest.fixture
-def filled():
-    """`filled(seed)`: a network of model=tiny with 7 classes and random values, and its tensors."""
-
-    def make(seed, policy="float32"):
-        network = resnet.build(row("tiny"), 7, policy)
-        tensors = counted(drawn(row("tiny"), 7, seed))
-        weights.load_into(network, tensors, "drawn")
-        return network, tensors
-
-    return make
-
-
-@pytest.fixture
-def filled_folder(run_of, filled):
-    """`filled_folder({step: (top1, averaged)})`: a run's folder, and the tensors of each of its checkpoints."""
-
-    def make(steps):
-        run = run_of("model=tiny", "data=synthetic", "data.classes=7")
-        out, wanted = Path(run.out), {}
-        rundir.save(run, out)
-        for step, (top1, averaged) in steps.items():
-            network, tensors = filled(step, "mixed_bfloat16")
-            mean, mean_tensors = filled(step + 1) if averaged else (None, None)
-            optimizer = optimizers.build(run.optim, network.trainable_variables)
-            for velocity in optimizer.velocity:
-                velocity.assign(velocity - 5.0)
-            checkpoint.save(out, checkpoint.trackable(network, optimizer, mean), step, top1, State(), 9)
-            wanted[step] = mean_tensors or tensors
-        return out, wanted
-
-    return make
-
-
-def test_of_a_run_the_best_checkpoint_is_read_else_the_newest(filled_folder):
-    out, wanted = filled_folder({10: (None, False), 20: (None, False)})
-    same(read_weights(str(out)), wanted[20])
-    out, wanted = filled_folder({30: (0.9, False), 40: (0.8, False), 50: (None, False)})
-    same(read_weights(str(out)), wanted[30])
-    same(read_weights(str(out / "checkpoints" / "step-00000040")), wanted[40])
-    same(read_weights(str(out / "checkpoints" / "step-00000050")), wanted[50])
-
-
-def test_averaged_weights_come_before_the_others(filled_folder):
-    out, wanted = filled_folder({10: (0.5, True), 20: (0.4, False)})
-    same(read_weights(str(out)), wanted[10])
-    same(read_weights(str(out / "checkpoints" / "step-00000010")), wanted[10])
-    same(read_weights(str(out / "checkpoints" / "step-00000020")), wanted[20])
-
-
-def test_a_checkpoint_can_be_carried_away_and_its_folder_have_any_name(filled_folder, tmp_path):
-    out, wanted = filled_folder({10: (0.5, False)})
-    place = tmp_path / "best [of all] *"
-    (out / "checkpoints" / "step-00000010").rename(place)
-    same(read_weights(str(place)), wanted[10])
-
-
-@pytest.mark.parametrize("evaluated", [True, False])
-def test_a_damaged_checkpoint_is_refused_by_name(filled_folder, evaluated):
-    out, _ = filled_folder({10: (0.9 if evaluated else None, False), 20: (0.8 if evaluated else None, False)})
-    chosen = out / "checkpoints" / f"step-000000{10 if evaluated else 20}"
-    data = chosen / "weights.data-00000-of-00001"
-    raw = bytearray(data.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    data.write_bytes(raw)
-    with pytest.raises(UserError) as error:
-        read_weights(str(out))
-    assert str(error.value).startswith(f"{chosen}: this checkpoint is damaged (weights.data-00000-of-00001 is not what")
-    assert told(chosen) == str(error.value).removeprefix(f"{chosen}: ")
-    (chosen / "commit.json").write_text("{")
-    assert told(chosen).startswith("this checkpoint is damaged (JSONDecodeError")
-    assert chosen.is_dir()  # nothing is renamed by who only reads
-
-
-def test_a_folder_without_weights_is_told(run_of, tmp_path):
-    run = run_of("model=tiny", "data=synthetic")
-    rundir.save(run, Path(run.out))
-    assert told(run.out).startswith("a run without a checkpoint yet; start it again, or give a .safetensors")
-    (tmp_path / "empty").mkdir()
-    assert told(tmp_path / "empty").startswith("no weights lie in this folder, or give a .safetensors")
-
-
-@pytest.fixture
-def saved_model(filled):
-    """`saved_model(path)`: a SavedModel with what resnet.export gives it; its tensors."""
-
-    def make(path, attribute="weights"):
-        network, tensors = filled(3, "mixed_bfloat16")
-        module = tf.Module()
-        setattr(module, attribute, list(network.weights))
-        module.names = tf.constant(["a", "b"])
-        module.other = tf.Variable(1.0, name="fc/kernel")
-        module.scored = tf.function(lambda x: network(x, training=False), [tf.TensorSpec([None, 32, 32, 3])])
-        tf.saved_model.save(module, str(path), {"serving_default": module.scored})
-        return tensors
-
-    return make
-
-
-def test_a_saved_model_is_read_by_its_variables(saved_model, tmp_path):
-    wanted = saved_model(tmp_path / "model [1]")
-    same(read_weights(str(tmp_path / "model [1]")), wanted)
-
-
-def test_a_saved_model_of_others_or_damaged_is_told(saved_model, tmp_path):
-    saved_model(tmp_path / "other", "parameters")
-    assert "there is nothing, but no fc.bias" in told(tmp_path / "other")
-    saved_model(tmp_path / "cut")
-    data = tmp_path / "cut" / "variables" / "variables.data-00000-of-00001"
-    data.write_bytes(data.read_bytes()[:3000])
-    assert told(tmp_path / "cut").startswith("damaged, or not of this suite (")
-    data.unlink()
-    assert told(tmp_path / "cut").startswith("damaged, or not of this suite (")
-    (tmp_path / "cut" / "variables" / "variables.index").unlink()
-    assert told(tmp_path / "cut").startswith("damaged, or not of this suite (")
-
-
-def test_reading_and_guessing_leave_tensorflow_to_be_set_up(saved_model, filled_folder, tmp_path):
-    """Threads and visible devices can't be set once TensorFlow has begun; the model must be known before."""
-    out, _ = filled_folder({10: (0.5, True)})
-    saved_model(tmp_path / "model")
-    save_file(drawn(row("tiny")), tmp_path / "w.safetensors")
-    code = (
-        "import sys\n"
-        "from resnet.model import weights\n"
-        "from resnet.training import trained\n"
-        "for path in sys.argv[1:]: assert weights.detect_model(trained.read(path)) == 'tiny'\n"
-        "import tensorflow as tf\n"
-        "tf.config.threading.set_intra_op_parallelism_threads(1)\n"
-        "tf.config.set_visible_devices([], 'GPU')\n"
-    )
-    paths = [str(out), str(tmp_path / "model"), str(tmp_path / "w.safetensors")]
-    done = subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
