@@ -1,11 +1,11 @@
-"""In place of `resnet.training.step.TrainStep`: no images, no graph, losses as the test wants them; tests of the loop are fast."""
+"""In place of TrainStep: no images and no graph, but losses as the test wants them, so that tests of the loop are fast."""
 
 import math
 
 import numpy as np
 import tensorflow as tf
 
-from resnet.data import source
+from resnet.data import augment, source
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
 from resnet.optim import schedule
@@ -13,12 +13,12 @@ from resnet.training.state import TrainState
 from resnet.training.step import TrainStep
 
 
-class FakeStep:
-    """The loss of step n, counted from 0, is `loss(n)`. An update moves every weight by its learning rate and step number."""
+class FakeStep(TrainStep):
+    """The loss of step n, counted from 0, is `loss(n)`. Every update changes all weights, to NaN if its loss is not finite."""
 
     def __init__(self, run, plan, source, state, ranks):
-        self.run, self.plan, self.source, self.state, self.ranks = run, plan, source, state, ranks
-        self.position = -1
+        super().__init__(run, plan, source, state, ranks)
+        self.train = self.train_steps
         self.prepared, self.calls = [], []  # (step, crop size) of every pipeline, (first, last) of every call
 
     def loss(self, step):
@@ -30,22 +30,18 @@ class FakeStep:
         self.prepared.append((step, self.plan.size(step)))
         return True
 
-    def inputs(self, first, last, lrs=None):
-        self.position = last
-        lrs = self.plan.lr(np.arange(first, last)) * self.state.progress.lr_scale if lrs is None else lrs
-        return first, last, np.asarray(lrs, np.float32)
-
-    def train(self, first, last, lrs, flag):
-        self.calls.append((first, last))
-        losses = [self.update(step, lr) for step, lr in zip(range(first, last), lrs, strict=True)]
+    def train_steps(self, _batches, lrs, _ratios, flag):
+        first = self.position - len(lrs)
+        self.calls.append((first, self.position))
+        losses = [self.update(first + number, float(lr)) for number, lr in enumerate(lrs)]
         return tf.constant(losses, tf.float32), flag
 
     def update(self, step, lr):
         loss = self.loss(step)
-        if not (self.run.on_nan.policy.value == "skip" and math.isnan(loss)):
+        if not (self.skip and math.isnan(loss)):
             for variable in (*self.state.network.weights, *self.state.optimizer.state):
                 if variable.dtype.is_floating:
-                    variable.assign(0.9 * variable + lr * math.cos(step))
+                    variable.assign(0.9 * variable + lr * math.cos(step) + 0 * loss)
         return loss
 
 
@@ -54,12 +50,26 @@ def with_losses(loss):
     return type("Step", (FakeStep,), {"loss": lambda _self, step: loss(step) if callable(loss) else loss[step]})
 
 
-def train_step_of(run, seed=1):
-    """A real TrainStep of `run` at step 0, with new weights."""
+def train_step_of(run):
+    """A real TrainStep of `run`, prepared for step 0, with new weights."""
     images = source.open_source(run.data)
-    device.seed(seed)
+    device.seed(run.seed)
     state = TrainState(run, Ranks())
     step = TrainStep(run, schedule.plan(run, images.train_images), images, state, Ranks())
     step.prepare(0)
-    step.position = 0
     return step
+
+
+def nan_ratios(steps, times=10**6):
+    """In place of augment.mix_ratios: NaN at these steps, so many times. It makes every pixel of the batch NaN."""
+    plain, left = augment.mix_ratios, dict.fromkeys(steps, times)
+
+    def ratios(alpha, seed, wanted):
+        values = np.array(plain(alpha, seed, wanted))
+        for place, step in enumerate(wanted):
+            if left.get(step, 0) > 0:
+                left[step] -= 1
+                values[place] = math.nan
+        return values
+
+    return ratios

@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+# Statements for the fixture `spawn`: trainings of that process have this network.
+BEFORE = "import small_network; from resnet.model import resnet; resnet.build = small_network.build"
+
 
 def build(_model, classes, policy, norm=tf.keras.layers.BatchNormalization, _amx=False):
     layers = tf.keras.layers

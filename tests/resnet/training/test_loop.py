@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_network
 from fake_step import FakeStep, with_losses
 from run_files import assert_same, logged, steps, tensors
 
@@ -113,7 +114,8 @@ def test_bfloat16_trains_with_float32_variables(run_of):
     assert {value.dtype for value in tensors(made["out"], part="network").values()} == {np.dtype("float32")}
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(run_of, tmp_path, whole, small_network):
+@pytest.mark.usefixtures("small_network")
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(run_of, tmp_path, whole):
     shutil.copytree(whole, tmp_path / "hurt", ignore=shutil.ignore_patterns("step-00000006", "result.json"))
     data = tmp_path / "hurt/checkpoints/step-00000004/weights.data-00000-of-00001"
     content = bytearray(data.read_bytes())
@@ -158,10 +160,9 @@ def test_the_exact_step_of_a_nan_is_named_though_losses_are_read_rarely(run_of, 
 @pytest.mark.usefixtures("small_network")
 def test_what_is_due_after_a_step_happens_in_order_and_once(run_of, tmp_path):
     """Calls end where something is due; a second start goes on with the next step, and asks for its images and rate."""
-    made_steps, words = (
-        [],
-        ("epochs=2", "batch=359", "eval_steps=1", "save_every_steps=3", "steps_per_loop=5", "keep_checkpoints=9"),
-    )
+    words = ("model=tiny", "track=off", "epochs=2", "batch=359", "eval_steps=1", "log_every_steps=2")
+    words += ("save_every_steps=3", "steps_per_loop=5", "keep_checkpoints=9")
+    made_steps = []
 
     class Step(FakeStep):
         def __init__(self, *parts):
@@ -169,7 +170,7 @@ def test_what_is_due_after_a_step_happens_in_order_and_once(run_of, tmp_path):
             made_steps.append(self)
 
     for total in (7, 8):
-        started(run_of("model=tiny", "track=off", *words, "log_every_steps=2", f"steps={total}"), Step)
+        started(run_of(*words, f"steps={total}"), Step)
     first, second = made_steps
     assert first.calls == [(0, 3), (3, 4), (4, 6), (6, 7)] and first.prepared == [(0, 32)]
     assert second.calls == [(7, 8)] and second.prepared == [(7, 32)]
@@ -196,13 +197,10 @@ def test_another_run_in_the_same_folder_is_refused_with_the_difference(run_of, w
 
 
 # --------------------------------------------------------------------------------------------------------- real processes
-SMALL = "import small_network; from resnet.model import resnet; resnet.build = small_network.build"
-
-
 @pytest.mark.usefixtures("small_network")
 def test_sigterm_saves_and_resume_goes_on_to_the_same_weights(tmp_path, run_of, spawn):
     common = [*TINY, "eval=false", "epochs=1000", "schedule=constant", "optim.lr=0.01"]
-    first = spawn("resnet.train", *common, "out='a [b] c'", cwd=tmp_path, before=SMALL)
+    first = spawn("resnet.train", *common, "out='a [b] c'", cwd=tmp_path, before=small_network.BEFORE)
     out = tmp_path / "a [b] c"
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 3:
         assert first.poll() is None, first.stderr
@@ -213,9 +211,9 @@ def test_sigterm_saves_and_resume_goes_on_to_the_same_weights(tmp_path, run_of, 
     assert f"step-{step:08d}" in first.stderr
     words = (f"resume='{out}'", f"steps={step + 5}")
     (tmp_path / "elsewhere").mkdir()
-    second = spawn("resnet.train", *words, cwd=tmp_path / "elsewhere", before=SMALL).finish()
+    second = spawn("resnet.train", *words, cwd=tmp_path / "elsewhere", before=small_network.BEFORE).finish()
     assert second.returncode == 0 and f"resuming at step {step}" in second.stdout.replace(",", "")
-    third = spawn("resnet.train", *words, cwd=tmp_path, before=SMALL).finish()
+    third = spawn("resnet.train", *words, cwd=tmp_path, before=small_network.BEFORE).finish()
     assert third.returncode == 0 and "has finished already" in third.stdout
     started(run_of(*common, f"out={tmp_path / 'whole'}", f"steps={step + 5}"))
     assert_same(tensors(tmp_path / "whole"), tensors(out))

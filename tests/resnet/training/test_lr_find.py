@@ -1,35 +1,49 @@
 """The range test: its rule on curves whose answer is known, and the command on real steps."""
 
 import csv
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_network
+from fake_step import with_losses
 from PIL import Image
+from run_files import logged
 
 from resnet import UserError
+from resnet.cli import Stopped
+from resnet.distributed.ranks import Ranks
+from resnet.optim import schedule
 from resnet.rundir import result
-from resnet.training import checkpoint, lr_find
+from resnet.training import checkpoint, lr_find, progress
 from resnet.training.loop import train
+from resnet.training.signals import Signals
 
 TINY = ("model=tiny", "batch=32", "track=off")
 
 
-class Heard:
-    """Stands in for a tracker and a display."""
+class Log:
+    """In place of a RunLog: what it was called with."""
 
     def __init__(self):
-        self.logged, self.files, self.said, self.moved = [], [], [], []
-        self.say, self.move = self.said.append, self.moved.append
-        self.artifact = self.files.append
+        self.values, self.files, self.lines, self.steps = [], [], [], []
+        self.say, self.advance, self.artifact = self.lines.append, self.steps.append, self.files.append
+        self.ranks = Ranks()
 
-    def log(self, step, metrics):
-        self.logged.append((step, metrics))
+    def metrics(self, step, values):
+        self.values.append((step, values))
+
+
+def explored(run, out, losses, signals=None):
+    """(result, log) of the range test of a run with these losses."""
+    nothing = SimpleNamespace(weights=[], trainable_variables=[], state=[])
+    state = SimpleNamespace(network=nothing, optimizer=nothing)
+    plan, log = schedule.plan(run, 1437), Log()
+    step = with_losses(losses)(run, plan, None, state, log.ranks)
+    watchdog = SimpleNamespace(reset=lambda: None)
+    return lr_find.run(run, out, step, plan, signals or Signals(), watchdog, log), log
 
 
 # ----------------------------------------------------------------------------------------------------------- the rule
@@ -58,9 +72,9 @@ def test_on_a_quadratic_the_loss_falls_steepest_where_calculus_says(curvature):
     """L(s) = exp(-2 h lr / ln r) along s = ln lr, r the factor of a step: steepest where 2 h lr / ln r = 1."""
     rates = lr_find.rates(1e-4, 10, 400)
     factor = rates[1] / rates[0]
-    found = lr_find.peak(rates, quadratic(curvature, rates))
-    assert found.steepest == pytest.approx(math.log(factor) / (2 * curvature), rel=1.05 * (factor - 1))
-    assert found.suggested == found.steepest
+    best = lr_find.peak(rates, quadratic(curvature, rates))
+    assert best.steepest == pytest.approx(math.log(factor) / (2 * curvature), rel=1.05 * (factor - 1))
+    assert best.suggested == best.steepest
 
 
 @pytest.mark.parametrize("steps", [10, 16, 20])
@@ -68,9 +82,9 @@ def test_on_a_quadratic_a_tenth_of_where_gradient_descent_diverges_is_the_most(s
     """It diverges from 2 / h on; in so coarse steps the loss would fall steepest above a tenth of that."""
     rates = lr_find.rates(1e-3, 10, steps)
     factor = rates[1] / rates[0]
-    found = lr_find.peak(rates, quadratic(1.0, rates))
-    assert 2 <= found.least <= 2 * factor
-    assert found.steepest > found.suggested == pytest.approx(0.1 * found.least)
+    best = lr_find.peak(rates, quadratic(1.0, rates))
+    assert 2 <= best.least <= 2 * factor
+    assert best.steepest > best.suggested == pytest.approx(0.1 * best.least)
 
 
 def test_a_tenth_of_the_rate_of_the_least_loss_is_the_most():
@@ -98,12 +112,14 @@ def test_losses_that_are_not_finite_do_not_count():
 # ------------------------------------------------------------------------------------------------------------ the steps
 def test_the_losses_are_averaged_with_weights_that_fall_by_a_tenth():
     losses = [2.0, 3.0, 1.0, 1.5]
-    seen = []
-    curve = lr_find.explore(lambda number, _lr: losses[number], [0.1, 0.2, 0.4, 0.8], lambda c: seen.append(len(c.lrs)))
+    reports = []
+    curve = lr_find.explore(
+        lambda number, _lr: losses[number], [0.1, 0.2, 0.4, 0.8], lambda c: reports.append(len(c.lrs))
+    )
     for end in range(1, 5):
         weights = [0.9 ** (end - 1 - at) for at in range(end)]
         assert curve.smoothed[end - 1] == pytest.approx(np.average(losses[:end], weights=weights))
-    assert (curve.lrs, curve.losses, seen) == ([0.1, 0.2, 0.4, 0.8], losses, [1, 2, 3, 4])
+    assert (curve.lrs, curve.losses, reports) == ([0.1, 0.2, 0.4, 0.8], losses, [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize(
@@ -120,39 +136,51 @@ def test_it_stops_when_the_loss_is_lost(losses, steps):
     assert len(curve.losses) == steps
 
 
-def test_what_it_saw_is_left_as_a_table_and_a_picture_and_logged(run_of, tmp_path):
-    heard, run = Heard(), run_of(*TINY, "lr_find=true", "lr_find_start=0.01", "lr_find_end=10")
+def test_the_curve_is_written_as_a_table_and_a_plot_and_logged(run_of, tmp_path):
+    words = ("lr_find=true", "lr_find_start=0.01", "lr_find_end=10", "lr_find_steps=30")
+    run = run_of(*TINY, *words)
     rates = lr_find.rates(0.01, 10, 30)
-    losses = [*np.linspace(2.3, 1.0, 20), *[2.0] * 5, math.nan, *[0.0] * 4]
-    made = lr_find.run(run, tmp_path, lambda number, _lr: float(losses[number]), 30, heard, heard)
+    losses = np.float32([*np.linspace(2.3, 1.0, 20), *[2.0] * 5, math.nan, *[0.0] * 4]).tolist()
+    made, log = explored(run, tmp_path, losses)
     assert (made["status"], made["steps"], made["out"]) == ("lr_find", 26, run.out)
     assert made["suggested_lr"] == min(made["steepest_lr"], made["least_loss_lr"] / 10)
-    assert heard.moved == list(range(1, 27)) and [step for step, _ in heard.logged] == heard.moved
-    assert {name for _, metrics in heard.logged for name in metrics} == {
-        "lr_find/lr",
-        "lr_find/loss",
-        "lr_find/smoothed_loss",
-    }
-    assert heard.files == [tmp_path / "lr_find.csv", tmp_path / "lr_find.png"]
-    with (tmp_path / "lr_find.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(26))
-    np.testing.assert_allclose([float(row["lr"]) for row in rows], rates[:26])
-    np.testing.assert_allclose([float(row["loss"]) for row in rows], losses[:26])
+    assert log.steps == list(range(1, 27)) and [step for step, _ in log.values] == log.steps
+    names = {name for _, values in log.values for name in values}
+    assert names == {"lr_find/lr", "lr_find/loss", "lr_find/smoothed_loss"}
+    assert log.files == [tmp_path / "lr_find.csv", tmp_path / "lr_find.png", tmp_path / "result.json"]
+    assert log.lines == ["range test: 30 steps, lr 0.01 to 10; the weights are discarded"]
+    table = rows(tmp_path)
+    assert [row["step"] for row in table] == list(range(26))
+    np.testing.assert_allclose([row["lr"] for row in table], rates[:26])
+    np.testing.assert_allclose([row["loss"] for row in table], losses[:26])
     picture = np.asarray(Image.open(tmp_path / "lr_find.png").convert("RGB")).astype(int)
     red, green, blue = np.moveaxis(picture, -1, 0)
     assert picture.shape == (600, 960, 3)
     assert ((red > green + 100) & (red > blue + 100)).sum() > 100  # the suggestion
     assert ((blue > red + 80) & (green > red + 40)).sum() > 100  # the curve
-    said = lr_find.told(made)
-    assert f"optim.lr={made['suggested_lr']:.3g} " in said and str(Path(run.out) / "lr_find.png") in said
+
+
+def test_the_suggested_peak_is_reported(run_of, tmp_path, capsys):
+    run = run_of(*TINY, "lr_find=true", "lr_find_steps=30")
+    made, _ = explored(run, tmp_path, lambda step: 2.0 - 0.1 * step)
+    progress.report(made, run)
+    text = capsys.readouterr().out
+    assert f"optim.lr={made['suggested_lr']:.3g} " in text and str(Path(run.out) / "lr_find.png") in text
 
 
 def test_a_loss_that_never_falls_is_told_by_the_knob_and_leaves_the_curve(run_of, tmp_path):
-    heard = Heard()
-    with pytest.raises(UserError, match=r"^lr_find_start=0\.0001: the loss fell at no rate .*; give a lower one"):
-        lr_find.run(run_of(*TINY, "lr_find=true"), tmp_path, lambda number, _lr: 1.0 + number, 44, heard, heard)
+    with pytest.raises(UserError, match=r"^lr_find_start=0\.0001: the loss falls at no rate .*; give a lower one"):
+        explored(run_of(*TINY, "lr_find=true"), tmp_path, lambda step: 1.0 + step)
     assert (tmp_path / "lr_find.csv").exists() and (tmp_path / "lr_find.png").exists()
+    assert result.read(tmp_path) is None
+
+
+def test_a_signal_ends_it_and_nothing_is_saved(run_of, tmp_path):
+    signals = Signals()
+    signals.stop = True
+    with pytest.raises(Stopped, match="a range test saves nothing; start it again"):
+        explored(run_of(*TINY, "lr_find=true"), tmp_path, lambda _step: 1.0, signals)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------------------ for real
@@ -162,17 +190,16 @@ def rows(out):
 
 
 def test_real_steps_give_a_curve_and_a_sane_peak_and_keep_nothing(run_of):
-    run = run_of(*TINY, "lr_find=true")
+    run = run_of(*TINY, "lr_find=true", "lr_find_steps=60")
     made = train(run, Path(run.out))
-    seen = rows(run.out)
+    table = rows(run.out)
     assert made == result.read(Path(run.out))
-    assert made["status"] == "lr_find" and made["steps"] == len(seen) <= 100
-    assert seen[0]["lr"] == pytest.approx(1e-4) and seen[0]["loss"] == pytest.approx(math.log(10), abs=0.5)
-    assert seen[-1]["smoothed_loss"] > 1.2 * seen[0]["smoothed_loss"]  # lr 10 is too much
+    assert made["status"] == "lr_find" and made["steps"] == len(table) <= 60
+    assert table[0]["lr"] == pytest.approx(1e-4) and table[0]["loss"] == pytest.approx(math.log(10), abs=0.5)
+    assert table[-1]["smoothed_loss"] > 1.2 * table[0]["smoothed_loss"]  # lr 10 is too much
     assert 1e-3 < made["suggested_lr"] < 0.1
     assert checkpoint.list_checkpoints(Path(run.out)) == []
-    logged = [json.loads(line) for line in (Path(run.out) / "metrics.jsonl").read_text().splitlines()]
-    assert [line["lr_find/loss"] for line in logged if "lr_find/loss" in line] == [row["loss"] for row in seen]
+    assert [loss for _, loss in logged(run.out, "lr_find/loss")] == [row["loss"] for row in table]
     with pytest.raises(UserError, match=r"another run lies here .*lr_find was True and is False.*give another out="):
         train(run_of(*TINY), Path(run.out))
 
@@ -181,53 +208,25 @@ def test_real_steps_give_a_curve_and_a_sane_peak_and_keep_nothing(run_of):
 def test_its_steps_are_those_of_a_training(run_of, tmp_path):
     """A test at one rate throughout is a training at that rate."""
     common = (*TINY, "mixup=0.2", "steps_per_loop=3", "log_every_steps=1")
-    run = run_of(
-        *common,
-        f"out={tmp_path}/test",
-        "lr_find=true",
-        "lr_find_start=0.01",
-        "lr_find_end=0.0100001",
-        "lr_find_steps=20",
-    )
+    words = ("lr_find=true", "lr_find_start=0.01", "lr_find_end=0.0100001", "lr_find_steps=20")
+    run = run_of(*common, f"out={tmp_path}/test", *words)
     train(run, Path(run.out))
-    plain = run_of(
-        *common,
-        f"out={tmp_path}/plain",
-        "schedule=constant",
-        "optim.lr=0.01",
-        "steps=20",
-        "eval=false",
-        "steps_per_loop=1",
-    )
+    words = ("schedule=constant", "optim.lr=0.01", "steps=20", "eval=false", "steps_per_loop=1")
+    plain = run_of(*common, f"out={tmp_path}/plain", *words)
     train(plain, Path(plain.out))
-    logged = [json.loads(line) for line in (Path(plain.out) / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train/loss"] for line in logged if "train/loss" in line]
+    losses = [loss for _, loss in logged(plain.out, "train/loss")]
     assert len(losses) == 20
     # Later ones drift apart: float32 rounds the two graphs differently, and the network feeds it back.
     np.testing.assert_allclose([row["loss"] for row in rows(run.out)][:10], losses[:10], rtol=1e-4)
 
 
-def command(folder, *words):
-    argv = [sys.executable, "-m", "resnet.train", "lr_find=true", *TINY, *words]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def test_the_command_suggests_a_peak_and_again_without_another_test(tmp_path):
-    done = command(tmp_path, "out=here", "lr_find_steps=20")
+def test_the_command_suggests_a_peak_and_again_without_another_test(tmp_path, spawn):
+    words = ("lr_find=true", *TINY, "out=here", "lr_find_steps=20")
+    done = spawn("resnet.train", *words, cwd=tmp_path, before=small_network.BEFORE).finish()
     assert done.returncode == 0, done.stderr
     assert "range test: 20 steps, lr 0.0001 to 10" in done.stdout and "suggested peak: optim.lr=" in done.stdout
     before = (tmp_path / "here" / "lr_find.csv").read_bytes()
-    again = command(tmp_path, "out=here", "lr_find_steps=20")
+    again = spawn("resnet.train", *words, cwd=tmp_path).finish()
     assert again.returncode == 0 and "has finished already" in again.stdout
     assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
     assert (tmp_path / "here" / "lr_find.csv").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_two_ranks_see_the_curve_of_one(tmp_path):
-    for name, words in (("one", ()), ("two", ("cluster=cpu2", "cluster.sync_batch_norm=true"))):
-        done = command(tmp_path, f"out={name}", "data.flip=false", "lr_find_end=0.1", "lr_find_steps=20", *words)
-        assert done.returncode == 0, done.stderr
-    one, two = (rows(tmp_path / name) for name in ("one", "two"))
-    np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=0.02)

@@ -1,77 +1,134 @@
-"""The compiled step under XLA, in float16, and as a Gaudi wants it."""
+"""The compiled step: its loss against NumPy, under XLA, in float16, and as a Gaudi wants it."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from fake_step import train_step_of
+from run_files import logged
 
-from resnet.data import pipeline, source
-from resnet.distributed import ranks
+from resnet.data import augment, pipeline, source
 from resnet.model import resnet
-from resnet.optim import loss_scale, optimizers
-from resnet.training.step import compiled
+from resnet.training.loop import train
 
 
+# --------------------------------------------------------------------------------------------------- the loss, in NumPy
+def restated(run, kernel, steps):
+    """The loss of each step of a network that is one matrix [pixels, classes], with mixed images and mixed, smooth targets."""
+    batches = iter(pipeline.train(source.open_source(run.data), run.batch, run.seed, 0))
+    losses, ratios = [], augment.mix_ratios(run.mixup, run.seed, range(steps))
+    for ratio in ratios.astype(np.float64):
+        pixels, labels, flips = (part.numpy() for part in next(batches))
+        pixels = np.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
+        inputs = ((pixels - np.array(run.data.mean)) / run.data.std).reshape(run.batch, -1)
+        smooth, classes = run.label_smoothing, run.data.classes
+        targets = np.full([run.batch, classes], smooth / classes)
+        targets[np.arange(run.batch), labels] += 1 - smooth
+        mixed, soft = (ratio * part + (1 - ratio) * part[::-1] for part in (inputs, targets))
+        logits = mixed @ kernel
+        logged = logits - logits.max(1, keepdims=True)
+        logged -= np.log(np.exp(logged).sum(1, keepdims=True))
+        losses.append(-(soft * logged).sum(1).mean())
+    return losses, ratios
+
+
+@pytest.mark.parametrize(
+    ("mixup", "smooth", "loop"),
+    [
+        (0.2, 0.1, 1),
+        (0.0, 0.0, 1),
+        (1.0, 0.2, 4),
+        pytest.param(1.0, 0.0, 1, marks=pytest.mark.slow),
+        pytest.param(0.0, 0.3, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_the_loss_is_of_mixed_images_and_targets_that_are_smooth_and_mixed_alike(
+    run_of, monkeypatch, mixup, smooth, loop
+):
+    kernel = np.random.default_rng(1).normal(0, 0.05, (32 * 32 * 3, 10)).astype(np.float32)
+
+    def matrix(*_settings, **_more):
+        head = tf.keras.layers.Dense(10, use_bias=False, kernel_initializer=tf.constant_initializer(kernel), name="fc")
+        return tf.keras.Sequential([tf.keras.layers.Input([32, 32, 3]), tf.keras.layers.Flatten(), head])
+
+    monkeypatch.setattr(resnet, "build", matrix)
+    words = ("batch=48", "track=off", "eval=false", "log_every_steps=1", "optim.lr=0", "steps=4", "data.flip=true")
+    run = run_of("model=tiny", *words, f"mixup={mixup}", f"label_smoothing={smooth}", f"steps_per_loop={loop}")
+    train(run, Path(run.out))
+    wanted, ratios = restated(run, kernel.astype(np.float64), 4)
+    assert (np.ptp(ratios) > 0.1 and (ratios < 1).all()) if mixup else (ratios == 1).all()
+    losses = [loss for _, loss in logged(run.out, "train/loss")]
+    np.testing.assert_allclose(losses, wanted if loop == 1 else [np.mean(wanted)], rtol=1e-5)
+    assert np.ptp(wanted) > 1e-3
+
+
+# --------------------------------------------------------------------------------------------------------------- graphs
 @pytest.fixture
 def stepping(run_of):
-    """`stepping("dtype=fp16", ...)`: (the step of a small ResNet, its batches, its network, its optimizer)."""
-
-    def make(*words):
-        run = run_of("model=tiny", "data=digits", "batch=16", "track=off", "optim.lr=0.05", *words)
-        tf.keras.utils.set_random_seed(1)
-        network = resnet.build(run.model, run.data.classes, run.dtype.policy.value)
-        optimizer = optimizers.build(run.optim, network.trainable_variables)
-        if run.dtype.name == "fp16":
-            optimizer = loss_scale.LossScaleOptimizer(optimizer)
-        batches = iter(pipeline.train(source.open_source(run.data), run.batch, run.seed, 0))
-        step = compiled(network, optimizer, run, ranks.Ranks(), batches.element_spec)
-        return step, batches, network, optimizer
-
-    return make
+    """`stepping("dtype=fp16", ...)`: the TrainStep of a new tiny ResNet, its graph not traced yet."""
+    return lambda *words: train_step_of(
+        run_of("model=tiny", "data=digits", "batch=16", "track=off", "optim.lr=0.05", *words)
+    )
 
 
-def trained(stepping, *words, steps=3):
-    """(the losses of so many steps, the weights after the first)."""
-    step, batches, network, _ = stepping(*words)
+def trained(step, steps=3):
+    """(the losses of so many steps at rate 0.02, the weights after the first)."""
     losses, first = [], {}
-    for _ in range(steps):
-        losses.append(float(step(batches, tf.constant([0.05]), tf.ones([1]), tf.constant(0.0))[0]))
-        first = first or {weight.name: weight.numpy() for weight in network.trainable_variables}
+    for number in range(steps):
+        losses.append(float(step.train(*step.inputs(number, number + 1, [0.02]), tf.constant(0.0))[0]))
+        first = first or {weight.name: weight.numpy() for weight in step.variables}
     return np.array(losses), first
 
 
-def test_xla_computes_what_the_graph_does(stepping):
+@pytest.fixture(scope="module")
+def plain(run_at, tmp_path_factory):
+    """The same of four steps in float32."""
+    words = ("model=tiny", "data=digits", "batch=16", "track=off", "optim.lr=0.05")
+    return trained(train_step_of(run_at(tmp_path_factory.mktemp("plain"), *words)), 4)
+
+
+def test_xla_computes_what_the_graph_does(stepping, plain):
     # The check of cluster= and dtype.jit is the configuration's; what is compiled here runs on the CPU.
-    plain, by_xla = trained(stepping), trained(stepping, "cluster=gpu1", "dtype.jit=true")
-    np.testing.assert_allclose(plain[0], by_xla[0], rtol=1e-3)
+    losses, first = trained(stepping("cluster=gpu1", "dtype.jit=true"))
+    np.testing.assert_allclose(plain[0][:3], losses, rtol=1e-3)
     for name, value in plain[1].items():
-        if not name.startswith(
-            ("conv1", "bn1")
-        ):  # of equal pixels the pool passes the gradient to one, and XLA to another one
-            np.testing.assert_allclose(value, by_xla[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+        # Of equal pixels the pool passes the gradient to one, and XLA to another one.
+        if not name.startswith(("conv1", "bn1")):
+            np.testing.assert_allclose(value, first[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_float16_learns_as_float32_does_to_its_precision(stepping):
-    (full, _), (half, _) = trained(stepping, steps=4), trained(stepping, "dtype=fp16", steps=4)
-    np.testing.assert_allclose(half, full, rtol=0.02)
-    assert np.ptp(full) > 0.01  # they differ from step to step, so that agreement means something
+def test_float16_learns_as_float32_does_to_its_precision(stepping, plain):
+    half, _ = trained(stepping("dtype=fp16"), 4)
+    np.testing.assert_allclose(half, plain[0], rtol=0.02)
+    assert np.ptp(plain[0]) > 0.01  # they differ from step to step, so that agreement means something
 
 
+@pytest.mark.usefixtures("small_network")
 def test_gradients_that_overflow_move_nothing_and_lower_the_scale(stepping):
-    step, batches, network, optimizer = stepping("dtype=fp16")
-    optimizer.scale.assign(2.0**40)
-    before = [weight.numpy() for weight in network.trainable_variables]
-    loss, _ = step(batches, tf.constant([0.05]), tf.ones([1]), tf.constant(0.0))
-    assert np.isfinite(loss.numpy()).all()
-    assert optimizer.scale.numpy() == 2.0**39 and optimizer.skipped.numpy() == 1
-    for old, weight in zip(before, network.trainable_variables, strict=True):
+    step = stepping("dtype=fp16")
+    optimizer = step.state.optimizer
+    optimizer.scale.assign(2.0**60)
+    before = [weight.numpy() for weight in step.variables]
+    losses, _ = step.train(*step.inputs(0, 1), tf.constant(0.0))
+    assert np.isfinite(losses.numpy()).all()
+    assert optimizer.scale.numpy() == 2.0**59 and optimizer.skipped.numpy() == 1
+    for old, weight in zip(before, step.variables, strict=True):
         np.testing.assert_array_equal(old, weight.numpy())
 
 
 def test_nothing_but_bookkeeping_of_shapes_is_int64_in_a_step(stepping):
     """A Gaudi computes no int64; constants of shapes are folded."""
-    step, *_ = stepping()
-    graph = step.get_concrete_function().graph.as_graph_def()
+    graph = stepping().train.get_concrete_function().graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     kinds = {node.op for node in nodes for value in node.attr.values() if value.type == tf.int64.as_datatype_enum}
     assert len(nodes) > 300
     assert kinds <= {"Const", "Shape", "Cast", "Squeeze", "ReverseV2"}, kinds
+
+
+@pytest.mark.usefixtures("small_network")
+def test_calls_of_several_lengths_have_one_graph(stepping):
+    step = stepping("steps_per_loop=3")
+    for first, last in ((0, 3), (3, 5)):
+        step.train(*step.inputs(first, last), tf.constant(0.0))
+    assert step.train.experimental_get_tracing_count() == 1

@@ -1,0 +1,101 @@
+"""Two real ranks, started once for all cases: the policies of on_nan, and the range test."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_step
+import numpy as np
+import pytest
+from run_files import assert_same, logged, progress, steps, tensors
+
+from resnet import rundir
+from resnet.model import resnet
+from resnet.training.loop import train
+
+pytestmark = pytest.mark.timeout(900)  # two ranks wait for each other, on a machine that may be busy
+
+COMMON = ("model=tiny", "data=digits", "batch=32", "track=off", "mixup=0.2")
+NAN = ("eval=false", "log_every_steps=1", "optim.lr=0.01", "schedule=constant", "steps=12", "save_every_steps=1")
+RANGE = ("data.flip=false", "lr_find=true", "lr_find_end=0.1", "lr_find_steps=20")
+
+# The NaN is in the images of rank 1 alone.
+PROGRAM = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(fake_step.__file__).parent)!r})
+import small_network
+from fake_step import nan_ratios
+from resnet import UserError, rundir
+from resnet.data import augment
+from resnet.launch import rank_status
+from resnet.model import resnet
+from resnet.training.loop import train
+resnet.build = small_network.build
+plain, rank = augment.mix_ratios, rank_status.rank_from_env()
+for out in map(Path, sys.argv[1:]):
+    augment.mix_ratios = nan_ratios([6], 1) if rank == 1 and out.name != "range" else plain
+    try:
+        train(rundir.load(out), out)
+    except UserError as error:
+        (out / f"error-{{rank}}").write_text(str(error))
+    augment.mix_ratios = plain
+"""
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory, run_at):
+    """The folder of a run on two ranks by its policy, and that of a range test."""
+    top, outs = tmp_path_factory.mktemp("ranks"), {}
+    more = {
+        "stop": NAN,
+        "skip": (*NAN, "on_nan.policy=skip", "keep_checkpoints=20"),
+        "rollback": (*NAN, "on_nan.policy=rollback"),
+        "range": (*RANGE, "cluster.sync_batch_norm=true"),
+    }
+    for name, words in more.items():
+        out = outs[name] = top / name
+        rundir.save(run_at(top, *COMMON, *words, "cluster.ranks=2", f"out={out}"), out)
+    (top / "program.py").write_text(PROGRAM)
+    horovodrun = Path(sys.executable).parent / "horovodrun"
+    environment = {**os.environ, "PATH": f"{horovodrun.parent}:{os.environ['PATH']}"}
+    words = [sys.executable, horovodrun, "-np", "2", "--gloo", sys.executable, top / "program.py", *outs.values()]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return outs
+
+
+def test_two_ranks_stop_alike(on_two_ranks):
+    errors = {(on_two_ranks["stop"] / f"error-{rank}").read_text() for rank in (0, 1)}
+    assert len(errors) == 1
+    assert errors.pop().startswith("step 7: the loss is nan at lr 0.01; the last good checkpoint is ")
+    assert steps(on_two_ranks["stop"])[-1] == 6
+
+
+def test_two_ranks_skip_alike_though_only_one_has_the_nan(on_two_ranks):
+    out = on_two_ranks["skip"]
+    assert not list(out.glob("error-*")) and progress(out).skipped == 1
+    assert_same(tensors(out, 6), tensors(out, 7))
+    assert all(np.isfinite(value).all() for value in tensors(out, 12).values() if value.dtype.kind == "f")
+
+
+def test_two_ranks_go_back_together(on_two_ranks):
+    out = on_two_ranks["rollback"]
+    assert not list(out.glob("error-*"))
+    assert logged(out, "train/rollbacks") == [(6, 1)] and progress(out).lr_scale == 0.5
+    assert steps(out)[-1] == 12
+
+
+def test_two_ranks_see_the_curve_of_one(on_two_ranks, run_of, monkeypatch, small_build):
+    monkeypatch.setattr(resnet, "build", small_build)
+    one = run_of(*COMMON, *RANGE)
+    train(one, Path(one.out))
+
+    def losses(out):
+        with (Path(out) / "lr_find.csv").open() as file:
+            return [float(row["loss"]) for row in csv.DictReader(file)]
+
+    assert len(losses(one.out)) == 20
+    np.testing.assert_allclose(losses(on_two_ranks["range"]), losses(one.out), rtol=0.02)
