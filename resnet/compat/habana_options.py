@@ -1,7 +1,7 @@
 """What the original's four commands can be asked, and what each option, variable and key is called here.
 
 Tables only: `habana` reads them, --help prints them, and a test holds docs/original.md to them. A `key` is a knob of ours, or
-one of PLANNED, of which `habana` makes words; without a key an option means nothing any more.
+one of PLANNED, of which `habana` makes words; without a key an option is ignored.
 """
 
 from __future__ import annotations
@@ -57,37 +57,43 @@ class Option:
 
 
 def ignored(names: str, reason: str, kind: str = "text") -> Option:
-    """An option that means nothing any more."""
-    return Option(names, "", f"means nothing any more: {reason}", kind)
+    """An option that has no effect here."""
+    return Option(names, "", f"ignored: {reason}", kind)
 
 
 PRINT = Option("--print", "print", "only print the line, start nothing", fixed="true")
-OF_A_CARD = "of one card, so batch= is it times the ranks"
+PER_CARD = "per card; batch= is this times the number of ranks"
 BOTH = (
-    Option("-d --dtype", "dtype", "dtype=, which must be given", "dtype"),
-    Option("-b --batch-size", "card_batch", f"{OF_A_CARD}; 256 for bf16, 128 for fp32", "whole"),
-    Option("-e --epochs", "epochs", "epochs=, 1 if not given", "number"),
+    Option("-d --dtype", "dtype", "dtype=; required", "dtype"),
+    Option("-b --batch-size", "card_batch", f"{PER_CARD}; default 256 for bf16, 128 for fp32", "whole"),
+    Option("-e --epochs", "epochs", "epochs=; default 1", "number"),
     Option(
-        "-a --data-dir", "shards", "data=imagenet data.dir=, or data=folder where its classes.txt says so", "folder"
+        "-a --data-dir",
+        "shards",
+        "data=imagenet data.dir=, or data=folder if its classes.txt has other than 1000 classes",
+        "folder",
     ),
-    Option("-m --model-dir", "out", "out=; nothing is deleted: the run that lies there goes on", "folder"),
+    Option("-m --model-dir", "out", "out=; nothing is deleted: a run in this folder is resumed", "folder"),
     Option("-o --use-horovod", "workers", "cluster=hls1 on all Gaudi cards here, or cluster=cpu2", fixed="all"),
-    Option("-s --steps", "steps", "steps=, counted over all starts", "limit"),
+    Option("-s --steps", "steps", "steps=; total over all starts", "limit"),
     Option("-n --no-eval", "eval", "eval=false", fixed="false"),
     Option("-v --display-steps", "log_every_steps", "log_every_steps=", "whole"),
-    Option("-r --recover", "recover", "cluster.max_restarts=10; needs -s, as ever", fixed="true"),
+    Option("-r --recover", "recover", "cluster.max_restarts=10; needs -s, as in the original", fixed="true"),
     Option("-k --no-experimental-preloading", "cluster.prefetch", "cluster.prefetch=false", fixed="false"),
 )
 RESNEXT = Option(
-    "--resnext", "resnext", "model=resnext101 (or its -rs), with its cosine, momentum and decay", fixed="true"
+    "--resnext",
+    "resnext",
+    "model=resnext101 (or -rs), with its published cosine schedule, momentum and decay",
+    fixed="true",
 )
 ESTIMATOR = (
     Option("-rs --resnet-size", "size", "model=resnet50, ...; 50, or 101 with --resnext", "size"),
     *BOTH,
     Option("-l --eval-steps", "eval_steps", "eval_steps=", "limit"),
-    Option("-c --checkpoint-steps", "save_every_steps", "save_every_steps=; after every epoch if not given", "whole"),
+    Option("-c --checkpoint-steps", "save_every_steps", "save_every_steps=; default: after every epoch", "whole"),
     ignored("--use-train-and-evaluate", "one loop trains and evaluates", ""),
-    Option("--epochs-between-evals", "eval_every_epochs", "eval_every_epochs=, 1 if not given", "number"),
+    Option("--epochs-between-evals", "eval_every_epochs", "eval_every_epochs=; default 1", "number"),
     Option("--enable-lars-optimizer", "lars", "optim=lars", fixed="true"),
     Option("--stop_threshold", "stop_at_top1", "stop_at_top1=", "number"),
     RESNEXT,
@@ -95,32 +101,38 @@ ESTIMATOR = (
 KERAS = (
     *BOTH,
     Option(
-        "-l --steps-per-loop", "steps_per_loop", "steps_per_loop=; no call runs past an evaluation or a save", "whole"
+        "-l --steps-per-loop",
+        "steps_per_loop",
+        "steps_per_loop=; no call crosses an evaluation or a checkpoint",
+        "whole",
     ),
     Option(
         "-c --enable-checkpoint",
         "export",
-        "resnet.export after the training; checkpoints are always kept",
+        "resnet.export after the training; checkpoints are always saved",
         fixed="true",
     ),
 )
 HVD_ENVIRONMENT = (
     Option("IMAGENET_DIR", "shards", "as -a of demo_resnet", "folder"),
     Option("RESNET_SIZE", "size", "model=; 50, or 101 with --resnext", "size"),
-    Option("USE_LARS_OPTIMIZER", "lars", "optim=lars, or 0: optim=sgd; 1 if not given, but 0 with --resnext", "truth"),
-    Option("BATCH_SIZE", "card_batch", f"{OF_A_CARD}; 256", "whole"),
-    Option("TRAIN_EPOCHS", "epochs", "epochs=; as published if not given: 38 for LARS, else 90", "number"),
+    Option("USE_LARS_OPTIMIZER", "lars", "1: optim=lars, 0: optim=sgd; default 1, with --resnext 0", "truth"),
+    Option("BATCH_SIZE", "card_batch", f"{PER_CARD}; default 256", "whole"),
+    Option("TRAIN_EPOCHS", "epochs", "epochs=; default as published: 38 for LARS, otherwise 90", "number"),
     Option("TRAIN_STEPS", "steps", "steps=", "limit"),
     Option("NO_EVAL", "eval", "eval=false", "truth", fixed="false"),
     Option(
         "NUM_WORKERS_PER_HLS",
         "workers",
-        "cluster.ranks=; all Gaudi cards (8 in an HLS-1), or 2 ranks of a CPU",
+        "cluster.ranks=; default: all Gaudi cards (8 in an HLS-1), or 2 ranks on a CPU",
         "whole",
     ),
-    ignored("HLS_TYPE", "the cards find each other without a file of their type"),
+    ignored("HLS_TYPE", "the cards need no file with their type"),
     Option(
-        "MULTI_HLS_IPS", "hosts", "cluster.hosts=, with so many ranks on each; on Gaudi ssh takes port 3022", "hosts"
+        "MULTI_HLS_IPS",
+        "hosts",
+        "cluster.hosts=, with the same number of ranks on each; on Gaudi ssh uses port 3022",
+        "hosts",
     ),
     Option(
         "MPI_TPC_INCLUDE MPI_TCP_INCLUDE",
@@ -131,21 +143,21 @@ HVD_ENVIRONMENT = (
     Option(
         "USE_MLPERF", "mlperf", "mlperf=true eval_every_epochs=4, with LARS and STOP_THRESHOLD", "truth", fixed="true"
     ),
-    Option("STOP_THRESHOLD", "stop_at_top1", "stop_at_top1=; 0.759 with USE_MLPERF, else none", "number"),
+    Option("STOP_THRESHOLD", "stop_at_top1", "stop_at_top1=; default 0.759 with USE_MLPERF, otherwise none", "number"),
 )
 RUNNER = (
-    Option("--model", "model", "resnet_estimator or resnet_keras, as the file says too", "model"),
+    Option("--model", "model", "resnet_estimator or resnet_keras, as in the file", "model"),
     Option("--hb_config", "config", "the YAML file: model, env_variables, parameters", "text"),
 )
 PARAMETERS = (
-    Option("batch_size", "card_batch", OF_A_CARD, "whole"),
-    ignored("clean", "nothing is ever deleted; for a new run give another model_dir", "truth"),
+    Option("batch_size", "card_batch", PER_CARD, "whole"),
+    ignored("clean", "nothing is deleted; for a new run use another model_dir", "truth"),
     Option("data_dir", "shards", "as -a of demo_resnet", "folder"),
-    ignored("data_format", "the layout of images is the program's own affair"),
-    ignored("data_loader_image_type", "images are bytes until they are on the device"),
+    ignored("data_format", "the program chooses the layout of images"),
+    ignored("data_loader_image_type", "images are uint8 until they are on the device"),
     Option("disable_warmup", "schedule.warmup_epochs", "schedule.warmup_epochs=0", "truth", fixed="0"),
     Option("display_steps log_steps", "log_every_steps", "log_every_steps=", "whole"),
-    ignored("distribution_strategy", "use_horovod or num_gpus tells how many ranks"),
+    ignored("distribution_strategy", "use_horovod or num_gpus sets the number of ranks"),
     Option("enable_checkpoint_and_export", "export", "as -c of demo_keras_resnet", "truth", fixed="true"),
     Option("enable_lars", "lars", "optim=lars", "truth", fixed="true"),
     Option("epochs_between_evals", "eval_every_epochs", "eval_every_epochs=", "number"),
@@ -156,18 +168,18 @@ PARAMETERS = (
     Option("export_dir", "export", "resnet.export there after the training; True: exported/ in model_dir", "text"),
     Option("fine_tune", "finetune.freeze", "finetune.freeze=head", "truth", fixed="head"),
     ignored("hooks", "every metric is logged, see track="),
-    ignored("image_bytes_as_serving_input", "an export takes pixels and JPEG bytes", "truth"),
+    ignored("image_bytes_as_serving_input", "an export accepts pixels and JPEG bytes", "truth"),
     Option("label_smoothing", "label_smoothing", "label_smoothing=", "number"),
-    ignored("mini_imagenet", "data_dir alone says which images", "truth"),
+    ignored("mini_imagenet", "data_dir selects the images", "truth"),
     Option("model_dir", "out", "out=", "folder"),
-    Option("num_gpus", "gpus", "cluster=gpu1, or gpu8 with so many ranks; 0: none", "count"),
+    Option("num_gpus", "gpus", "cluster=gpu1, or gpu8 with this number of ranks; 0: no GPU", "count"),
     Option("pretrained_model_checkpoint_path", "init", "init=", "text"),
     Option("resnet_size", "size", "model=resnet50, ...", "size"),
-    ignored("resnet_version", "1 is v1.5, as every network here is", "version"),
+    ignored("resnet_version", "1 is v1.5, which every network here is", "version"),
     Option("return_before_eval skip_eval", "eval", "eval=false", "truth", fixed="false"),
     Option("save_checkpoint_steps", "save_every_steps", "save_every_steps=", "whole"),
     Option("steps_per_loop", "steps_per_loop", "steps_per_loop=", "whole"),
-    Option("train_epochs", "epochs", "epochs=, 1 if not given", "number"),
+    Option("train_epochs", "epochs", "epochs=; default 1", "number"),
     Option("train_steps", "steps", "steps=", "limit"),
     Option("use_horovod", "workers", "as -o of demo_resnet", "truth", fixed="all"),
     ignored("use_train_and_evaluate", "one loop trains and evaluates", "truth"),
@@ -179,7 +191,7 @@ RUNNER_ENVIRONMENT = (
     ignored("TF_PRELIMINARY_CLUSTER_SIZE", COMPILER),
     ignored("TF_PRELIMINARY_CLUSTER_SIZE_THRESHOLD", COMPILER),
     ignored("HBN_TF_REGISTER_DATASETOPS", "cluster.prefetch needs no extension"),
-    ignored("HCL_CONFIG_PATH", "the cards find each other without it"),
+    ignored("HCL_CONFIG_PATH", "the cards do not need it"),
 )
 
 
@@ -193,8 +205,8 @@ class Command:
 
 
 COMMANDS = {
-    "demo_resnet": Command("one card, or -o: all of this machine", (*ESTIMATOR, PRINT)),
-    "demo_keras_resnet": Command("ResNet-50, as demo_resnet trains it: there is one loop now", (*KERAS, PRINT)),
+    "demo_resnet": Command("one card, or with -o all cards of this machine", (*ESTIMATOR, PRINT)),
+    "demo_keras_resnet": Command("ResNet-50, as demo_resnet trains it: both use the same loop", (*KERAS, PRINT)),
     "demo_resnet_hvd.sh": Command("bf16 on all cards of one machine or of several", (RESNEXT, PRINT), HVD_ENVIRONMENT),
     "habana_model_runner.py": Command("one run, described by a YAML file", (*RUNNER, PRINT)),
 }

@@ -92,7 +92,7 @@ def test_what_differs_from_a_published_command_is_no_recipe(words):
 
 
 # ------------------------------------------------------------------------------------------------------------ every option
-# What is typed -> the words that are then there or differ (-word: gone). What means nothing any more stands at the end.
+# What is typed -> the words that are then there or differ (-word: gone). Ignored options are at the end.
 COSINE = (
     "model=resnext101 schedule=cosine optim.lr=${linear_lr:0.256} optim.momentum=0.875 "
     "optim.weight_decay=6.103515625e-05"
