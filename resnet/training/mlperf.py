@@ -135,7 +135,7 @@ class Log:
             ]
         logger = logging.Logger(str(self.path), logging.INFO)  # not in logging's tree: no other handler gets its lines
         logger.addHandler(logging.FileHandler(self.path, "w"))
-        root = re.escape(str(Path(__file__).parents[1]))
+        root = re.escape(str(Path(__file__).parents[2]))
         self.mllog = self.writer(logger, default_stack_offset=2, root_dir=root)
         reasons = open_division_reasons(self.run, train_images, eval_images)
         self.put("cache_clear", False, self.init_ms)  # this program clears none; docs/mlperf.md says how to
