@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet import UserError, cli, files
-from resnet.cli import weights_and_overrides
 
-WORD = "mlflow="
+FLAG = "mlflow="
 
 HELP = """Export a trained network: python -m resnet.export WEIGHTS out=DIR [knob=value ...]
 
@@ -25,22 +24,22 @@ WEIGHTS as in resnet.evaluate. DIR gets
 A weights file knows nothing of its images: give data.image_size=, data.mean= and so on if they differ from ImageNet's."""
 
 
-def export(path: str, words: Sequence[str], out: Path, mlflow: bool = False) -> list[str]:
-    """Write the folder `out`, which must not exist yet, aside and rename it. Returns lines to show."""
+def export(path: str, overrides: Sequence[str], out: Path, mlflow: bool = False) -> list[str]:
+    """Write the folder `out`, which must not exist yet. Returns lines for the user."""
     import tensorflow as tf
 
     from resnet.model import weights
-    from resnet.serving import mlflow_model
+    from resnet.serving import mlflow_model, saved_model
     from resnet.training import trained
 
     if out.exists():
         raise UserError(f"out={out}: exists already; give another folder")
-    if not trained.folder_of(Path(path)) and not any(word.startswith(("data=", "data.dir=")) for word in words):
-        words = [*words, "data.dir=none"]  # no image is read
-    made = trained.load(path, words, policy="float32")  # whatever it was trained in: the weights are float32
-    data = made.run.data
+    if not trained.folder_of(Path(path)) and not any(word.startswith(("data=", "data.dir=")) for word in overrides):
+        overrides = [*overrides, "data.dir=none"]  # no image is read
+    loaded = trained.load(path, overrides, policy="float32")  # whatever it was trained in: the weights are float32
+    run, data = loaded.run, loaded.run.data
     metadata = {
-        "model": made.run.model.name,
+        "model": run.model.name,
         "classes": str(data.classes),
         "image_size": str(data.image_size),
         "mean": json.dumps([value / 255 for value in data.mean]),  # of pixels in 0..1, as PyTorch has them
@@ -48,35 +47,35 @@ def export(path: str, words: Sequence[str], out: Path, mlflow: bool = False) -> 
     }
     try:
         with files.atomic_dir(out) as aside:
-            mlflow_model.save_model(made.network, data, made.names, aside / "saved_model")
+            saved_model.write(loaded.network, data, loaded.names, aside / "saved_model")
             if mlflow:
-                mlflow_model.package(aside / "saved_model", made.run, aside / "mlflow_model")
-            weights.write(aside / "model.safetensors", weights.export_from(made.network), metadata)
-            if made.names:
-                files.write_classes(aside, made.names)
+                mlflow_model.package(aside / "saved_model", run, aside / "mlflow_model")
+            weights.write(aside / "model.safetensors", weights.export_from(loaded.network), metadata)
+            if loaded.names:
+                files.write_classes(aside, loaded.names)
     except (OSError, tf.errors.OpError) as error:
-        told = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"out={out}: cannot be written ({told}); give another place") from error
-    written = ", ".join(sorted(part.name for part in out.iterdir()))
-    return [*made.notes, f"{out}: {written} ({made.run.model.name}, {data.classes} classes, {data.image_size} px)"]
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"out={out}: cannot be written ({reason}); give another place") from error
+    content = ", ".join(sorted(part.name for part in out.iterdir()))
+    return [*loaded.notes, f"{out}: {content} ({run.model.name}, {data.classes} classes, {data.image_size} px)"]
 
 
-def go(words: Sequence[str]) -> None:
-    """The command without the reporting of errors."""
-    path, rest, out = weights_and_overrides(words, "resnet.export")
+def work(words: Sequence[str]) -> None:
+    """The command, without the reporting of errors."""
+    path, overrides, out = cli.weights_and_overrides(words, "resnet.export")
     if not out:
         raise UserError("resnet.export: give out=DIR, a folder that does not exist yet")
-    asked = [word.removeprefix(WORD) for word in rest if word.startswith(WORD)]
-    if not {*asked} <= {"true", "false"}:
-        raise UserError(f"{WORD}{asked[-1]}: must be true or false")
-    others = [word for word in rest if not word.startswith(WORD)]
-    for line in export(path, others, Path(out).expanduser(), asked[-1:] == ["true"]):
+    flags = [word.removeprefix(FLAG) for word in overrides if word.startswith(FLAG)]
+    if not {*flags} <= {"true", "false"}:
+        raise UserError(f"{FLAG}{flags[-1]}: must be true or false")
+    overrides = [word for word in overrides if not word.startswith(FLAG)]
+    for line in export(path, overrides, Path(out).expanduser(), flags[-1:] == ["true"]):
         print(line)
 
 
 def main() -> None:
     """The command."""
-    cli.command(HELP, go)
+    cli.command(HELP, work)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Images of every kind, trees of them, and a pair of nested tars in the shape of ImageNet's."""
 
+import dataclasses
 import hashlib
 import io
+import os
 import random
+import shutil
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from resnet import files, rundir
 
 
 def photo(seed, width=64, height=48):
@@ -116,6 +121,54 @@ def np_conv():
         return np.concatenate(parts, 3)
 
     return convolved
+
+
+# ----------------------------------------------------------------------------------------------------- runs trained once
+@dataclass(frozen=True)
+class TrainedOnce:
+    """What tests of trained runs share: read it, and copy what is to be changed."""
+
+    folder: Path
+    preprocessing: tuple[str, ...] = (
+        "data.image_size=48",
+        "data.eval_resize=56",
+        "data.mean=[100,110,120]",
+        "data.std=[50,60,70]",
+    )
+    names: tuple[str, ...] = ("cat", "dog", "ümlaut, of $x$\nüber")
+
+    @property
+    def shards(self):
+        return self.folder / "shards"
+
+    def copy(self, kind, folder, **data):
+        """A copy of a run in folder/run, where `data` are changed: `plain`, or `averaged` in bfloat16 with averaged weights."""
+        out = shutil.copytree(self.folder / kind, folder / "run")
+        run = rundir.load(out)
+        run = dataclasses.replace(run, out=str(out), data=dataclasses.replace(run.data, **data))
+        rundir.save(run, out)
+        return run
+
+
+@pytest.fixture(scope="session")
+def trained_once(run_at, prepared, tmp_path_factory):
+    """Shards of three classes, images of several sizes, and two runs on them; made by the first worker that needs them."""
+    from resnet.training import loop
+
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained once"
+    folder.mkdir(exist_ok=True)
+    made = TrainedOnce(folder)
+    common = ("model=tiny", "track=off", "data=folder", f"data.dir='{made.shards}'", *made.preprocessing, "batch=6")
+    average = ("dtype=bf16", "steps=6", "optim.lr=0.3", "ema.decay=0.6", "ema.every_steps=2")
+    with files.locked(folder / "lock"):
+        if not made.shards.exists():
+            prepared(dict(zip(made.names, (12, 10, 14), strict=True)), made.shards)
+        for kind, words in {"plain": ("epochs=2", "optim.lr=0.05"), "averaged": average}.items():
+            out = folder / kind
+            if not (out / "result.json").exists():
+                loop.train(run_at(folder, *common, *words, "schedule=constant", f"out='{out}'"), out)
+    return made
 
 
 # ----------------------------------------------------------------------------------------------------------- ImageNet's tars

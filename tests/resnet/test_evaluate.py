@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,23 +20,23 @@ from resnet.model import resnet, weights
 from resnet.training import checkpoint, loop
 from resnet.training.trained import read as read_weights
 
-CLASSES = {"cat": 12, "dog": 10, "ümlaut, of $x$": 14}
-SEEN = ("data.image_size=48", "data.eval_resize=56", "data.mean=[100,110,120]", "data.std=[50,60,70]")
-
 
 @pytest.fixture(scope="module")
-def photos(prepared, tmp_path_factory):
+def photos(trained_once):
     """Shards of three classes, images of several sizes."""
-    return prepared(CLASSES, tmp_path_factory.mktemp("photos") / "shards")
+    return trained_once.shards
 
 
 @pytest.fixture(scope="module")
-def trained(run_at, photos, tmp_path_factory):
+def classes(trained_once):
+    """Their names."""
+    return list(trained_once.names)
+
+
+@pytest.fixture(scope="module")
+def trained(trained_once, tmp_path_factory):
     """A run on them; only read it."""
-    words = ("model=tiny", "track=off", "data=folder", f"data.dir={photos}", *SEEN, "batch=6")
-    run = run_at(tmp_path_factory.mktemp("trained"), *words, "epochs=2", "schedule=constant", "optim.lr=0.05")
-    loop.train(run, Path(run.out))
-    return run
+    return trained_once.copy("plain", tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +116,9 @@ def test_averaged_weights_of_the_best_checkpoint_have_the_scores_that_training_l
 
 # ------------------------------------------------------------------------------------------------------------- the files
 @pytest.fixture(scope="module")
-def typed(trained):
-    """(the process `python -m resnet.evaluate <run>`, the folder that it made)."""
-    command = [sys.executable, "-m", "resnet.evaluate", Path(trained.out).name]
-    done = subprocess.run(command, cwd=Path(trained.out).parent, capture_output=True, text=True)
+def typed(trained, spawn):
+    """(the process `python -m resnet.evaluate <run>`, the folder that it wrote)."""
+    done = spawn("resnet.evaluate", Path(trained.out).name, cwd=Path(trained.out).parent).finish()
     assert done.returncode == 0, done.stderr
     return done, Path(f"{trained.out}-evaluation")
 
@@ -144,8 +142,8 @@ def test_the_command_tells_the_scores_and_where_the_files_are(typed, trained, tr
     assert percent in done.stdout.splitlines() and str(folder) in done.stdout
 
 
-def test_classes_and_confusions_are_those_counted_from_labels_and_logits(typed, truth):
-    confusion, names = confusion_of(*truth), list(CLASSES)
+def test_classes_and_confusions_are_those_counted_from_labels_and_logits(typed, truth, classes):
+    confusion, names = confusion_of(*truth), classes
     assert confusion.sum() == len(truth[0]) and confusion.sum(1).min() > 0
     head, *lines = rows(typed[1] / "confusion.csv")
     assert head == ["", *names]
@@ -188,7 +186,7 @@ def test_any_name_of_a_class_can_be_written(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------- other words, other data
 def test_how_the_network_was_taught_to_see_is_kept_unless_it_is_typed(trained, photos, truth, tmp_path):
-    again = ["data=folder", f"data.dir={photos}"]  # whose own defaults are 224 px and other moments
+    again = ["data=folder", f"data.dir='{photos}'"]  # whose own defaults are 224 px and other moments
     close(evaluate.evaluate(trained.out, again, tmp_path), *truth)
     typed = ["data.image_size=40", "data.eval_resize=40", "data.mean=[0,0,0]", "eval_steps=2", "batch=5"]
     run = compose.for_inference([*again, *typed], trained)
@@ -208,39 +206,41 @@ def test_a_run_of_several_ranks_is_evaluated_by_one(trained, truth, tmp_path):
     close(told, *truth)
 
 
-def test_names_are_those_that_training_kept_if_the_data_is_elsewhere_now(trained, photos, tmp_path, monkeypatch):
+def test_names_are_those_that_training_kept_if_the_data_is_elsewhere_now(
+    trained, photos, classes, tmp_path, monkeypatch
+):
     monkeypatch.setattr(trained.data, "dir", "/gone")
     out = tmp_path / "run"
     shutil.copytree(trained.out, out)
     rundir.save(trained, out)
-    assert files.read_classes((out / "classes.txt").read_text()) == list(CLASSES)
+    assert files.read_classes((out / "classes.txt").read_text()) == classes
     with pytest.raises(UserError, match="/gone"):
         evaluate.evaluate(str(out), [], tmp_path / "scores")
     moved = shutil.copytree(photos, tmp_path / "moved")
     (moved / "classes.txt").unlink()
     evaluate.evaluate(str(out), [f"data.dir={moved}"], tmp_path / "scores")
-    assert [line[0] for line in rows(tmp_path / "scores" / "classes.csv")[1:]] == list(CLASSES)
+    assert [line[0] for line in rows(tmp_path / "scores" / "classes.csv")[1:]] == classes
     (out / "classes.txt").unlink()
     evaluate.evaluate(str(out), [f"data.dir={moved}"], tmp_path / "scores")
     assert [line[0] for line in rows(tmp_path / "scores" / "classes.csv")[1:]] == ["0", "1", "2"]
 
 
-def test_a_file_of_weights_tells_its_model_by_its_shapes_and_the_rest_is_typed(trained, photos, truth, tmp_path):
+def test_a_file_of_weights_tells_its_model_by_its_shapes_and_the_rest_is_typed(trained, trained_once, truth, tmp_path):
     weights.write(tmp_path / "w.safetensors", read_weights(trained.out), {})
-    words = ["data=folder", f"data.dir={photos}", *SEEN]
+    words = ["data=folder", f"data.dir='{trained_once.shards}'", *trained_once.preprocessing]
     close(evaluate.evaluate(str(tmp_path / "w.safetensors"), words, tmp_path / "scores"), *truth)
-    assert [line[0] for line in rows(tmp_path / "scores" / "classes.csv")[1:]] == list(CLASSES)
+    assert [line[0] for line in rows(tmp_path / "scores" / "classes.csv")[1:]] == list(trained_once.names)
     tensors = read_weights(trained.out)
     del tensors["bn1.weight"]
     weights.write(tmp_path / "odd.safetensors", tensors, {})
-    with pytest.raises(UserError, match=r"odd.safetensors: the weights of no network in conf/model; name it by model="):
+    with pytest.raises(UserError, match=r"odd.safetensors: not the weights of a network in conf/model; give model="):
         evaluate.evaluate(str(tmp_path / "odd.safetensors"), words, tmp_path / "odd")
 
 
 def test_classes_that_are_not_the_networks_are_refused(trained, prepared, tmp_path):
     four = prepared(dict.fromkeys("abcd", 4), tmp_path / "four")
     for words, told in {
-        ("data=digits",): r"has 3 outputs, and data=digits has 10 classes; choose the data it was trained for",
+        ("data=digits",): r"has 3 outputs, and data=digits has 10 classes; choose the data that it was trained for",
         ("data=folder", f"data.dir={four}"): "has 3 outputs, and data=folder has 4 classes",
         (f"data.dir={four}",): "label 4 is not in 1..3|has 3 outputs, and data=folder has 4 classes",
         ("data.classes=4",): "has 3 outputs, and data=folder has 4 classes",
@@ -316,30 +316,36 @@ def test_an_image_that_cannot_be_decoded_is_told_by_its_place(trained, photos, t
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
-def test_a_command_that_cannot_be_is_refused_in_one_line(words, told, trained, monkeypatch, capsys, tmp_path):
+def test_a_command_that_cannot_be_is_refused_in_one_line(
+    words, told, trained, monkeypatch, capsys, tmp_path, exit_status
+):
     monkeypatch.chdir(tmp_path)
     run, file = trained.out, f"{trained.out}/config.yaml"
     words = [word.replace("RUN", run).replace("FILE", file) for word in words]
     before = sorted(Path(run).parent.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["resnet.evaluate", *words])
-    assert evaluate.main() == 1
+    assert exit_status(evaluate.main) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and told in err, err
     assert list(tmp_path.iterdir()) == []  # a typing error leaves no folder behind
     assert sorted(Path(run).parent.rglob("*")) == before
 
 
-def test_help_is_shown_if_asked_or_nothing_is_given(monkeypatch, capsys):
+def test_help_is_shown_if_asked_or_nothing_is_given(monkeypatch, capsys, exit_status):
     for words in ([], ["--help"], ["run", "-h"]):
         monkeypatch.setattr(sys, "argv", ["resnet.evaluate", *words])
-        assert evaluate.main() == 0
+        assert exit_status(evaluate.main) == 0
         assert "python -m resnet.evaluate WEIGHTS" in capsys.readouterr().out
 
 
 def test_a_path_may_have_an_equals_sign_and_begin_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert cli.separated(["runs/lr=0.1", "data=digits", "out=x"], "c") == ("runs/lr=0.1", ["data=digits"], "x")
-    assert cli.separated(["data.dir=a/b", "~/run", "out=x", "out=y"], "c") == (
+    assert cli.weights_and_overrides(["runs/lr=0.1", "data=digits", "out=x"], "c") == (
+        "runs/lr=0.1",
+        ["data=digits"],
+        "x",
+    )
+    assert cli.weights_and_overrides(["data.dir=a/b", "~/run", "out=x", "out=y"], "c") == (
         "/home/me/run",
         ["data.dir=a/b"],
         "y",

@@ -25,9 +25,7 @@ from resnet.model import weights
 from resnet.training import loop
 from resnet.training.trained import read as read_weights
 
-CLASSES = {"cat": 12, "dog": 10, "ümlaut\nüber": 14}
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
-SEEN = ("data.image_size=48", "data.eval_resize=56", "data.mean=[100,110,120]", "data.std=[50,60,70]")
 FILES = ["classes.txt", "model.safetensors", "saved_model"]
 
 # Loads a SavedModel where there is nothing of ours, and runs every signature on what it is given.
@@ -87,22 +85,17 @@ def softmax(logits):
 
 # ------------------------------------------------------------------------------------------------- one run, exported once
 @pytest.fixture(scope="module")
-def trained(run_at, prepared, tmp_path_factory):
-    """A run in bfloat16 with averaged weights, on images whose folder has gone since: (run, where the images are now)."""
+def trained(trained_once, tmp_path_factory):
+    """A run in bfloat16 with averaged weights, on images that were moved since: (run, where the images are now)."""
     folder = tmp_path_factory.mktemp("trained")
-    photos = prepared(CLASSES, folder / "shards")
-    words = ("model=tiny", "track=off", "data=folder", f"data.dir={photos}", *SEEN, "batch=6", "dtype=bf16", "steps=6")
-    run = run_at(folder, *words, "schedule=constant", "optim.lr=0.3", "ema.decay=0.6", "ema.every_steps=2")
-    loop.train(run, Path(run.out))
-    return run, photos.rename(folder / "moved")
+    return trained_once.copy("averaged", folder, dir=str(folder / "shards")), trained_once.shards
 
 
 @pytest.fixture(scope="module")
-def exported(trained):
-    """What `python -m resnet.export` made of it."""
+def exported(trained, spawn):
+    """What `python -m resnet.export` wrote of it."""
     out = Path(trained[0].out).parent / "exported"
-    command = [sys.executable, "-m", "resnet.export", "run", "out=exported"]
-    done = subprocess.run(command, cwd=out.parent, capture_output=True, text=True)
+    done = spawn("resnet.export", "run", "out=exported", cwd=out.parent).finish()
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert f"exported: {', '.join(FILES)} (tiny, 3 classes, 48 px)" in done.stdout
     return out
@@ -134,10 +127,10 @@ def alone(exported, jpegs, tmp_path_factory):
     return given, dict(np.load(folder / "found.npz"))
 
 
-def test_a_process_with_tensorflow_alone_loads_it_and_finds_three_signatures(alone):
+def test_a_process_with_tensorflow_alone_loads_it_and_finds_three_signatures(alone, trained_once):
     _, found = alone
     assert list(found["signatures"]) == ["jpeg", "serving_default", "uint8"]
-    assert [name.decode() for name in found["names"]] == list(CLASSES)
+    assert [name.decode() for name in found["names"]] == list(trained_once.names)
 
 
 def test_the_file_in_timms_naming_gives_the_same_logits_in_numpy_though_the_run_was_in_bfloat16(alone, exported):
@@ -154,7 +147,7 @@ def test_the_file_in_timms_naming_gives_the_same_logits_in_numpy_though_the_run_
 def test_jpegs_of_any_size_are_seen_as_in_evaluation(alone, exported, trained, jpegs):
     run, images = trained
     _, found = alone
-    settings = compose.for_inference([f"data.dir={images}"], run).data
+    settings = compose.for_inference([f"data.dir='{images}'"], run).data
     pixels = np.concatenate([batch[0] for batch in pipeline.evaluation(source.open_source(settings), 6)])
     assert len(pixels) == len(jpegs) - 3
     others = [pipeline.centre_crop(tf.constant(one), settings).numpy() for one in jpegs[-3:]]
@@ -179,7 +172,7 @@ def test_the_weights_are_the_averaged_ones_of_the_run_bit_for_bit(exported, trai
 
 def test_the_folder_tells_names_and_how_images_are_prepared(exported):
     assert sorted(path.name for path in exported.iterdir()) == FILES
-    assert (exported / "classes.txt").read_text() == "cat\ndog\nümlaut\\u000aüber\n"
+    assert (exported / "classes.txt").read_text() == "cat\ndog\nümlaut, of $x$\\u000aüber\n"
     with safe_open(exported / "model.safetensors", "np") as file:
         told = file.metadata()
     assert (told["model"], told["classes"], told["image_size"], told["format"]) == ("tiny", "3", "48", "pt")
@@ -192,16 +185,15 @@ def test_the_folder_tells_names_and_how_images_are_prepared(exported):
 def scored(trained, tmp_path_factory):
     """What resnet.evaluate says of the run, in the arithmetic that is exported."""
     run, images = trained
-    return evaluate.evaluate(run.out, [f"data.dir={images}", "dtype=fp32"], tmp_path_factory.mktemp("scored"))
+    return evaluate.evaluate(run.out, [f"data.dir='{images}'", "dtype=fp32"], tmp_path_factory.mktemp("scored"))
 
 
 @pytest.mark.parametrize("name", [pytest.param("model.safetensors", marks=pytest.mark.slow), "saved_model"])
-def test_evaluated_or_trained_from_it_has_the_scores_of_the_run(exported, trained, scored, run_at, tmp_path, name):
-    images = trained[1]
+def test_evaluated_or_trained_from_it_has_the_scores_of_the_run(exported, trained_once, scored, run_at, tmp_path, name):
     (tmp_path / "config.yaml").write_text("not: ours\n")  # beside a SavedModel there may be anything
     path = tmp_path / name
     shutil.copytree(exported / name, path) if (exported / name).is_dir() else shutil.copy(exported / name, path)
-    words = ["data=folder", f"data.dir={images}", *SEEN]
+    words = ["data=folder", f"data.dir='{trained_once.shards}'", *trained_once.preprocessing]
     told = evaluate.evaluate(str(path), words, tmp_path / "found")
     going = run_at(
         tmp_path,
@@ -221,9 +213,9 @@ def test_evaluated_or_trained_from_it_has_the_scores_of_the_run(exported, traine
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", pytest.param("saved_model", marks=pytest.mark.slow)])
-def test_what_was_exported_can_be_exported_again(exported, tmp_path, name):
+def test_what_was_exported_can_be_exported_again(exported, trained_once, tmp_path, name):
     """No image is read, so none need be there; how they are to be prepared must be typed."""
-    export.export(str(exported / name), SEEN, tmp_path / "again")
+    export.export(str(exported / name), trained_once.preprocessing, tmp_path / "again")
     again, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", exported))
     assert again.keys() == before.keys() and all(np.array_equal(again[name], before[name]) for name in before)
     with safe_open(tmp_path / "again" / "model.safetensors", "np") as file:
@@ -231,9 +223,9 @@ def test_what_was_exported_can_be_exported_again(exported, tmp_path, name):
     assert (tmp_path / "again" / "saved_model" / "saved_model.pb").is_file()
 
 
-def test_for_mlflow_too_if_asked(trained, jpegs, alone, tmp_path, monkeypatch, capsys):
+def test_for_mlflow_too_if_asked(trained, trained_once, jpegs, alone, tmp_path, call):
     """JPEGs as they come, to the probabilities of the SavedModel."""
-    status, out, _ = command(monkeypatch, capsys, trained[0].out, f"out={tmp_path / 'out'}", "mlflow=true")
+    status, out, _ = call(trained[0].out, f"out={tmp_path / 'out'}", "mlflow=true")
     assert status == 0
     lines = out.splitlines()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*FILES, "mlflow_model"])
@@ -242,23 +234,27 @@ def test_for_mlflow_too_if_asked(trained, jpegs, alone, tmp_path, monkeypatch, c
     found = loaded.predict(pd.DataFrame({"image": jpegs}))["top"]
     for row, wanted in zip(found, alone[1]["jpeg probabilities"], strict=True):
         told = {one["class"]: one["probability"] for one in row}
-        assert [told[name] for name in CLASSES] == pytest.approx(list(wanted), rel=1e-4)
+        assert [told[name] for name in trained_once.names] == pytest.approx(list(wanted), rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------- what is refused
-def command(monkeypatch, capsys, *words):
-    """(exit status, stdout, stderr) of the command in this process."""
-    monkeypatch.setattr(sys, "argv", ["resnet.export", *map(str, words)])
-    status = export.main()
-    return status, *capsys.readouterr()
+@pytest.fixture
+def call(monkeypatch, capsys, exit_status):
+    """`call(*words)`: (exit status, stdout, stderr) of the command in this process."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["resnet.export", *map(str, words)])
+        return exit_status(export.main), *capsys.readouterr()
+
+    return command
 
 
-def test_a_folder_that_is_there_is_left_as_it_is(trained, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_there_is_left_as_it_is(trained, tmp_path, call):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine, too")
     for name in ("full", "file"):
-        status, _, err = command(monkeypatch, capsys, trained[0].out, f"out={tmp_path / name}")
+        status, _, err = call(trained[0].out, f"out={tmp_path / name}")
         assert (status, err) == (1, f"error: out={tmp_path / name}: exists already; give another folder\n")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine.txt"]
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
@@ -280,10 +276,10 @@ def test_a_folder_that_is_there_is_left_as_it_is(trained, tmp_path, monkeypatch,
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
-def test_a_command_that_cannot_be_is_refused_in_one_line(trained, tmp_path, monkeypatch, capsys, words, told):
+def test_a_command_that_cannot_be_is_refused_in_one_line(trained, tmp_path, monkeypatch, call, words, told):
     monkeypatch.chdir(tmp_path)
     before = sorted(Path(trained[0].out).parent.rglob("*"))
-    status, _, err = command(monkeypatch, capsys, *(word.replace("RUN", trained[0].out) for word in words))
+    status, _, err = call(*(word.replace("RUN", trained[0].out) for word in words))
     assert status == 1
     assert err.startswith("error: ") and err.count("\n") == 1 and told in err, err
     assert list(tmp_path.iterdir()) == []
