@@ -8,7 +8,6 @@ import platform
 import random
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -118,7 +117,7 @@ def device_scope(cluster: Cluster) -> AbstractContextManager[None]:
     return scope
 
 
-def prefetch_to_device(dataset: Any, cluster: Cluster) -> Any:
+def prefetch_to_device(dataset: tf.data.Dataset, cluster: Cluster) -> tf.data.Dataset:
     """`dataset` with its batches copied to the device ahead of their step; as it is on a CPU."""
     if cluster.device is Device.cpu or not cluster.prefetch:
         return dataset

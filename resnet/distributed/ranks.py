@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -38,7 +38,7 @@ class Ranks:
         """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
-    def allreduce_mean(self, tensors: Sequence[Any], name: str) -> list[Any]:
+    def allreduce_mean(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """In a graph: the mean of each tensor over the ranks, one allreduce each; one group is slower with Gloo."""
         if self.hvd is None:
             return list(tensors)
@@ -47,11 +47,11 @@ class Ranks:
             for number, tensor in enumerate(tensors)
         ]
 
-    def allreduce_flag(self, flag: Any) -> Any:
+    def allreduce_flag(self, flag: tf.Tensor) -> tf.Tensor:
         """In a graph: the float32 scalar `flag` summed over the ranks."""
         return flag if self.hvd is None else self.hvd.allreduce(flag, op=self.hvd.Sum, name="flag")
 
-    def average_variables(self, variables: Sequence[Any]) -> None:
+    def average_variables(self, variables: Sequence[tf.Variable]) -> None:
         """Assign each variable its mean over the ranks: batch norm's statistics, which each rank takes of its own images."""
         if self.hvd is not None:
             for number, variable in enumerate(variables):
@@ -69,7 +69,7 @@ class Ranks:
         received: T = value if self.hvd is None else self.hvd.broadcast_object(value, root_rank=0)
         return received
 
-    def broadcast_variables(self, variables: Sequence[Any]) -> None:
+    def broadcast_variables(self, variables: Sequence[tf.Variable]) -> None:
         """Assign rank 0's values on every rank, and check that they arrived."""
         if self.hvd is not None:
             self.hvd.broadcast_variables(variables, root_rank=0)

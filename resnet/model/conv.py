@@ -42,7 +42,7 @@ class Conv(tf.keras.layers.Layer):
             initializer=KERNEL.__class__.from_config(KERNEL.get_config()),
         )
 
-    def call(self, images: Any) -> Any:
+    def call(self, images: tf.Tensor) -> tf.Tensor:
         """Convolve. "SAME" pads symmetrically at stride 1; otherwise tf.pad: oneDNN has no kernels for explicit padding."""
         side = (self.size - 1) // 2
         padding = "SAME" if self.stride == 1 or not side else "VALID"
@@ -59,7 +59,7 @@ class Conv(tf.keras.layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
+def convolve(images: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -> tf.Tensor:
     """tf.nn.conv2d of [B, H, W, C] by [size, size, C, filters], with custom gradients where they are faster.
 
     Filter gradients of 1x1 convolutions and of many channels are matrix products; that of the first layer, of few channels,
@@ -74,8 +74,8 @@ def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
         return tf.nn.conv2d(images, kernel, stride, padding)
 
     @tf.custom_gradient
-    def convolved(images: Any, kernel: Any) -> Any:
-        def gradients(grad: Any) -> Any:
+    def convolved(images: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradients(grad: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             if size == 1 and stride > 1:
                 input_grad = input_grad_1x1(grad, kernel, stride, images)
             else:
@@ -98,7 +98,7 @@ def convolve(images: Any, kernel: Any, stride: int, padding: str) -> Any:
     return convolved(images, kernel)
 
 
-def pack_groups(kernel: Any, groups: int) -> Any:
+def pack_groups(kernel: tf.Tensor, groups: int) -> tf.Tensor:
     """[size, size, C / groups, filters] as the block-diagonal kernel of fewer groups, of at most NARROW channels."""
     size, _, channels, filters = kernel.shape
     many = math.gcd(groups, NARROW // channels) if channels < NARROW else 1
@@ -109,13 +109,15 @@ def pack_groups(kernel: Any, groups: int) -> Any:
     return tf.reshape(kernel[:, :, None] * own[:, None], [size, size, many * channels, filters])
 
 
-def extent(tensor: Any) -> list[Any]:
+def extent(tensor: tf.Tensor) -> list[int | tf.Tensor]:
     """The shape of a tensor, with integers where it is static."""
     shape = tf.shape(tensor)
     return [shape[axis] if known is None else known for axis, known in enumerate(tensor.shape)]
 
 
-def split_phases(images: Any, size: int, stride: int, height: Any, width: Any) -> Any:
+def split_phases(
+    images: tf.Tensor, size: int, stride: int, height: int | tf.Tensor, width: int | tf.Tensor
+) -> tf.Tensor:
     """[B, H, W, C] -> [B, H', stride, W', stride * C]: rows and columns by their remainder modulo `stride`.
 
     H' and W' are what a convolution without padding reads for an output of `height` and `width`; padded with 0.
@@ -128,7 +130,7 @@ def split_phases(images: Any, size: int, stride: int, height: Any, width: Any) -
     return tf.reshape(images, [-1, height + reach, stride, width + reach, stride * channels])
 
 
-def filter_grad_matmul(images: Any, grad: Any, size: int, stride: int) -> Any:
+def filter_grad_matmul(images: tf.Tensor, grad: tf.Tensor, size: int, stride: int) -> tf.Tensor:
     """Filter gradient [size, size, C, filters] of padded images [B, H, W, C]: one matrix product for each tap.
 
     Slices of step 1 are copied row by row; TensorFlow's strided slices take twenty times as long.
@@ -144,7 +146,7 @@ def filter_grad_matmul(images: Any, grad: Any, size: int, stride: int) -> Any:
     return tf.reshape(tf.stack(taps), [size, size, channels, filters])
 
 
-def filter_grad_space_to_depth(images: Any, grad: Any, size: int, stride: int) -> Any:
+def filter_grad_space_to_depth(images: tf.Tensor, grad: tf.Tensor, size: int, stride: int) -> tf.Tensor:
     """The same as filter_grad_matmul: space to depth, then a filter gradient at stride 1 of stride * stride * C channels."""
     _, height, width, filters = extent(grad)
     channels = images.shape[-1]
@@ -161,7 +163,7 @@ def filter_grad_space_to_depth(images: Any, grad: Any, size: int, stride: int) -
     return tf.reshape(unfolded, [taps * stride, taps * stride, channels, filters])[:size, :size]
 
 
-def input_grad_1x1(grad: Any, kernel: Any, stride: int, images: Any) -> Any:
+def input_grad_1x1(grad: tf.Tensor, kernel: tf.Tensor, stride: int, images: tf.Tensor) -> tf.Tensor:
     """Input gradient, in the shape of `images`, of a 1x1 convolution with a stride: a matrix product, spread with zeros."""
     _, height, width, filters = extent(grad)
     _, tall, wide, channels = extent(images)

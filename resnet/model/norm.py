@@ -25,7 +25,7 @@ class RowNorm(tf.keras.layers.BatchNormalization):
         super().__init__(**kwargs)
         self.relu = relu
 
-    def call(self, inputs: Any, training: Any = None) -> Any:
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The same shape, normalized, and with `relu` not below 0."""
         if self.compute_dtype == "float32" and not (training and self.trainable):
             return self.activate(super().call(inputs, training=training))
@@ -33,7 +33,7 @@ class RowNorm(tf.keras.layers.BatchNormalization):
         rows = tf.reshape(inputs, [-1, 1, wide, channels])
         return tf.reshape(self.activate(super().call(rows, training=training)), shape)
 
-    def activate(self, normalized: Any) -> Any:
+    def activate(self, normalized: tf.Tensor) -> tf.Tensor:
         """The ReLU, if there is one; applied to the rows, or TensorFlow would not fuse the two."""
         if not self.relu:
             return normalized

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
@@ -19,7 +18,7 @@ class AddRelu(tf.keras.layers.Layer):
     So both gradients arrive here, and are added in the same pass as the ReLU's gradient is computed.
     """
 
-    def call(self, pair: Any, training: Any = None) -> Any:
+    def call(self, pair: tuple[tf.Tensor, tf.Tensor], training: bool | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """The same tensor twice."""
         if training:
             init_xla_quietly()
@@ -29,11 +28,11 @@ class AddRelu(tf.keras.layers.Layer):
 
 
 @tf.custom_gradient
-def add_relu(x: Any, shortcut: Any) -> Any:
+def add_relu(x: tf.Tensor, shortcut: tf.Tensor) -> tf.Tensor:
     """relu(x + shortcut), twice, as AddRelu has it."""
     output = xla_fused(relu_of_sum, x, shortcut)
 
-    def gradients(left: Any, right: Any) -> Any:
+    def gradients(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
         grad = xla_fused(relu_gradient_of_sum, output, left, right)
         return grad, grad
 
@@ -41,25 +40,25 @@ def add_relu(x: Any, shortcut: Any) -> Any:
 
 
 @tf.custom_gradient
-def relu(x: Any) -> Any:
+def relu(x: tf.Tensor) -> tf.Tensor:
     """tf.nn.relu by TensorFlow's own operation, which it fuses with batch norm; its gradient by XLA."""
     output = tf.nn.relu(x)
     return output, lambda grad: xla_fused(relu_gradient, output, grad)
 
 
-def relu_of_sum(x: Any, shortcut: Any) -> Any:
+def relu_of_sum(x: tf.Tensor, shortcut: tf.Tensor) -> tf.Tensor:
     return tf.nn.relu(x + shortcut)
 
 
-def relu_gradient(output: Any, grad: Any) -> Any:
+def relu_gradient(output: tf.Tensor, grad: tf.Tensor) -> tf.Tensor:
     return tf.where(output > 0, grad, tf.zeros([], grad.dtype))
 
 
-def relu_gradient_of_sum(output: Any, left: Any, right: Any) -> Any:
+def relu_gradient_of_sum(output: tf.Tensor, left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return relu_gradient(output, left + right)
 
 
-def xla_fused(function: Callable[..., Any], *tensors: Any) -> Any:
+def xla_fused(function: Callable[..., tf.Tensor], *tensors: tf.Tensor) -> tf.Tensor:
     """function(*tensors), compiled by XLA once for each set of shapes; profiles show it as xla_<function>."""
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
     with tf.name_scope(f"xla_{function.__name__}"):
@@ -67,7 +66,7 @@ def xla_fused(function: Callable[..., Any], *tensors: Any) -> Any:
 
 
 @functools.cache
-def compiled(function: Callable[..., Any], *specs: Any) -> Any:
+def compiled(function: Callable[..., tf.Tensor], *specs: tf.TensorSpec) -> Callable[..., tf.Tensor]:
     """The compiled graph for these shapes, built outside of any graph that is being traced."""
     with tf.init_scope():
         return tf.function(function, autograph=False, jit_compile=True).get_concrete_function(*specs)

@@ -23,14 +23,14 @@ layers = tf.keras.layers
 
 def build(
     model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization, amx: bool = False
-) -> Any:
-    """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. Any H and W from 8 pixels on.
+) -> tf.keras.Model:
+    """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. tf.Tensor H and W from 8 pixels on.
 
     `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
     the batch norm layer; a RowNorm includes the ReLU that follows it. `amx` is that of `Conv`.
     """
 
-    def norm(x: Any, name: str, act: str = "", last: bool = False) -> Any:
+    def norm(x: tf.Tensor, name: str, act: str = "", last: bool = False) -> tf.Tensor:
         within = bool(act) and batch_norm is RowNorm
         x = batch_norm(
             momentum=model.batch_norm_momentum,
@@ -42,13 +42,15 @@ def build(
         )(x)
         return relu(x, act) if act and not within else x
 
-    def conv(x: Any, filters: int, size: int, stride: int, name: str, groups: int = 1) -> Any:
+    def conv(x: tf.Tensor, filters: int, size: int, stride: int, name: str, groups: int = 1) -> tf.Tensor:
         return Conv(filters, size, stride, groups, amx, dtype=policy, name=name)(x)
 
-    def relu(x: Any, name: str) -> Any:
+    def relu(x: tf.Tensor, name: str) -> tf.Tensor:
         return layers.Activation("relu", dtype=policy, name=name)(x)
 
-    def block(x: Any, shortcut: Any, inner: int, outer: int, stride: int, name: str, first: bool) -> Any:
+    def block(
+        x: tf.Tensor, shortcut: tf.Tensor, inner: int, outer: int, stride: int, name: str, first: bool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         if first:
             shortcut = norm(conv(shortcut, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
         if model.block is Block.bottleneck:
@@ -88,7 +90,7 @@ def under(name: str, part: str) -> bool:
     return name == part or name.startswith(f"{part}.")
 
 
-def check_parts(network: Any, knob: str, parts: Iterable[str]) -> None:
+def check_parts(network: tf.keras.Model, knob: str, parts: Iterable[str]) -> None:
     """Raise UserError for a part that no layer with weights is under."""
     names = [layer.name for layer in network.layers if layer.weights]
     for part in parts:
@@ -100,7 +102,7 @@ def check_parts(network: Any, knob: str, parts: Iterable[str]) -> None:
             )
 
 
-def freeze(network: Any, what: str | list[str]) -> None:
+def freeze(network: tf.keras.Model, what: str | list[str]) -> None:
     """Make parts of the network untrainable: `what` is finetune.freeze. Their batch norm uses its moving statistics."""
     parts = [] if isinstance(what, str) else what
     check_parts(network, "finetune.freeze", parts)
@@ -111,7 +113,7 @@ def freeze(network: Any, what: str | list[str]) -> None:
         raise UserError(f"finetune.freeze={what}: nothing would be trained; leave a part out")
 
 
-def lr_factors(network: Any, multipliers: dict[str, float]) -> list[float]:
+def lr_factors(network: tf.keras.Model, multipliers: dict[str, float]) -> list[float]:
     """The factor of every trainable variable: that of the longest part its layer is under, 1 where there is none."""
     check_parts(network, "finetune.lr_multipliers", multipliers)
     factors = []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import yaml
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
@@ -143,7 +144,7 @@ def torch_layout(value: NDArray[Any]) -> NDArray[Any]:
     return np.array(value.transpose(AXES[value.ndim]), order="C")
 
 
-def export_from(network: Any) -> Tensors:
+def export_from(network: tf.keras.Model) -> Tensors:
     """Every weight of the network, as read() returns them; load_into() restores them bit for bit."""
     return {timm_name(v.name): torch_layout(v.numpy()) for v in network.weights}
 
@@ -159,7 +160,7 @@ def misfits(wanted: Mapping[str, tuple[int, ...]], tensors: Tensors) -> list[str
     return wrong + [f"{name} has no place" for name in tensors if name not in wanted]
 
 
-def load_into(network: Any, tensors: Tensors, path: str) -> list[str]:
+def load_into(network: tf.keras.Model, tensors: Tensors, path: str) -> list[str]:
     """Assign tensors that read() returned for `path`, all or none; returns notes for the user.
 
     A head for another number of classes stays as initialized, with a note. Raises UserError for anything else that does not fit.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
 
 class Ema:
     """`mean` has the layers of `network`; its weights, batch norm's statistics included, follow those of `network`."""
 
-    def __init__(self, network: Any, mean: Any) -> None:
+    def __init__(self, network: tf.keras.Model, mean: tf.keras.Model) -> None:
         self.network, self.mean = network, mean
 
     def start(self) -> None:
@@ -19,7 +17,7 @@ class Ema:
             mean.assign(now)
 
     @tf.function
-    def update(self, decay: Any) -> None:
+    def update(self, decay: tf.Tensor) -> None:
         """mean = decay * mean + (1 - decay) * now; `decay` is a float32 scalar."""
         for mean, now in zip(self.mean.weights, self.network.weights, strict=True):
             mean.assign_sub((1 - decay) * (mean - now))

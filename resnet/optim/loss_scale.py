@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -13,7 +12,7 @@ INITIAL = 2.0**15
 GROWTH_STEPS = 2000  # updates before the scale doubles; both are those of tf.keras.mixed_precision.LossScaleOptimizer
 
 
-def all_finite(tensors: Iterable[Any]) -> Any:
+def all_finite(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
     """In a graph: whether every number in these float tensors or variables is finite; a bool scalar."""
     return tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]))
 
@@ -32,24 +31,24 @@ class LossScaleOptimizer(tf.Module):
         self.skipped = tf.Variable(0, trainable=False, name="skipped")  # updates, in all
 
     @property
-    def state(self) -> list[Any]:
+    def state(self) -> list[tf.Variable]:
         """Variables to save with the weights."""
         return [*self.inner.state, self.scale, self.good, self.skipped]
 
-    def scaled(self, loss: Any) -> Any:
+    def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss to differentiate."""
         return loss * self.scale
 
-    def apply(self, gradients: Sequence[Any], lr: Any) -> None:
+    def apply(self, gradients: Sequence[tf.Tensor], lr: tf.Tensor) -> None:
         """In a graph: one step with the gradients of the scaled loss, unless one is not finite."""
 
-        def accept() -> Any:
+        def accept() -> tf.Tensor:
             self.inner.apply([gradient / self.scale for gradient in gradients], lr)
             grows = self.good + 1 >= GROWTH_STEPS
             self.scale.assign(tf.where(grows, 2 * self.scale, self.scale))
             return self.good.assign(tf.where(grows, 0, self.good + 1))
 
-        def refuse() -> Any:
+        def refuse() -> tf.Tensor:
             self.scale.assign(tf.maximum(self.scale / 2, 1.0))
             self.skipped.assign_add(1)
             return self.good.assign(0)

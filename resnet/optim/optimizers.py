@@ -6,7 +6,6 @@ Weight decay adds weight_decay * w to the gradients of decayed variables, once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -23,7 +22,7 @@ class Momentum(tf.Module):
     """
 
     def __init__(
-        self, variables: Sequence[Any], momentum: float, factors: Sequence[float], nesterov: bool = False
+        self, variables: Sequence[tf.Variable], momentum: float, factors: Sequence[float], nesterov: bool = False
     ) -> None:
         super().__init__("momentum")
         self.factors = tuple(factors)
@@ -32,19 +31,19 @@ class Momentum(tf.Module):
         self.velocity = [tf.Variable(tf.zeros(w.shape, w.dtype), trainable=False, name="velocity") for w in variables]
 
     @property
-    def state(self) -> list[Any]:
+    def state(self) -> list[tf.Variable]:
         """Variables to save with the weights."""
         return self.velocity
 
-    def scaled(self, loss: Any) -> Any:
+    def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss to differentiate; LossScaleOptimizer scales it."""
         return loss
 
-    def rate(self, number: int, lr: Any) -> Any:
+    def rate(self, number: int, lr: tf.Tensor) -> tf.Tensor:
         """The learning rate of variable `number`."""
         return lr if self.factors[number] == 1 else lr * self.factors[number]
 
-    def update(self, number: int, gradient: Any, lr: Any) -> None:
+    def update(self, number: int, gradient: tf.Tensor, lr: tf.Tensor) -> None:
         """Update variable `number` with `gradient`."""
         w, v = self.variables_to_train[number], self.velocity[number]
         tf.raw_ops.ResourceApplyMomentum(
@@ -52,7 +51,7 @@ class Momentum(tf.Module):
         )
 
 
-def kind(variable: Any) -> str:
+def kind(variable: tf.Variable) -> str:
     """`kernel`, `bias`, `gamma` or `beta`, by the end of the variable's name."""
     return str(variable.name).rsplit("/", 1)[-1].split(":")[0]
 
@@ -60,11 +59,11 @@ def kind(variable: Any) -> str:
 class SgdUpdate(Momentum):
     """g' = g + wd*w ; v = m*v + g' ; w -= lr*v. The lr is outside the velocity (arXiv:1706.02677 sec. 3, eq. 9)."""
 
-    def __init__(self, variables: Sequence[Any], settings: Sgd, factors: Sequence[float]) -> None:
+    def __init__(self, variables: Sequence[tf.Variable], settings: Sgd, factors: Sequence[float]) -> None:
         super().__init__(variables, settings.momentum, factors, settings.nesterov)
         self.weight_decay = settings.weight_decay
 
-    def apply(self, gradients: Sequence[Any], lr: Any) -> None:
+    def apply(self, gradients: Sequence[tf.Tensor], lr: tf.Tensor) -> None:
         """One step; gradients in the order of the variables, lr a float32 scalar."""
         for number, (g, w) in enumerate(zip(gradients, self.variables_to_train, strict=True)):
             if self.weight_decay and kind(w) not in NORM:
@@ -72,7 +71,7 @@ class SgdUpdate(Momentum):
             self.update(number, g, self.rate(number, lr))
 
 
-def norm(tensor: Any) -> Any:
+def norm(tensor: tf.Tensor) -> tf.Tensor:
     """The Euclidean norm in one pass over the tensor; tf.norm stores all squares first."""
     return tf.sqrt(2 * tf.nn.l2_loss(tensor))
 
@@ -83,11 +82,11 @@ class LarsUpdate(Momentum):
     trust is 1 where either norm is 0; batch-norm gamma, beta and biases have trust 1 and no decay.
     """
 
-    def __init__(self, variables: Sequence[Any], settings: Lars, factors: Sequence[float]) -> None:
+    def __init__(self, variables: Sequence[tf.Variable], settings: Lars, factors: Sequence[float]) -> None:
         super().__init__(variables, settings.momentum, factors)
         self.settings = settings
 
-    def apply(self, gradients: Sequence[Any], lr: Any) -> None:
+    def apply(self, gradients: Sequence[tf.Tensor], lr: tf.Tensor) -> None:
         """One step; gradients in the order of the variables, lr a float32 scalar."""
         decay = self.settings.weight_decay
         one = tf.ones([], tf.float32)
@@ -103,7 +102,7 @@ class LarsUpdate(Momentum):
             self.update(number, self.rate(number, lr) * trust * (g + decay * w), one)
 
 
-def build(settings: Optim, variables: Sequence[Any], factors: Sequence[float] | None = None) -> Momentum:
+def build(settings: Optim, variables: Sequence[tf.Variable], factors: Sequence[float] | None = None) -> Momentum:
     """The optimizer for float32 `variables`, each with a factor on the learning rate."""
     factors = [1.0] * len(variables) if factors is None else factors
     match settings:

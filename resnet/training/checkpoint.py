@@ -51,33 +51,35 @@ class TensorSlots:
     without a copy: a later update of a variable allocates a new buffer as long as somebody holds the old one.
     """
 
-    def __init__(self, trackable: Any) -> None:
+    def __init__(self, trackable: tf.train.Checkpoint) -> None:
         traced = tf.function(lambda path: trackable.write(path), autograph=False)
         graph = traced.get_concrete_function(tf.TensorSpec([], tf.string)).graph
         captures = {inner.name: outer for outer, inner in graph.captures}
         self.names: list[bytes] = []
-        self.sources: list[tuple[Any, Any]] = []  # (variable's handle, its dtype), or (None, the constant)
+        self.sources: list[
+            tuple[tf.Tensor | None, tf.DType | tf.Tensor]
+        ] = []  # (variable's handle, its dtype), or (None, the constant)
         for operation in graph.get_operations():
             if operation.type == "SaveV2":
                 _prefix, names, _slices, *values = operation.inputs
                 self.names += list(tf.get_static_value(names))
                 self.sources += [_source(value, captures) for value in values]
 
-    def snapshot(self) -> list[Any]:
+    def snapshot(self) -> list[tf.Tensor]:
         """The values as they are now."""
         return [
             kind if handle is None else tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind)
             for handle, kind in self.sources
         ]
 
-    def write(self, path: Path, values: Sequence[Any]) -> None:
+    def write(self, path: Path, values: Sequence[tf.Tensor]) -> None:
         """Write TensorFlow's files, a .index and one .data, with these values."""
         with tf.device(CPU):  # files are written from the host, wherever the values are
             slices = [""] * len(self.names)
             tf.raw_ops.SaveV2(prefix=str(path), tensor_names=self.names, shape_and_slices=slices, tensors=values)
 
 
-def _source(value: Any, captures: dict[str, Any]) -> tuple[Any, Any]:
+def _source(value: tf.Tensor, captures: dict[str, tf.Tensor]) -> tuple[tf.Tensor | None, tf.DType | tf.Tensor]:
     """An element of TensorSlots.sources for a tensor of the traced graph, whose captures are given by name."""
     while value.op.type in ("Identity", "ReadVariableOp"):
         dtype, value = value.dtype, value.op.inputs[0]
@@ -97,7 +99,7 @@ class CheckpointWriter:
     It then deletes all but the newest `keep` checkpoints and the best.
     """
 
-    def __init__(self, out: Path, trackable: Any, keep: int) -> None:
+    def __init__(self, out: Path, trackable: tf.train.Checkpoint, keep: int) -> None:
         self.out, self.trackable, self.keep = out, trackable, keep
         self.slots: TensorSlots | None = None
         self.thread: threading.Thread | None = None
@@ -130,7 +132,7 @@ class CheckpointWriter:
             error, self.error = self.error, None
             raise error
 
-    def write(self, slots: TensorSlots, values: Sequence[Any], saved: Saved) -> None:
+    def write(self, slots: TensorSlots, values: Sequence[tf.Tensor], saved: Saved) -> None:
         """The thread."""
         try:
             with files.atomic_dir(saved.path) as folder:
@@ -242,7 +244,7 @@ def glob_safe(path: Path) -> Iterator[Path]:
         yield alias
 
 
-def restore(out: Path, trackable: Any) -> tuple[Saved | None, list[str]]:
+def restore(out: Path, trackable: tf.train.Checkpoint) -> tuple[Saved | None, list[str]]:
     """Load the newest good checkpoint. Returns it (None if there is no checkpoint at all) and notes about damaged ones.
 
     A damaged one is renamed bad-...; if all are damaged, or one is of another network, raises UserError: never step 0 in silence.

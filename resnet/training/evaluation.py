@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +17,7 @@ from resnet.data.source import Source
 from resnet.distributed.ranks import Ranks
 from resnet.training.watchdog import Watchdog
 
+EvalStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 Results = tuple["EvalResult", "EvalResult | None"]  # of the network, and of the averaged weights if there are any
 
 
@@ -66,7 +66,7 @@ class Predictions:
         return wrong[np.argsort(-self.probability[wrong], kind="stable")][:most]
 
 
-def counts(logits: Any, labels: Any, mask: Any) -> Any:
+def counts(logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """float32 [4]: images correct at rank 1, within the first 5, sum of cross-entropy, number of images; all where mask is 1.
 
     logits float32 [B, classes], labels int32 [B], mask float32 [B]. Ties count as argsort would order them, and a label
@@ -81,7 +81,7 @@ def counts(logits: Any, labels: Any, mask: Any) -> Any:
     return tf.stack([tf.reduce_sum(part) for part in (*right, tf.where(mask > 0, loss, 0.0), mask)])
 
 
-def step(network: Any, mean: Any, data: Data) -> Any:
+def step(network: tf.keras.Model, mean: tf.keras.Model | None, data: Data) -> EvalStep:
     """The compiled function (images, labels, mask) -> (counts [1, 4], predicted int32 [B], probability float32 [B]).
 
     With the network `mean` of averaged weights counts are [2, 4], and the predictions are those of `mean`.
@@ -89,7 +89,9 @@ def step(network: Any, mean: Any, data: Data) -> Any:
     networks = [network, mean] if mean else [network]
 
     @tf.function(reduce_retracing=True)
-    def evaluation_step(images: Any, labels: Any, mask: Any) -> Any:
+    def evaluation_step(
+        images: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         inputs = prepare_images(images, None, data.mean, data.std)
         logits = [evaluated(inputs, training=False) for evaluated in networks]
         totals = tf.stack([counts(each, labels, mask) for each in logits])
@@ -100,8 +102,8 @@ def step(network: Any, mean: Any, data: Data) -> Any:
 
 
 def evaluate(
-    batches: Iterable[tuple[Any, Any, Any]],
-    evaluation_step: Any,
+    batches: Iterable[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+    evaluation_step: EvalStep,
     expected: Callable[[], int],
     networks: int = 1,
     ranks: Ranks | None = None,
@@ -121,7 +123,7 @@ def evaluate(
     return (results[0], results[1] if len(results) > 1 else None), concatenate(parts)
 
 
-def concatenate(parts: Iterable[tuple[Any, ...]]) -> Predictions:
+def concatenate(parts: Iterable[tuple[tf.Tensor, ...]]) -> Predictions:
     """Predictions of batches of (counts, predicted, probability, labels, mask), each [B] but the first."""
     empty = (np.zeros(0, kind) for kind in (np.int32, np.float32, np.int32, np.float32))
     columns = zip(empty, *(map(np.asarray, part[1:]) for part in parts), strict=True)
@@ -133,7 +135,7 @@ class Evaluator:
     """Evaluates a run's network, and its averaged weights, on all evaluation images or the first eval_steps batches."""
 
     def __init__(
-        self, run: Run, source: Source, networks: list[Any], ranks: Ranks, watchdog: Watchdog | None = None
+        self, run: Run, source: Source, networks: list[tf.keras.Model], ranks: Ranks, watchdog: Watchdog | None = None
     ) -> None:
         self.source, self.networks, self.ranks, self.watchdog = source, networks, ranks, watchdog
         self.images = min(source.eval_images, (run.eval_steps or source.eval_images) * run.batch)

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from resnet import UserError
 from resnet.distributed.ranks import Ranks
@@ -48,7 +48,7 @@ class Meter:
         """`step` comes next. With `skips` steps whose loss is not finite are counted as skipped."""
         self.clock, self.batch, self.ranks, self.skips = clock, batch, ranks or Ranks(), skips
         self.calls, self.first_unread = 0, step
-        self.unread: list[Any] = []
+        self.unread: list[tf.Tensor] = []
         self.since = clock()
         self.seconds, self.images = 0.0, 0
         self.speeds: list[float] = []
@@ -58,7 +58,7 @@ class Meter:
         """Whether the newest call was the first of its graph."""
         return self.calls == 1
 
-    def add(self, losses: Any) -> None:
+    def add(self, losses: tf.Tensor) -> None:
         """Add the losses of one graph call, a float tensor [k], without reading them."""
         self.unread.append(losses)
         self.calls += 1

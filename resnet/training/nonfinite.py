@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -13,6 +12,7 @@ from resnet import UserError
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
 from resnet.optim.loss_scale import LossScaleOptimizer, all_finite
+from resnet.optim.optimizers import Momentum
 from resnet.optim.schedule import Plan
 from resnet.training import checkpoint
 from resnet.training.checkpoint import CheckpointWriter
@@ -28,14 +28,16 @@ class SkipNonFinite:
     Whether a step counts is decided in the graph by means over the ranks, so that all ranks decide the same.
     """
 
-    def __init__(self, optimizer: Any, network: Any) -> None:
+    def __init__(self, optimizer: Momentum | LossScaleOptimizer, network: tf.keras.Model) -> None:
         self.optimizer, self.statistics = optimizer, network.non_trainable_weights
 
-    def snapshot(self) -> list[Any]:
+    def snapshot(self) -> list[tf.Tensor]:
         """The statistics before the forward pass; no copy is made unless they change."""
         return [weight.read_value() for weight in self.statistics]
 
-    def apply(self, gradients: Sequence[Any], loss: Any, lr: Any, before: Sequence[Any]) -> Any:
+    def apply(
+        self, gradients: Sequence[tf.Tensor], loss: tf.Tensor, lr: tf.Tensor, before: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
         """In a graph: apply the gradients, or restore the statistics `before`; a bool scalar, whether they were applied.
 
         Gradients and loss are means over the ranks. Under float16 gradients overflow every now and then, which
@@ -43,11 +45,11 @@ class SkipNonFinite:
         """
         finite = all_finite([loss] if isinstance(self.optimizer, LossScaleOptimizer) else [loss, *gradients])
 
-        def accept() -> Any:
+        def accept() -> tf.Tensor:
             self.optimizer.apply(gradients, lr)
             return finite
 
-        def refuse() -> Any:
+        def refuse() -> tf.Tensor:
             for weight, value in zip(self.statistics, before, strict=True):
                 weight.assign(value)
             return finite

@@ -44,7 +44,7 @@ class Profiler:
             self.since = start
             tf.profiler.experimental.start(str(self.folder))
 
-    def after(self, done: int, losses: Any) -> list[Row]:
+    def after(self, done: int, losses: tf.Tensor) -> list[Row]:
         """Call it after that; returns the table if the last step is done. Waits for the device then."""
         if self.since is None or not self.steps or done < self.steps[1]:
             return []

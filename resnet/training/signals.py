@@ -14,7 +14,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop = False
-        self.previous_flag: Any = None  # summed over the ranks by the last graph call but one
+        self.previous_flag: tf.Tensor | None = None  # summed over the ranks by the last graph call but one
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -27,11 +27,11 @@ class Signals:
             signal.signal(number, handler)
 
     @property
-    def flag(self) -> Any:
+    def flag(self) -> tf.Tensor:
         """`stop` as a float32 scalar tensor."""
         return tf.constant(float(self.stop))
 
-    def agree(self, flag: Any, ranks: int) -> bool:
+    def agree(self, flag: tf.Tensor, ranks: int) -> bool:
         """Whether to stop now, the same on every rank; one call late, or waiting for this call's `flag` would stall a device."""
         before, self.previous_flag = self.previous_flag, flag
         return self.stop if ranks == 1 else before is not None and bool(before > 0)

@@ -92,12 +92,12 @@ class TrainState:
         self.trackable = tf.train.Checkpoint(network=self.network, optimizer=self.optimizer, **average)
 
     @property
-    def networks(self) -> list[Any]:
+    def networks(self) -> list[tf.keras.Model]:
         """The network, and that of the averaged weights if there is one."""
         return [self.network, *([self.ema.mean] if self.ema else [])]
 
     @property
-    def variables(self) -> list[Any]:
+    def variables(self) -> list[tf.Variable]:
         """Every variable that training changes."""
         return [*self.network.weights, *self.optimizer.state, *(self.ema.mean.weights if self.ema else ())]
 
@@ -143,7 +143,7 @@ class TrainState:
             raise NotFinite(self.step - 1, "the loss is finite, and the weights after it are not")
 
     @tf.function(autograph=False)
-    def all_finite(self) -> Any:
+    def all_finite(self) -> tf.Tensor:
         """In a graph: whether every variable is finite."""
         return all_finite(variable for variable in self.variables if variable.dtype.is_floating)
 

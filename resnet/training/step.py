@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from resnet.distributed.ranks import Ranks
 from resnet.optim.schedule import Plan
 from resnet.training.nonfinite import SkipNonFinite
 from resnet.training.state import TrainState
+
+Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]
 
 
 class TrainStep:
@@ -48,7 +51,9 @@ class TrainStep:
         self.train = tf.function(self.train_steps, input_signature=signature)
         return True
 
-    def inputs(self, first: int, last: int, lrs: ArrayLike | None = None) -> tuple[Any, Any, Any]:
+    def inputs(
+        self, first: int, last: int, lrs: ArrayLike | None = None
+    ) -> tuple[Iterator[Batch], tf.Tensor, tf.Tensor]:
         """Arguments of train() for the steps from `first` up to `last`; `lrs` replace the schedule's learning rates."""
         if lrs is None:
             lrs = self.plan.lr(np.arange(first, last)) * self.state.progress.lr_scale
@@ -56,7 +61,9 @@ class TrainStep:
         ratios = augment.mix_ratios(self.run.mixup, self.run.seed, range(first, last))
         return self.batches, tf.constant(lrs, tf.float32), tf.constant(ratios)
 
-    def train_steps(self, batches: Any, lrs: Any, ratios: Any, flag: Any) -> Any:
+    def train_steps(
+        self, batches: Iterator[Batch], lrs: tf.Tensor, ratios: tf.Tensor, flag: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """In a graph: an update for each learning rate [k] and MixUp ratio [k]; (losses [k], `flag` summed over the ranks).
 
         Losses are of this rank's images, NaN where on_nan.policy=skip skipped the update.
@@ -81,7 +88,7 @@ class TrainStep:
             losses = losses.write(number, loss)
         return losses.stack(), self.ranks.allreduce_flag(flag)
 
-    def loss_and_gradients(self, batch: Any, ratio: Any) -> Any:
+    def loss_and_gradients(self, batch: Batch, ratio: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """In a graph: (softmax cross-entropy, its gradients) of images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]."""
         run, (images, labels, flip) = self.run, batch
         smoothing, classes = run.label_smoothing, run.data.classes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
@@ -25,7 +24,7 @@ class Trained:
     """A network with the run that says how to prepare its images. `names` of the classes are None if they are not known."""
 
     run: Run
-    network: Any
+    network: tf.keras.Model
     names: list[str] | None
     notes: list[str]  # where the weights are from, for people
 
