@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from resnet.bench import flops
-from resnet.bench.keras_step import compiled
+from resnet.bench.keras_child import application
 from resnet.config import compose
 from resnet.model import conv, resnet
 
@@ -28,12 +28,12 @@ def test_the_published_figures_of_resnet50_come_out():
     """docs/performance.md: v1.5 24.3 GFLOP, Keras's v1 22.9, at 224 px."""
     ours = resnet.build(compose.for_inference(["model=resnet50"]).model, 1000, "float32")
     assert flops.gflop(ours, 224) == pytest.approx(24.3, abs=0.1)
-    assert flops.gflop(compiled("fp32", 224), 224) == pytest.approx(22.9, abs=0.1)
+    assert flops.gflop(application("fp32", 224), 224) == pytest.approx(22.9, abs=0.1)
 
 
 def test_the_peak_is_the_best_of_the_sizes(monkeypatch):
-    spent = {32: 0.4, 64: 0.1, 128: 0.2}
-    monkeypatch.setattr(flops, "seconds_per_gflop", lambda left, _right: spent[int(left.shape[0])])
+    seconds = {32: 0.4, 64: 0.1, 128: 0.2}
+    monkeypatch.setattr(flops, "seconds_per_gflop", lambda left, _right: seconds[int(left.shape[0])])
     assert flops.products("bf16", (32, 64, 128))(1) == 0.1
 
 

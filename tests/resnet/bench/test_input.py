@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from resnet import UserError
 from resnet.bench import images
+from resnet.bench.input import Input, table
 
 
 def test_the_photographs_have_the_size_of_imagenets():
@@ -20,43 +23,22 @@ def test_the_photographs_have_the_size_of_imagenets():
         assert image.size == (341, 256)
 
 
-def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio():
-    words = ["images=16", "batch=16", "rounds=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet.bench", "input", *words], capture_output=True, text=True, check=True
-    )
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.count("|") == 4][2:]
-    assert len(rows) == 7
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
+    text = table({"naive": [50.0, 25.0, 100.0], "ours": [100.0, 100.0, 100.0]}, "naive")
+    assert text.splitlines()[2:] == ["| naive | 50 | 1.00 |", "| ours | 100 | 2.00 |"]
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(UserError, match=r"^images=3: must be at least batch=64$"):
+        Input(images=3)
+
+
+def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio(tmp_path):
+    own = images.shards(tmp_path / "own", images.photos(2), 16)
+    words = ["images=16", "batch=16", "rounds=1", f"data.dir={own}"]  # the knob has its name in training
+    process = subprocess.run([sys.executable, "-m", "resnet.bench", "input", *words], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    rows = [line.split("|")[1:-1] for line in process.stdout.splitlines() if line.count("|") == 4][2:]
+    assert len(rows) == 9
     assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[1:])
-
-
-def test_an_unknown_knob_is_told_in_one_line():
-    done = subprocess.run([sys.executable, "-m", "resnet.bench", "input", "imagess=3"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: imagess: resnet.bench input has no such knob; did you mean images?")
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_an_unknown_benchmark_is_told_with_those_there_are():
-    done = subprocess.run([sys.executable, "-m", "resnet.bench", "inputs"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert (
-        done.stderr == "error: inputs: no such benchmark; did you mean input? There are: "
-        "step, input, train, accuracy, scaling, start, track, soak, all\n"
-    )
-
-
-def test_your_own_shards_are_named_as_in_training(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "resnet.bench",
-        "input",
-        "images=16",
-        "batch=16",
-        "rounds=1",
-        f"data.dir={tmp_path}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: data.dir={tmp_path}: no shards here")
+    assert "; cores 1; threads 1, as many as cores" in process.stdout and "; commit " in process.stdout

@@ -7,142 +7,139 @@ import sys
 import pytest
 
 from resnet import UserError
-from resnet.bench import step, timm_step
+from resnet.bench import step, timm_child, workers
+from resnet.bench.result import Result
 from resnet.bench.step import Step
-from resnet.bench.turns import Lacking
+from resnet.bench.workers import Unavailable
 
-GFLOP = {"our_step": 24.0, "keras_step": 22.0}
-
-
-PACES = {
-    "our_step": [2.0, 4.0, 1.0],
-    "keras_step": [4.0, 4.0, 4.0],
-    "flops": [1 / 1000] * 3,
-    "timm_step": [3.0, 4.0, 2.0],
+# Paces, GFLOP of an image and peak MB of the children by module and side.
+SIDES = {
+    "children step": ([2.0, 4.0, 1.0], 24.0, 3000.0),
+    "children peak": ([1 / 1000] * 3, None, 4000.0),
+    "keras_child step": ([4.0, 4.0, 4.0], 22.0, 4000.0),
+    "timm_child eager": ([3.0, 4.0, 2.0], None, 4000.0),
+    "timm_child compiled": ([3.0, 4.0, 2.0], None, 4000.0),
 }
 
 
 class Side:
     """In place of a child: paces that are known."""
 
-    def __init__(self, name, words, python=None):
-        self.name, self.words, self.python = name, words, python
-        self.facts = {
-            "versions": f"{name} 1",
-            "gflop": GFLOP.get(name),
-            "peak_mb": 3000.0 if name == "our_step" else 4000.0,
-        }
-        self.left = iter(PACES[name])
+    def __init__(self, module, words, python=None):
+        self.words, self.python = words, python
+        paces, gflop, peak_mb = SIDES[f"{module} {words[0]}"]
+        self.facts = {"versions": f"{module} 1", "gflop": gflop, "peak_mb": peak_mb}
+        self.paces = iter(paces)
 
-    def pace(self, _steps):
-        return next(self.left)
+    def step_time(self, _steps):
+        return next(self.paces)
 
 
 @pytest.fixture
-def sides(monkeypatch):
+def started(monkeypatch):
+    """The children of every comparison, by name."""
+    children = []
+
     @contextlib.contextmanager
-    def entered(*named):
-        yield dict(named)
+    def start(sides):
+        children.append(sides)
+        yield sides
 
     monkeypatch.setattr(step, "Child", Side)
-    monkeypatch.setattr(step, "entered", entered)
-    monkeypatch.setattr(step, "facts", lambda: {"machine": "a box"})
+    monkeypatch.setattr(workers, "start", start)
+    return children
 
 
 def measured(**knobs):
-    return step.measure(Step(rounds=3, batch=10, **knobs))
+    result = Result()
+    step.measure(Step(rounds=3, batch=10, **knobs), result)
+    return result
 
 
-@pytest.mark.usefixtures("sides")
+@pytest.mark.usefixtures("started")
 def test_keras_is_compared_in_gflops_and_the_peak_is_that_of_the_same_rounds():
-    found = measured(against="keras")
-    peak, gflops, images, memory = found.rows
+    result = measured(against="keras")
+    peak, gflops, images, memory = result.rows
     assert peak.ours == [120.0, 60.0, 240.0] and peak.theirs == [1000.0] * 3
-    assert peak.ratio == pytest.approx(0.12) and peak.verdict == "missed by 0.5"
-    assert (
-        gflops.theirs == [55.0] * 3
-        and gflops.ratio == pytest.approx(120 / 55)
-        and gflops.fraction == pytest.approx(0.12)
-    )
-    assert gflops.goal.value == 1.05 and gflops.verdict == "reached"
+    assert peak.ratio == pytest.approx(0.12)
+    assert gflops.theirs == [55.0] * 3
+    assert gflops.ratio == pytest.approx(120 / 55) and gflops.fraction == pytest.approx(0.12)
     assert images.ratio == pytest.approx(2.0)
-    assert (memory.ratio, memory.verdict) == (0.75, "reached")
-    assert found.facts["sides"] == "our_step 1, flops 1, keras_step 1"
+    assert memory.ratio == 0.75 and memory.less_is_better
+    assert result.facts["sides"] == "children 1, keras_child 1"
 
 
-@pytest.mark.usefixtures("sides")
-def test_goals_are_those_of_the_arithmetic():
-    peak, *_, memory = measured(against="keras", dtype="fp32").rows
-    assert peak.goal.value == 0.70 and memory.goal is None
+@pytest.mark.usefixtures("started")
+def test_timm_is_compared_eager_and_compiled():
+    result = measured(against="timm", torch_python="python", model="resnext50", dtype="fp32")
+    assert [row.against for row in result.rows] == ["timm resnext50_32x4d, eager", "timm resnext50_32x4d, compiled"]
+    assert result.rows[0].ratio == pytest.approx(1.5)  # of 1.5, 1, 2
 
 
-@pytest.mark.usefixtures("sides")
-def test_both_modes_of_timm_have_their_goals():
-    found = measured(against="timm", torch_python="python", model="resnext50", dtype="fp32")
-    assert [row.against for row in found.rows] == ["timm resnext50_32x4d, eager", "timm resnext50_32x4d, compiled"]
-    assert [row.goal.value for row in found.rows] == [1.5, 1.5]
-    assert found.rows[0].ratio == pytest.approx(1.5)  # of 1.5, 1, 2
-    assert [row.goal.value for row in measured(against="timm", torch_python="python").rows] == [1.25, 1.15]
-
-
-@pytest.mark.usefixtures("sides")
-def test_our_step_is_compared_with_itself_by_onednn_alone(monkeypatch):
-    built = []
-    monkeypatch.setattr(step, "entered", lambda *named: built.extend(named) or contextlib.nullcontext(dict(named)))
-    (row,) = measured(against="onednn").rows
-    assert [(name, side.words[1:]) for name, side in built] == [
-        ("ours", ["sgd", "", ""]),
-        ("onednn", ["sgd", "", "onednn"]),
+def test_our_step_is_compared_with_itself(started):
+    result = measured(against="onednn,lars,all")
+    assert [[child.words[2:4] for child in sides.values()] for sides in started] == [
+        [["sgd", ""], ["sgd", "plain"]],
+        [["lars", ""], ["sgd", ""]],
+        [["sgd", "tracked"], ["sgd", ""]],
     ]
-    assert row.ratio == 1 and row.against == "plain layers (no resnet.convolution, no RowNorm)"
+    assert [(row.what, row.against, row.less_is_better) for row in result.rows] == [
+        ("resnet50 bf16 step, images/s", "plain layers (no gradients of conv.py, no RowNorm)", False),
+        ("resnet50 bf16 LARS step, s", "SGD step", True),
+        ("resnet50 bf16 step with EMA, metrics, MLflow and progress, s", "without", True),
+    ]
+    assert [row.ours for row in result.rows] == [[5.0, 2.5, 10.0], [2.0, 4.0, 1.0], [2.0, 4.0, 1.0]]
 
 
-@pytest.mark.usefixtures("sides")
-def test_what_is_not_to_be_had_is_a_note_and_not_a_row(monkeypatch):
-    found = measured(model="tiny", against="keras,timm")
-    assert [row.against for row in found.rows] == ["the matrix products' peak"] and found.rows[0].goal is None
-    assert found.notes == [
+@pytest.mark.usefixtures("started")
+def test_a_side_that_is_not_available_is_a_note_and_not_a_row(monkeypatch):
+    result = measured(model="tiny", against="keras,timm")
+    assert [row.against for row in result.rows] == ["the matrix products' peak"]
+    assert result.notes == [
         "keras.applications has no tiny; left out.",
         "timm left out: torch_python= names no Python that has it.",
     ]
 
-    def lacking(*_named):
-        raise Lacking("/usr/bin/python3 has no torch")
+    def unavailable(_sides):
+        raise Unavailable("/usr/bin/python3 has no torch")
 
-    monkeypatch.setattr(step, "entered", lacking)
-    assert measured(against="timm", torch_python="python").notes == ["timm left out: /usr/bin/python3 has no torch."]
+    monkeypatch.setattr(workers, "start", unavailable)
+    notes = measured(against="timm", torch_python="python").notes
+    assert notes == ["timm left out: /usr/bin/python3 has no torch."]
+
+
+def test_an_interruption_ends_the_comparisons_after_the_row_of_its_rounds(started, monkeypatch):
+    def interrupted(self, _steps):
+        if (pace := next(self.paces)) == 1.0:  # of the third round
+            raise KeyboardInterrupt
+        return pace
+
+    monkeypatch.setattr(Side, "step_time", interrupted)
+    result = measured(against="lars,all")
+    assert [(row.what, row.ours) for row in result.rows] == [("resnet50 bf16 LARS step, s", [2.0, 4.0])]
+    assert result.interrupted and len(started) == 1
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("knobs", "error"),
     [
         ({"against": "keras,pytorch"}, "^against=keras,pytorch: name some of keras, timm, onednn, lars, all"),
         ({"against": ""}, "^against=: name some of"),
-        ({"batch": 0}, "^batch=0: must be above 0"),
-        ({"size": 8}, "^size=8: must be at least 32 pixels"),
+        ({"steps": 0}, "^steps=0: must be above 0"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(knobs, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_measured_is_refused(knobs, error):
+    with pytest.raises(UserError, match=error):
         Step(**knobs)
 
 
 def test_names_of_torchvision_are_empty_but_there():
-    module = timm_step.Torchvision().create_module(timm_step.Torchvision().find_spec("torchvision.ops"))
+    module = timm_child.Torchvision().create_module(timm_child.Torchvision().find_spec("torchvision.ops"))
     assert module.InterpolationMode.BILINEAR is not module.InterpolationMode.NEAREST
     assert not isinstance(1, module.FrozenBatchNorm2d)
-    assert timm_step.Torchvision().find_spec("torch") is None
+    assert timm_child.Torchvision().find_spec("torch") is None
     with pytest.raises(AttributeError):
         _ = module.__file__
-
-
-def test_an_interpreter_without_pytorch_says_so():
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet.benchmarks.timm_step", "resnet50", "fp32", "1", "32", "eager"],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr.strip()) == (77, f"{sys.executable} has no torch")
 
 
 def bench(*words):
@@ -154,25 +151,24 @@ def bench(*words):
 
 @pytest.mark.slow
 def test_a_small_one_of_every_comparison_ends_with_a_table_and_files(tmp_path):
-    done = bench("model=tiny", f"out={tmp_path}")
-    assert done.returncode == 0, done.stderr
+    process = bench("model=tiny", f"out={tmp_path}")
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "step.json").is_file() and (tmp_path / "step.md").is_file()
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| tiny bf16 ")]
-    assert len(rows) == 3 and "`python -m resnet.bench step size=32 batch=8 rounds=2 steps=2 model=tiny`" in done.stdout
+    rows = [line for line in process.stdout.splitlines() if line.startswith("| tiny bf16 ")]
+    assert len(rows) == 4
+    assert "`python -m resnet.bench step size=32 batch=8 rounds=2 steps=2 model=tiny`" in process.stdout
 
 
 @pytest.mark.slow
 def test_keras_itself_is_measured():
-    done = bench("against=keras", "dtype=fp32")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| keras.applications, model.fit | ") == 3
+    process = bench("against=keras", "dtype=fp32")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("| keras.applications, model.fit | ") == 3
 
 
 @pytest.mark.slow
-def test_a_side_that_fails_is_told_in_one_line():
-    done = bench("model=nothing", "against=lars")
-    assert done.returncode == 1
-    assert (
-        done.stderr.splitlines()[-1].startswith("error: our_step failed: ")
-        and "nothing" in done.stderr.splitlines()[-1]
-    )
+def test_a_side_that_fails_is_one_line():
+    process = bench("model=nothing", "against=lars")
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("error: children step failed: ") and "nothing" in last
