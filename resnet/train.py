@@ -21,6 +21,8 @@ def main(runs: Iterable[Run] | None = None) -> None:
             if run.cluster.dry_run:
                 print(launchers.dry_run_text(run, out))
                 continue
+            if runs is None:
+                check_plan(run)
             launchers.refuse_if_nested(run.cluster)
             content = result.read(out)
             if content and content.get("fingerprint") == fingerprint(run):
@@ -38,6 +40,14 @@ def main(runs: Iterable[Run] | None = None) -> None:
             from resnet.training import progress
 
             progress.report(content, run)
+
+
+def check_plan(run: Run) -> None:
+    """Raise UserError for images that are not there, or fewer than a batch: before TensorFlow is imported."""
+    from resnet.data import source  # NumPy: an answer to --help or to a typo must not wait for it
+    from resnet.optim import schedule
+
+    schedule.plan(run, source.open_source(run.data).train_images)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,9 @@ from resnet import UserError, cli, files, rundir
 from resnet.config import compose, errors, fingerprint
 from resnet.config.run import Run
 from resnet.config.track import Mlflow, Track
-from resnet.data import source
 from resnet.launch import launchers, supervisor
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.launch.sweep_argv import RESUME, resume_argv, save_argv
-from resnet.optim import schedule
 from resnet.rundir import result
 from resnet.track import provenance, store
 
@@ -287,6 +285,4 @@ def command_line() -> list[Run]:
             raise run
         rundir.check_folder(run, Path(run.out))
         rundir.check_init(run)
-        if not run.cluster.dry_run:
-            schedule.plan(run, source.open_source(run.data).train_images)
     return [run for run in composed if isinstance(run, Run)]
