@@ -1,8 +1,6 @@
 """`python -m experiments.report` in a checkout: the command of resnet.report."""
 
-import sys
-
 from resnet.report.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

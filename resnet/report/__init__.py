@@ -1,8 +1,8 @@
 """`python -m resnet.report`: runs beside published results, as one HTML page."""
 
 
-def main() -> int:
-    """The console script; returns the exit status."""
+def main() -> None:
+    """The console script."""
     from resnet.report import __main__ as command
 
-    return command.main()
+    command.main()

@@ -1,19 +1,48 @@
-"""The published tables' columns for our own runs, beside the published row: as rows of text, as Markdown and as CSV."""
+"""The tables: a row for each run, the spread over seeds, every point of the curves; and their text beside published rows."""
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from resnet.report.groups import FIGURES, Group, Spread, by_recipe
-from resnet.report.published import Published
-from resnet.report.run import FINISHED, Training
+import pandas as pd
 
-COLUMNS = ("model", "API", "epochs", "cards", "batch per card", "top-1, %", "images/s", "minutes to train")
+from resnet.report import published
+from resnet.report.load import Training, number
+from resnet.report.published import differing, typed
+
+FIGURES = ["top1", "images_per_s", "minutes"]  # what is averaged and compared
+PUBLISHED = ["source", "epochs", "cards", "batch_per_card", "top1_low", "top1_high", "images_per_s", "minutes"]
+DIFFERENCES = ["difference_top1", "difference_images_per_s_share", "difference_minutes"]
+INTERNAL = [
+    "words",
+    "label",
+    "title",
+    "remarks",
+    "finished",
+    "other_training",
+    "other_machine",
+    "training",
+]  # not in a CSV
+POINT = ["configuration", "run", "place", "seed", "metric", "step", "images", "epoch", "value"]
+IN_COLUMNS = ("model.name", "optim.name", "cluster.ranks", "track.")  # knobs with a column, or of no interest
+
+HEADER = (
+    "run",
+    "status",
+    "model",
+    "API",
+    "epochs",
+    "cards",
+    "batch per card",
+    "top-1, %",
+    "images/s",
+    "minutes to train",
+)
 READING = (
     "top-1: of the last weights (of their average, if there is one) over all evaluation images; empty while a run has not ended",
     "images/s: the mean over all iterations but the first, as in the published tables; evaluation and checkpoints are not in it",
@@ -24,281 +53,209 @@ READING = (
 )
 
 
+# ----------------------------------------------------------------------------------------------------------------- frames
+def run_table(trainings: Iterable[Training]) -> pd.DataFrame:
+    """A row for each run. A configuration is all runs that only their seed tells apart; recipes are in the published order."""
+    order = {recipe: place for place, recipe in enumerate(published.rows().index)}
+    configurations: dict[object, list[Training]] = {}
+    unique = {run.key: run for run in trainings}.values()  # two words may name the same run
+    for run in sorted(unique, key=lambda run: order.get(run.recipe, len(order))):
+        knobs = [knob for knob in run.settings if knob not in published.ASIDE and not knob.startswith("track.")]
+        identity = frozenset((knob, run.settings[knob]) for knob in knobs)
+        configurations.setdefault((run.recipe, identity), []).append(run)
+    records = []
+    for count, members in enumerate(configurations.values(), 1):
+        first = members[0]
+        siblings = [others[0].settings for others in configurations.values() if others[0].recipe == first.recipe]
+        knobs = [knob for knob in differing(*siblings) if not knob.startswith(IN_COLUMNS)]
+        words = [f"{knob.removesuffix('.name')}={typed(first.settings[knob])}" for knob in knobs]
+        name = first.recipe or first.name
+        seeds = [f"({len(members)} seeds: mean ± deviation)"] if len(members) > 1 else []
+        label = " ".join([name, *(word for word in words if word not in name), *seeds])
+        shared = {"configuration": count, "recipe": first.recipe, "settings": " ".join(words), "words": words}
+        records += [{**shared, "label": label, **describe(run)} for run in members]
+    kinds = {"cards": "Int64", "batch_per_card": "Int64", **dict.fromkeys(["epochs", *FIGURES], float)}
+    return compare(pd.DataFrame(records).astype(kinds))
+
+
+def describe(run: Training) -> dict[str, object]:
+    """The columns of one run. What is not known is None: figures of a run that has not ended, minutes of several starts."""
+    final, settings, row = run.final if run.finished else {}, run.settings, published.row(run.recipe)
+    batch, cards, minutes = number(settings["batch"]), number(settings.get("cluster.ranks")), final.get("final/minutes")
+    resumed = minutes is not None and final.get("final/training_minutes", 0.0) > minutes  # the clock of the last start
+    return {
+        "seed": settings.get("seed", ""),
+        "run": run.name,
+        "place": run.place,
+        "status": run.status,
+        "model": settings["model.name"].replace("resnet", "ResNet").replace("resnext", "ResNeXt"),
+        "api": settings.get("optim.name", "").upper(),
+        "epochs": run.epochs,
+        "cards": cards,
+        "batch_per_card": batch // cards if batch and cards else None,
+        "top1": final.get("final/top1"),
+        "images_per_s": final.get("final/images_per_s"),
+        "minutes": None if resumed else minutes,
+        "title": f"recipe={run.recipe}" if run.recipe else "without a recipe",
+        "remarks": ["went on in several starts, so its minutes are not known"] if resumed else [],
+        "finished": run.finished,
+        "other_training": published.other_training(run, row) if run.finished and row is not None else [],
+        "other_machine": published.other_machine(run, row) if run.finished and row is not None else [],
+        "training": run,
+    }
+
+
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the published rows and the differences to them: of top-1 to the nearest end of what was published."""
+    table = table.join(published.rows()[PUBLISHED].add_prefix("published_"), on="recipe")
+    low, high = table["published_top1_low"], table["published_top1_high"]
+    same = ~table["other_training"].astype(bool)
+    top1 = table["top1"] - table["top1"].clip(low.fillna(0.0), high.fillna(1.0))
+    table["difference_top1"] = top1.where(same & (low.notna() | high.notna()))
+    same &= ~table["other_machine"].astype(bool)
+    share = table["images_per_s"] / table["published_images_per_s"] - 1
+    table["difference_images_per_s_share"] = share.where(same)
+    table["difference_minutes"] = (table["minutes"] - table["published_minutes"]).where(same)
+    return table
+
+
+def spread_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each configuration: mean, sample standard deviation and count of each figure over its seeds."""
+    seeds = runs.groupby("configuration")
+    table = seeds[["recipe", "settings", "words"]].first()
+    table["runs"], table["finished"] = seeds.size(), seeds["finished"].sum()
+    for name in ("other_training", "other_machine"):
+        table[name] = seeds[name].agg(lambda reasons: list(dict.fromkeys(itertools.chain(*reasons))))
+    for name, part in itertools.product(FIGURES, ("mean", "deviation", "count")):
+        table[f"{name}_{part}"] = seeds[name].agg("std" if part == "deviation" else part)
+    means = {f"{name}_mean": name for name in FIGURES}
+    return compare(table.rename(columns=means)).rename(columns={name: mean for mean, name in means.items()})
+
+
+def point_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each point of each curve, as it was logged."""
+    points = []
+    for count, run, seed in runs[["configuration", "training", "seed"]].itertuples(index=False):
+        batch, per_epoch = number(run.settings["batch"]), run.steps_per_epoch
+        for metric, curve in run.curves.items():
+            for step, value in curve.items() if metric != "train/epoch" else ():
+                images, epoch = batch and step * batch, per_epoch and step / per_epoch
+                points.append((count, run.name, run.place, seed, metric, step, images, epoch, value))
+    return pd.DataFrame(points, columns=POINT).astype({"images": "Int64"})
+
+
+def csv_files(runs: pd.DataFrame, spread: pd.DataFrame) -> dict[str, str]:
+    """runs.csv, spread.csv and curves.csv: numbers in full, top-1 in 0..1, empty what is not known."""
+    tables = {"runs.csv": runs, "spread.csv": spread.reset_index(), "curves.csv": point_table(runs)}
+    tables = {name: table.drop(columns=INTERNAL, errors="ignore") for name, table in tables.items()}
+    return {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------------- text
 @dataclass(frozen=True)
 class Row:
-    """`kind`: published, run or mean. A cell is what it says and the difference to the published row."""
+    """A row of text. `kind`: recipe (a heading), published, run or mean. A cell is a text and its difference to the published."""
 
     kind: str
     name: str
-    notes: list[str]
-    status: str
-    cells: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
+    status: str = ""
+    cells: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Block:
-    """A recipe with its published row, if there is one, and all its runs."""
+def rows(runs: pd.DataFrame, spread: pd.DataFrame) -> Iterator[Row]:
+    """Recipe by recipe: the published row, if there is one, the runs, and the mean of those that only their seed tells apart."""
+    for title, members in runs.groupby("title", sort=False):
+        yield Row("recipe", title)
+        row = published.row(members["recipe"].iloc[0])
+        if row is not None:
+            texts = [*described(row), top1_range(row), show_speed(row["images_per_s"]), show_minutes(row["minutes"])]
+            yield Row("published", row["source"], cells=[(text, "") for text in texts])
+        for count, seeds in members.groupby("configuration"):
+            for run in seeds.to_dict("records"):
+                notes = [word for word in run["words"] if word not in run["run"]]
+                notes += [f"seed {run['seed']}"] if run["seed"] else []
+                notes += [run["place"], *run["remarks"], *(not_compared(run) if len(seeds) == 1 else [])]
+                cells = [*((text, "") for text in described(run)), *figures(run)]
+                yield Row("run", run["run"], notes, run["status"], cells)
+            if len(seeds) > 1:
+                mean = spread.loc[count].to_dict()
+                some = mean["finished"] < len(seeds)
+                name = f"mean of the {mean['finished']} finished of {len(seeds)}" if some else f"mean of {len(seeds)}"
+                yield Row("mean", name, [*mean["words"], *not_compared(mean)], cells=[("", "")] * 5 + figures(mean))
 
-    title: str
-    rows: list[Row]
+
+def described(row: Mapping[str, Any]) -> list[str]:
+    """Cells of what was trained, on what."""
+    return [row["model"], row["api"], show(round(row["epochs"], 2)), show(row["cards"]), show(row["batch_per_card"])]
 
 
-def blocks(groups: Sequence[Group]) -> list[Block]:
-    """One for every recipe, in the order of the groups."""
-    made = []
-    for title, members in by_recipe(groups).items():
-        row = members[0].row
-        rows = [published_row(row)] if row else []
-        made.append(Block(title, rows + [row for group in members for row in of(group)]))
-    return made
-
-
-# ------------------------------------------------------------------------------------------------------------------- rows
-def published_row(row: Published) -> Row:
-    """As it was published."""
-    cells = [
-        row.model,
-        row.api,
-        plain(row.epochs),
-        str(row.cards),
-        str(row.batch_per_card),
-        expected(row),
-        speed(row.images_per_s),
-        minutes(row.minutes),
+def figures(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Cells of top-1, images/s and minutes, of a run or the mean of several."""
+    means = [row.get(name, row.get(f"{name}_mean")) for name in FIGURES]
+    deviations = [row.get(f"{name}_deviation", math.nan) for name in FIGURES]
+    texts = [
+        " ± ".join(filter(None, map(form, pair)))
+        for form, *pair in zip((show_percent, show_speed, show_minutes), means, deviations, strict=True)
     ]
-    return Row("published", row.source, [], "", [(cell, "") for cell in cells])
-
-
-def of(group: Group) -> Iterator[Row]:
-    """A row for each run, and their mean if there are several."""
-    several = len(group.runs) > 1
-    for run in group.runs:
-        notes = [word for word in group.settings if word not in run.name]
-        notes += [f"seed {run.seed}"] if run.seed else []
-        notes += [run.place, *remarks(run)]
-        notes += [] if several else not_compared(group)
-        figures = [Spread(value, None, 1) if (value := getattr(run, name)) is not None else None for name in FIGURES]
-        yield Row("run", run.name, notes, run.status, [*described(run), *compared(figures, group, [run])])
-    if several:
-        spreads = [group.spread(name) for name in FIGURES]
-        ended = sum(run.status in FINISHED for run in group.runs)
-        name = f"mean of {ended}" if ended == len(group.runs) else f"mean of the {ended} finished of {len(group.runs)}"
-        cells = [("", "")] * len(described(group.runs[0])) + compared(spreads, group, group.runs)
-        yield Row("mean", name, [*group.settings, *not_compared(group)], "", cells)
-
-
-def described(run: Training) -> list[tuple[str, str]]:
-    """What was trained, on what."""
-    numbers = [None if run.epochs is None else round(run.epochs, 2), run.cards, run.batch_per_card]
-    return [(cell, "") for cell in (run.model, run.api, *map(plain, numbers))]
-
-
-def compared(figures: Sequence[Spread | None], group: Group, runs: Sequence[Training]) -> list[tuple[str, str]]:
-    """Cells of top-1, images/s and minutes."""
-    texts = [spread_text(figure, form) for figure, form in zip(figures, (percent, speed, minutes), strict=True)]
-    apart = differences([mean(figure) for figure in figures], group.row, runs)
-    top1, images, took = apart
-    signs = [
-        "" if top1 is None else met(group.row) if top1 == 0 else f"{100 * top1:+.2f}",
-        "" if images is None else f"{100 * images:+.1f} %",
-        "" if took is None else f"{took:+.1f}",
+    top1, images, minutes = (row[name] for name in DIFFERENCES)
+    low, high = row["published_top1_low"], row["published_top1_high"]
+    inside = "=" if low == high else "within" if pd.notna(low) and pd.notna(high) else "reached"
+    differences = [
+        inside if top1 == 0 else show(100 * top1, "+.2f"),
+        show(images, "+.1%").replace("%", " %"),
+        show(minutes, "+.1f"),
     ]
-    return list(zip(texts, signs, strict=True))
+    return list(zip(texts, differences, strict=True))
 
 
-def differences(
-    figures: Sequence[float | None], row: Published | None, runs: Sequence[Training]
-) -> tuple[float | None, float | None, float | None]:
-    """To the published row: of top-1 in 0..1, of images/s as a share of it, of minutes. None where it would say nothing."""
-    if row is None or any(row.another_training(run) for run in runs if run.status in FINISHED):
-        return None, None, None
-    top1, images, took = figures
-    known = row.low is not None or row.high is not None
-    difference = row.top1_difference(top1) if known and top1 is not None else None
-    if any(row.another_machine(run) for run in runs if run.status in FINISHED):
-        return difference, None, None
-    return (
-        difference,
-        images / row.images_per_s - 1 if images is not None and row.images_per_s else None,
-        took - row.minutes if took is not None and row.minutes else None,
-    )
+def not_compared(row: Mapping[str, Any]) -> list[str]:
+    """Why a difference to the published row is missing, if one is."""
+    if row["other_training"]:
+        return [f"not compared: {', '.join(row['other_training'])}"]
+    timed = pd.notna(row["published_images_per_s"]) or pd.notna(row["published_minutes"])
+    reasons = row["other_machine"] if timed else []
+    return [f"images/s and minutes not compared: {', '.join(reasons)}"] if reasons else []
 
 
-def met(row: Published | None) -> str:
-    """Said of a top-1 that is within what was published."""
-    return "=" if row and row.low == row.high else "within" if row and row.low and row.high else "reached"
+def show(value: Any, form: str = "g") -> str:
+    """A number; nothing if it is not known."""
+    return "" if pd.isna(value) else format(value, form)
 
 
-def not_compared(group: Group) -> list[str]:
-    """Why there is no difference to the published row, if there is none."""
-    ended = [run for run in group.runs if run.status in FINISHED]
-    if group.row is None or not ended:
-        return []
-    if other := list(dict.fromkeys(told for run in ended for told in group.row.another_training(run))):
-        return [f"not compared: {', '.join(other)}"]
-    timed = ended if group.row.images_per_s or group.row.minutes else []
-    machine = list(dict.fromkeys(told for run in timed for told in group.row.another_machine(run)))
-    return [f"images/s and minutes not compared: {', '.join(machine)}"] if machine else []
+def show_percent(share: float) -> str:
+    return show(100 * share, ".2f")
 
 
-def remarks(run: Training) -> list[str]:
-    """What a reader would ask."""
-    hidden = run.minutes is None and run.figure("final/minutes") is not None
-    return ["went on in several starts, so its minutes are not known"] if hidden else []
+def show_speed(value: float) -> str:
+    return show(value, ",.1f").removesuffix(".0")
 
 
-# ---------------------------------------------------------------------------------------------------------------- numbers
-def plain(value: float | None) -> str:
-    """As few digits as it takes."""
-    return "" if value is None else f"{value:g}"
+def show_minutes(value: float) -> str:
+    return show(value, ".2f") if value < 10 else show_speed(value)
 
 
-def percent(share: float | None) -> str:
-    """Of a share."""
-    return "" if share is None else f"{100 * share:.2f}"
-
-
-def speed(value: float | None) -> str:
-    """Images/s."""
-    return "" if value is None else f"{value:,.1f}".removesuffix(".0")
-
-
-def minutes(value: float | None) -> str:
-    """Minutes."""
-    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:,.1f}".removesuffix(".0")
-
-
-def spread_text(spread: Spread | None, form: Any) -> str:
-    """The mean, and ± where there are several."""
-    if spread is None:
-        return ""
-    return str(form(spread.mean)) + ("" if spread.deviation is None else f" ± {form(spread.deviation)}")
-
-
-def mean(spread: Spread | None) -> float | None:
-    """Of a spread, if there is one."""
-    return None if spread is None else spread.mean
-
-
-def expected(row: Published) -> str:
-    """The published top-1 in percent: one, a range, at least or below."""
-    low, high = (None if end is None else f"{100 * end:g}" for end in (row.low, row.high))
+def top1_range(row: Mapping[str, Any]) -> str:
+    """A published top-1 in percent: one, a range, at least or below."""
+    low, high = show(100 * row["top1_low"]), show(100 * row["top1_high"])
     if low and high:
         return low if low == high else f"{low} to {high}"
     return f"at least {low}" if low else f"below {high}" if high else ""
 
 
-# ------------------------------------------------------------------------------------------------------------------ files
-def markdown(title: str, blocks: Sequence[Block], pictures: Sequence[str]) -> str:
+def markdown(title: str, rows: Sequence[Row], charts: Sequence[str]) -> str:
     """The table, how to read it, and the overlaid curves."""
-    lines = [
-        f"# {inert(title)}",
-        "",
-        "| run | status | " + " | ".join(COLUMNS) + " |",
-        "|---|---|---|---|" + "---:|" * (len(COLUMNS) - 2),
-    ]
-    for block in blocks:
-        lines.append(f"| **{inert(block.title)}** |" + " |" * (len(COLUMNS) + 1))
-        for row in block.rows:
-            name = inert(row.name) if row.kind == "run" else f"*{inert(row.name)}*"
-            notes = f" ({inert('; '.join(row.notes))})" if row.notes else ""
-            cells = [f"{text} ({apart})" if apart else text for text, apart in row.cells]
-            lines.append("| " + " | ".join([name + notes, inert(row.status), *map(inert, cells)]) + " |")
+    lines = [f"# {inert(title)}", "", f"| {' | '.join(HEADER)} |", "|---|---|---|---|" + "---:|" * (len(HEADER) - 4)]
+    for row in rows:
+        mark = {"recipe": "**", "run": ""}.get(row.kind, "*")
+        notes = f" ({inert('; '.join(row.notes))})" if row.notes else ""
+        cells = [row.status, *(f"{text} ({difference})" if difference else text for text, difference in row.cells)]
+        cells += [""] * (len(HEADER) - 1 - len(cells))
+        lines.append(f"| {' | '.join([f'{mark}{inert(row.name)}{mark}{notes}', *map(inert, cells)])} |")
     lines += ["", *(f"- {line}" for line in READING), ""]
-    lines += [f"![{picture.removesuffix('.svg')}]({picture})" for picture in pictures]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"![{chart.removesuffix('.svg')}]({chart})" for chart in charts)]) + "\n"
 
 
 def inert(text: str) -> str:
     """Text that Markdown takes as such."""
     return re.sub(r"[\\`*\[\]<>|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
-
-
-def runs_csv(groups: Sequence[Group]) -> str:
-    """A row for each run, numbers in full; top-1 in 0..1; `configuration` counts groups from 1, as in the other CSV file."""
-    return written(
-        {
-            "configuration": number,
-            "recipe": run.recipe,
-            "settings": " ".join(group.settings),
-            "seed": run.seed,
-            "run": run.name,
-            "place": run.place,
-            "status": run.status,
-            "model": run.model,
-            "api": run.api,
-            "epochs": run.epochs,
-            "cards": run.cards,
-            "batch_per_card": run.batch_per_card,
-            **{name: getattr(run, name) for name in FIGURES},
-            **beside(group, [getattr(run, name) for name in FIGURES], [run]),
-        }
-        for number, group in enumerate(groups, 1)
-        for run in group.runs
-    )
-
-
-def spread_csv(groups: Sequence[Group]) -> str:
-    """A row for each configuration: mean, sample standard deviation and count of each figure over its seeds."""
-    rows = []
-    for number, group in enumerate(groups, 1):
-        spreads = {name: group.spread(name) for name in FIGURES}
-        rows.append(
-            {
-                "configuration": number,
-                "recipe": group.recipe,
-                "settings": " ".join(group.settings),
-                "runs": len(group.runs),
-                **{
-                    f"{name}_{part}": getattr(spread, part) if spread else 0 if part == "count" else None
-                    for name, spread in spreads.items()
-                    for part in ("mean", "deviation", "count")
-                },
-                **beside(group, [mean(spread) for spread in spreads.values()], group.runs),
-            }
-        )
-    return written(rows)
-
-
-def beside(group: Group, figures: Sequence[float | None], runs: Sequence[Training]) -> dict[str, object]:
-    """The published row and the differences to it."""
-    names = ("source", "epochs", "cards", "batch_per_card", "low", "high", "images_per_s", "minutes")
-    row = asdict(group.row) if group.row else {}
-    words = {"low": "top1_low", "high": "top1_high"}
-    apart = differences(figures, group.row, runs)
-    return {f"published_{words.get(name, name)}": row.get(name) for name in names} | {
-        f"difference_{name}": value
-        for name, value in zip(("top1", "images_per_s_share", "minutes"), apart, strict=True)
-    }
-
-
-def curves_csv(groups: Sequence[Group]) -> str:
-    """A row for each point of each curve, as it was recorded."""
-    return written(
-        {
-            "configuration": number,
-            "run": run.name,
-            "place": run.place,
-            "seed": run.seed,
-            "metric": metric,
-            "step": step,
-            "images": None if run.number("batch") is None else step * int(run.number("batch") or 0),
-            "epoch": step / run.steps_per_epoch if run.steps_per_epoch else None,
-            "value": value,
-        }
-        for number, group in enumerate(groups, 1)
-        for run in group.runs
-        for metric, curve in run.curves.items()
-        if metric != "train/epoch"
-        for step, value in curve
-    )
-
-
-def written(rows: Iterable[dict[str, object]]) -> str:
-    """CSV with a head; None is an empty field."""
-    listed = list(rows)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(listed[0]) if listed else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(listed)
-    return file.getvalue()
