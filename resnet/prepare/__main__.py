@@ -15,7 +15,7 @@ from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check, check_range
 from resnet.data import digits, manifest
 from resnet.prepare import summary, writer
-from resnet.prepare.writer import Writing, local
+from resnet.prepare.writer import Local, Writing
 
 IMAGENET_SHARDS = (1024, 128)
 RESUME = "what is finished stays, and the same command resumes"
@@ -36,9 +36,7 @@ class Imagenet(Writing):
     )
     texts: str | None = knob(None, "lines `synset text` (dir/imagenet_metadata.txt or dir/LOC_synset_mapping.txt)")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        make_absolute(self, ("dir", "train", "val", "labels", "texts"))
+    PATHS = ("out", "dir", "train", "val", "labels", "texts")
 
 
 @dataclass(kw_only=True)
@@ -52,38 +50,38 @@ class Folder(Writing):
     val: str | None = knob(None, "the validation tree, if it lies elsewhere")
     val_fraction: float | None = knob(None, "share of every class held out where there is no validation tree (0.1)")
 
+    PATHS = ("out", "dir", "train", "val")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        make_absolute(self, ("dir", "train", "val"))
         if self.val_fraction is not None:
             check_range("val_fraction", self.val_fraction, 0, 1, open_low=True)
 
 
 @dataclass(kw_only=True)
-class Digits:
+class Digits(Local):
     """scikit-learn's hand-written digits, embedded"""
 
     out: str = knob(REQUIRED, "the folder to make")
 
-    def __post_init__(self) -> None:
-        make_absolute(self, ("out",))
-
 
 @dataclass(kw_only=True)
-class Check:
+class Check(Local):
     """hold shards against their manifest: CRC of every file and record, counts, labels"""
 
     check: str = knob(REQUIRED, "the folder of shards")
     deep: bool = knob(False, "decode every image, too")
     processes: int | None = knob(None, "how many at work (one for each core)")
 
+    PATHS = ("check",)
+
     def __post_init__(self) -> None:
-        make_absolute(self, ("check",))
+        super().__post_init__()
         writer.check_processes(self.processes)
 
 
 @dataclass(kw_only=True)
-class Show:
+class Show(Local):
     """a picture of training images as the network sees them, and of evaluation images"""
 
     show: str = knob(REQUIRED, "the folder of shards")
@@ -91,8 +89,10 @@ class Show:
     images: int = knob(24, "how many of either")
     seed: int = knob(1, "of the order and of the crops")
 
+    PATHS = ("show", "out")
+
     def __post_init__(self) -> None:
-        make_absolute(self, ("show", "out"))
+        super().__post_init__()
         check(0 < self.images <= 200, "images", self.images, "must be 1 to 200")
         check(0 <= self.seed < 2**31, "seed", self.seed, "must be at least 0 and below 2^31")
 
@@ -104,13 +104,6 @@ COMMANDS: dict[str, type] = {
     "check": Check,
     "show": Show,
 }
-
-
-def make_absolute(settings: object, names: Sequence[str]) -> None:
-    """Paths from the working folder on, ~ expanded."""
-    for name in names:
-        if (path := getattr(settings, name)) is not None:
-            setattr(settings, name, local(name, path))
 
 
 def parse(words: Sequence[str]) -> Any:

@@ -11,13 +11,7 @@ from PIL import Image
 
 from resnet.data.tfexample import MAX_ASPECT, MAX_PIXELS
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "GIF",
-)  # decoders that may see other people's bytes; of a film, its first frame
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # decoders for other people's bytes; the first frame of an animation
 QUALITY = 95  # of a converted image, unless asked otherwise
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 TURNS = {

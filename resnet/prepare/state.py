@@ -12,10 +12,10 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resnet import UserError, files
 from resnet.data import manifest
@@ -31,8 +31,9 @@ BEGIN EXCLUSIVE;
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS images (split TEXT, number INTEGER, label INTEGER, name BLOB, path BLOB, offset INTEGER,
     size INTEGER, PRIMARY KEY (split, number)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS shards (file TEXT PRIMARY KEY, images INTEGER, bytes INTEGER, crc32c TEXT, classes TEXT,
-    kinds TEXT, resized INTEGER, unreadable INTEGER);
+CREATE TABLE IF NOT EXISTS shards (file TEXT PRIMARY KEY, images INTEGER, bytes INTEGER, crc32c TEXT, split TEXT,
+    resized INTEGER, unreadable INTEGER);
+CREATE TABLE IF NOT EXISTS counts (shard TEXT, label INTEGER, kind TEXT, images INTEGER, PRIMARY KEY (shard, label, kind));
 CREATE TABLE IF NOT EXISTS rejected (shard TEXT, name TEXT, reason TEXT);
 CREATE INDEX IF NOT EXISTS rejected_of_shard ON rejected (shard);
 COMMIT;
@@ -50,8 +51,7 @@ class Image(NamedTuple):
 class Written:
     """What became of the images of a shard."""
 
-    classes: Counter[int] = field(default_factory=Counter)  # images by label
-    kinds: Counter[str] = field(default_factory=Counter)  # images by what they were
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)  # images by label and by what they were
     resized: int = 0
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     unreadable: int = 0  # of the rejected: those worth another try
@@ -88,12 +88,16 @@ class State:
         self.out, self.db = out, db
         self.settings = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM settings")}
 
-    def save_settings(self, settings: Mapping[str, object]) -> None:
+    def save_settings(self, settings: dict[str, Any]) -> None:
         """Record what the folder is made of, with the list of its images."""
         with self.db:
             rows = [(name, json.dumps(value)) for name, value in settings.items()]
             self.db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
-        self.settings = dict(settings)
+        self.settings = settings
+
+    def select(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows of SELECT `query`."""
+        return self.db.execute(f"SELECT {query}", values).fetchall()
 
     def reject(self, shard: str, images: Sequence[tuple[str, str]]) -> None:
         """Record (name, reason) of images that cannot be used; the caller commits."""
@@ -101,48 +105,28 @@ class State:
         self.db.executemany("INSERT INTO rejected VALUES (?, ?, ?)", rows)
 
     def forget(self, shard: str) -> None:
-        """Remove a shard and its rejected images; the caller commits."""
-        self.db.execute("DELETE FROM shards WHERE file = ?", (shard,))
-        self.db.execute("DELETE FROM rejected WHERE shard = ?", (shard,))
+        """Remove a shard and its images; the caller commits."""
+        for table, column in (("shards", "file"), ("counts", "shard"), ("rejected", "shard")):
+            self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (shard,))
 
-    def add_shard(self, shard: Shard, written: Written) -> None:
+    def add_shard(self, shard: Shard, split: str, written: Written) -> None:
         """Record a finished shard."""
-        counts = json.dumps(written.classes), json.dumps(written.kinds)
-        row = (shard.file, shard.images, shard.bytes, shard.crc32c, *counts, written.resized, written.unreadable)
+        row = (shard.file, shard.images, shard.bytes, shard.crc32c, split, written.resized, written.unreadable)
+        counts = [(shard.file, *group, count) for group, count in written.counts.items()]
         with self.db:
             self.forget(shard.file)
-            self.db.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self.db.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            self.db.executemany("INSERT INTO counts VALUES (?, ?, ?, ?)", counts)
             self.reject(shard.file, written.rejected)
 
     def finished(self) -> set[str]:
         """The finished shards, without those that are damaged by now or have images that are worth another try."""
         with self.db:
-            for file, size, unreadable in self.db.execute("SELECT file, bytes, unreadable FROM shards").fetchall():
+            for file, size, unreadable in self.select("file, bytes, unreadable FROM shards"):
                 path = self.out / file
                 if unreadable or not path.is_file() or path.stat().st_size != size:
                     self.forget(file)
-        return {file for (file,) in self.db.execute("SELECT file FROM shards")}
-
-    def number(self, query: str) -> int:
-        """The sum or count that `query` selects, 0 for no rows."""
-        return int(self.db.execute(f"SELECT {query}").fetchone()[0] or 0)
-
-    def shards_of(self, names: Sequence[str]) -> list[Shard]:
-        """The finished shards of these names, in this order."""
-        query = "SELECT file, images, bytes, crc32c FROM shards WHERE file = ?"
-        return [Shard(*self.db.execute(query, (name,)).fetchone()) for name in names]
-
-    def counts(self, column: str, names: Sequence[str]) -> Counter[str]:
-        """The images of these shards by label or by kind: `column` is classes or kinds."""
-        total = Counter[str]()
-        for name in names:
-            (text,) = self.db.execute(f"SELECT {column} FROM shards WHERE file = ?", (name,)).fetchone()
-            total.update(json.loads(text))
-        return total
-
-    def rejected_of(self, shard: str) -> Iterator[tuple[str, str]]:
-        """(name, reason), escaped, of the rejected images of a shard."""
-        return iter(self.db.execute("SELECT name, reason FROM rejected WHERE shard = ? ORDER BY rowid", (shard,)))
+        return {file for (file,) in self.select("file FROM shards")}
 
 
 @contextlib.contextmanager

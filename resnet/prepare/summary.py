@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from resnet import UserError, files
 from resnet.data import manifest
+from resnet.data.shards import Shard
 from resnet.prepare.listing import Listing
 from resnet.prepare.state import State
 
@@ -22,7 +24,7 @@ def headline(listing: Listing, names: dict[str, list[str]], out: Path, processes
         kinds = ", ".join(f"{ending} {count:,}" for ending, count in sorted(listing.ignored.items()))
         lines.append(f"left out, not images by their ending: {kinds}")
     if listing.refused:
-        count = listing.state.number("count(*) FROM rejected WHERE shard = ''")
+        [(count,)] = listing.state.select("count(*) FROM rejected WHERE shard = ''")
         name, reason = listing.refused
         lines.append(f"refused before reading: {count:,}, such as {name!r}: {reason}")
     lines.append(
@@ -32,28 +34,19 @@ def headline(listing: Listing, names: dict[str, list[str]], out: Path, processes
     return lines
 
 
-def conclude(
-    state: State,
-    options: dict[str, Any],
-    listing: Listing,
-    names: dict[str, list[str]],
-    max_rejected: float,
-    count: int,
-    seconds: float,
-) -> None:
+def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) -> None:
     """Write rejected.tsv, then classes.txt and manifest.json; `count` images took so many seconds.
 
     Raises UserError if too many images were rejected.
     """
-    out, every = state.out, [*names["train"], *names["val"]]
-    kinds, resized = state.counts("kinds", every), state.number("sum(resized) FROM shards")
-    rejected = state.number("count(*) FROM rejected")
-    total = kinds.total() + rejected
+    state, out, options = listing.state, listing.state.out, listing.state.settings["options"]
+    kinds = Counter[str](dict(state.select("kind, sum(images) FROM counts GROUP BY kind ORDER BY kind")))
+    [(resized,)] = state.select("sum(resized) FROM shards")
     print(f"RGB JPEG: {kinds['JPEG']:,}" + ("" if options["resize"] is None else f"; resized: {resized:,}"))
-    if converted := sorted((kind, number) for kind, number in kinds.items() if kind != "JPEG"):
-        parts = ", ".join(f"{kind} {number:,}" for kind, number in converted)
-        print(f"converted to RGB JPEG: {sum(number for _, number in converted):,} ({parts})")
-    write_rejected(state, every, rejected)
+    if parts := ", ".join(f"{kind} {number:,}" for kind, number in kinds.items() if kind != "JPEG"):
+        print(f"converted to RGB JPEG: {kinds.total() - kinds['JPEG']:,} ({parts})")
+    rejected = write_rejected(state)
+    total = kinds.total() + rejected
     if rejected > max_rejected * total:
         enough = math.ceil(rejected / total * 1e4) / 1e4
         raise UserError(
@@ -61,27 +54,17 @@ def conclude(
             f"{out / manifest.REJECTED}. To do without them: the same command with max_rejected={enough:g}; nothing is "
             "made twice"
         )
-    for shard in state.shards_of(every):
-        if not shard.images:
-            raise UserError(
-                f"{out / shard.file}: every image of this shard was rejected; delete {out}, and ask for fewer shards"
-            )
-    labels = {split: state.counts("classes", names[split]) for split in names}
-    splits = {
-        split: manifest.split(
-            state.shards_of(names[split]),
-            {name: labels[split][str(label)] for label, name in enumerate(listing.classes, 1)},
-        )
-        for split in names
-    }
+    for (file,) in state.select("file FROM shards WHERE NOT images ORDER BY file LIMIT 1"):
+        raise UserError(f"{out / file}: every image of this shard was rejected; delete {out}, and ask for fewer shards")
+    splits = {split: split_entry(state, split, listing.classes) for split in ("train", "val")}
     content: dict[str, Any] = {
         "options": options,
-        "listing": listing.digest(),
-        "versions": manifest.versions(),
+        "listing": state.settings["listing"],
+        "versions": state.settings["versions"],
         "classes": len(listing.classes),
         "texts": {name: text for name, text in listing.texts.items() if text != name},
         "splits": splits,
-        "kinds": dict(sorted(kinds.items())),
+        "kinds": dict(kinds),
         "resized": resized,
         "rejected": rejected,
         "ignored": dict(sorted(listing.ignored.items())),
@@ -99,17 +82,35 @@ def conclude(
     print(f"next: python -m resnet.train data={data} data.dir={shlex.quote(str(out))}{batch}")
 
 
-def write_rejected(state: State, names: list[str], rejected: int) -> None:
-    """Write a line for each rejected image: its name, a tab, the reason. No file if there is none."""
+def split_entry(state: State, split: str, classes: list[str]) -> dict[str, Any]:
+    """The manifest's entry of a split."""
+    written = [
+        Shard(*row)
+        for row in state.select("file, images, bytes, crc32c FROM shards WHERE split = ? ORDER BY file", split)
+    ]
+    counts: dict[int, int] = dict(
+        state.select(
+            "label, sum(c.images) FROM counts c JOIN shards ON shard = file WHERE split = ? GROUP BY label", split
+        )
+    )
+    return manifest.split(written, {name: counts.get(label, 0) for label, name in enumerate(classes, 1)})
+
+
+def write_rejected(state: State) -> int:
+    """Write a line for each rejected image: its name, a tab, the reason. No file if there is none. Returns their number."""
     path = state.out / manifest.REJECTED
-    if not rejected:
+    [(count,)] = state.select("count(*) FROM rejected")
+    if not count:
         path.unlink(missing_ok=True)
-        return
+        return 0
+    rows = state.db.execute(
+        "SELECT name, reason FROM rejected LEFT JOIN shards ON shard = file ORDER BY split, file, rejected.rowid"
+    )
     with files.atomic_write(path) as file:
-        for shard in ("", *names):
-            for name, reason in state.rejected_of(shard):
-                file.write(f"{name}\t{reason}\n".encode())
-    print(f"rejected: {rejected:,}; see {path}")
+        for row in rows:
+            file.write("\t".join(row).encode() + b"\n")
+    print(f"rejected: {count:,}; see {path}")
+    return int(count)
 
 
 def totals(content: dict[str, Any]) -> str:

@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from resnet import UserError
 from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check
 from resnet.data import manifest, shards, tfexample
 from resnet.prepare import archive, images, state, summary
-from resnet.prepare.archive import Entry, raw
+from resnet.prepare.archive import raw
 from resnet.prepare.listing import Listing
-from resnet.prepare.state import Split, State, Written
+from resnet.prepare.state import Image, Split, State, Written
 from resnet.prepare.workers import Workers, progress, tick
 
 SHARD_IMAGES = 1000  # per shard, unless an established number of shards applies
@@ -33,8 +33,26 @@ MAX_BYTES = 128 << 20  # of one image file
 LAYOUTS = dict(zip(("img_train", "train", "flat"), shards.LAYOUTS, strict=True))
 
 
+class Local:
+    """Base of knobs with paths of this machine, which become absolute. Raises UserError for URLs."""
+
+    PATHS: ClassVar[tuple[str, ...]] = ("out",)
+
+    def __post_init__(self) -> None:
+        for name in self.PATHS:
+            if (path := getattr(self, name)) is not None:
+                check(
+                    "://" not in path,
+                    name,
+                    path,
+                    "give a folder of this machine; finished shards can be copied anywhere",
+                )
+                check(bool(path.strip()), name, repr(path), "give a path")
+                setattr(self, name, str(Path(path).expanduser().absolute()))
+
+
 @dataclass(kw_only=True)
-class Writing:
+class Writing(Local):
     """The knobs of every source of images."""
 
     out: str = knob(REQUIRED, "the folder to make")
@@ -50,7 +68,7 @@ class Writing:
     processes: int | None = knob(None, "how many at work (one for each core)")
 
     def __post_init__(self) -> None:
-        self.out = local("out", self.out)
+        super().__post_init__()
         check(self.resize is None or self.resize >= 8, "resize", self.resize, "must be at least 8 pixels, or null")
         check(1 <= self.quality <= 100, "quality", self.quality, "must be 1 to 100")
         check(0 <= self.seed < 2**31, "seed", self.seed, "must be at least 0 and below 2^31")
@@ -59,13 +77,6 @@ class Writing:
             number = getattr(self, name)
             check(number is None or 0 < number <= 99_999, name, number, "must be 1 to 99,999, or null")
         check_processes(self.processes)
-
-
-def local(name: str, path: str) -> str:
-    """An absolute path. Raises UserError for a URL: shards are made on local disks and copied."""
-    check("://" not in path, name, path, "give a folder of this machine; finished shards can be copied anywhere")
-    check(bool(path.strip()), name, repr(path), "give a path")
-    return str(Path(path).expanduser().absolute())
 
 
 def check_processes(processes: int | None) -> None:
@@ -114,7 +125,7 @@ def build(
                     print(line, flush=True)
                 count = write(settings, listing, names, workers)
             seconds = time.monotonic() - start
-            summary.conclude(claimed, options, listing, names, settings.max_rejected, count, seconds)
+            summary.conclude(listing, settings.max_rejected, count, seconds)
     except (OSError, sqlite3.OperationalError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
             message = "the disk is full; what is finished stays: make room, and the same command resumes"
@@ -183,12 +194,13 @@ def write(settings: Writing, listing: Listing, names: dict[str, list[str]], work
     """Write the shards that are missing. Returns how many images were read for it."""
     claimed, total = listing.state, len(listing.train) + len(listing.val)
     finished = claimed.finished()
-    already = claimed.number("sum(images) FROM shards") + claimed.number("count(*) FROM rejected WHERE shard != ''")
+    [(images, size)] = claimed.select("total(images), total(bytes) FROM shards")
+    [(rejected,)] = claimed.select("count(*) FROM rejected WHERE shard != ''")
+    already = int(images) + rejected
     if already:
         print(f"resuming: {already:,} of {total:,} images are done", flush=True)
     if settings.resize is None:
-        needed = listing.train.jpeg_bytes + listing.val.jpeg_bytes + (total - already) * RECORD_BYTES
-        needed -= claimed.number("sum(bytes) FROM shards")
+        needed = listing.train.jpeg_bytes + listing.val.jpeg_bytes + (total - already) * RECORD_BYTES - size
         free = shutil.disk_usage(claimed.out).free
         if needed > free:
             raise UserError(
@@ -196,30 +208,22 @@ def write(settings: Writing, listing: Listing, names: dict[str, list[str]], work
                 "make room, or give another out="
             )
     with progress("images", total, workers.ticks, already):
-        for shard, written in workers.map(make, jobs(settings, listing, names, finished)):
-            claimed.add_shard(shard, written)
+        for result in workers.map(make, jobs(settings, listing, names, finished)):
+            claimed.add_shard(*result)
     return total - already
 
 
 # ------------------------------------------------------------------------------------------------------------------- a shard
 @dataclass(frozen=True)
-class Picked:
-    """One image on its way into a shard."""
-
-    entry: Entry
-    label: int
-    synset: bytes
-    text: bytes
-
-
-@dataclass(frozen=True)
 class Job:
-    """One shard, `file` below the folder `out`. `prefix` + name is an image's name for people."""
+    """One shard of a split, `file` below the folder `out`. `prefix` + name is an image's name for people."""
 
     out: str
     file: str
+    split: str
     prefix: str
-    picked: list[Picked]
+    images: list[Image]
+    names: dict[int, tuple[bytes, bytes]]  # (synset, text) of every label
     resize: int | None
     quality: int
 
@@ -232,35 +236,34 @@ def jobs(settings: Writing, listing: Listing, names: dict[str, list[str]], finis
         for number, file in enumerate(names[split.name]):
             if file not in finished:
                 drawn = [split[int(place)] for place in order[number :: len(names[split.name])]]
-                picked = [Picked(image.entry, image.label, *texts[image.label - 1]) for image in drawn]
-                yield Job(settings.out, file, split.prefix, picked, settings.resize, settings.quality)
+                labels = {image.label: texts[image.label - 1] for image in drawn}
+                yield Job(
+                    settings.out, file, split.name, split.prefix, drawn, labels, settings.resize, settings.quality
+                )
 
 
-def make(job: Job) -> tuple[shards.Shard, Written]:
+def make(job: Job) -> tuple[shards.Shard, str, Written]:
     """Write one shard; runs in a worker. OSError is about writing: what cannot be read is rejected."""
     out, written = Path(job.out), Written()
     path = out / job.file
     path.parent.mkdir(exist_ok=True)
     aside = out / state.FOLDER / f"{path.name}.{os.getpid()}.part"
-    return shards.write(out, job.file, records(job, written), aside), written
+    return shards.write(out, job.file, records(job, written), aside), job.split, written
 
 
 def records(job: Job, written: Written) -> Iterator[bytes]:
     """The records of a shard one after the other, counted in `written`."""
-    for picked in job.picked:
+    for label, entry in job.images:
         tick()
         try:
-            if picked.entry.size > MAX_BYTES:
-                raise images.Broken(f"{picked.entry.size:,} bytes; at most {MAX_BYTES:,} are read")
-            picture = images.convert(archive.read(picked.entry), job.resize, job.quality)
+            if entry.size > MAX_BYTES:
+                raise images.Broken(f"{entry.size:,} bytes; at most {MAX_BYTES:,} are read")
+            picture = images.convert(archive.read(entry), job.resize, job.quality)
         except (images.Broken, archive.Unreadable) as reason:
-            written.rejected.append((job.prefix + picked.entry.name, str(reason)))
+            written.rejected.append((job.prefix + entry.name, str(reason)))
             written.unreadable += isinstance(reason, archive.Unreadable)
             continue
-        written.classes[picked.label] += 1
-        written.kinds[picture.kind] += 1
+        written.counts[label, picture.kind] += 1
         written.resized += picture.resized
-        name = raw(picked.entry.name.rpartition("/")[2])
-        yield tfexample.image(
-            picture.encoded, picture.height, picture.width, picked.label, picked.synset, picked.text, name
-        )
+        name = raw(entry.name.rpartition("/")[2])
+        yield tfexample.image(picture.encoded, picture.height, picture.width, label, *job.names[label], name)
