@@ -16,12 +16,12 @@ from resnet.training import checkpoint
 
 @dataclass
 class State:
-    seen: int = 3
+    images: int = 3
 
 
 @pytest.fixture
 def weights():
-    """What a run of float16 with averaged weights keeps, of a small network."""
+    """What a run of float16 with averaged weights saves, of a small network."""
 
     def network():
         layers = [tf.keras.layers.Input([2]), tf.keras.layers.Dense(3), tf.keras.layers.BatchNormalization()]
@@ -29,7 +29,7 @@ def weights():
 
     trained = network()
     optimizer = LossScaleOptimizer(optimizers.build(Sgd(lr=0.1), trained.trainable_variables))
-    return checkpoint.trackable(trained, optimizer, network())
+    return tf.train.Checkpoint(network=trained, optimizer=optimizer, average=network())
 
 
 @pytest.fixture
@@ -56,8 +56,9 @@ def test_it_holds_what_tensorflows_own_does(weights, tmp_path):
     for number, variable in enumerate(weights.network.weights):
         variable.assign(tf.fill(variable.shape, number + 0.5))
     weights.write(str(tmp_path / "own"))
-    saved = checkpoint.save(tmp_path, weights, 7, 0.5, State(), 3)
-    assert saved == checkpoint.Saved(tmp_path / "checkpoints/step-00000007", 7, 0.5, {"seen": 3})
+    with checkpoint.CheckpointWriter(tmp_path, weights, 3) as writer:
+        saved = writer.save(7, 0.5, State())
+    assert saved == checkpoint.Saved(tmp_path / "checkpoints/step-00000007", 7, 0.5, {"images": 3})
     assert sorted(path.name for path in saved.path.iterdir()) == [
         "commit.json",
         "weights.data-00000-of-00001",
@@ -138,7 +139,7 @@ def test_an_error_of_the_run_waits_for_what_is_being_written_and_a_second_interr
 
 
 def test_what_a_killed_run_was_writing_is_cleared_away_by_the_next_start(weights, tmp_path):
-    torn = tmp_path / "checkpoints" / ".writing-00000009"
+    torn = tmp_path / "checkpoints" / ".step-00000009.123.part"
     torn.mkdir(parents=True)
     (torn / "weights.index").touch()
     assert checkpoint.restore(tmp_path, weights) == (None, [])

@@ -1,17 +1,20 @@
 """A disk that is full while a checkpoint, the log, the index or the configuration is written: a real one, of a megabyte or two.
 
-What prepare does then: tests/resnet/preparation/test_prepare_again.py.
+What prepare does then: tests/resnet/prepare/test_again.py.
 """
 
 import errno
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from fake_step import FakeStep
+from run_files import lines, logged
 
 from resnet import UserError, rundir
 from resnet.data import shards
@@ -58,28 +61,30 @@ def disk(tmp_path):
 
 @dataclass
 class State:
-    """What the loop keeps."""
+    """In place of the progress of a run."""
 
     seconds: float = 0.0
 
 
 def test_a_checkpoint_is_whole_or_not_there_whatever_room_there_is(disk, capfd):
     weights = tf.train.Checkpoint(network=tf.Variable(tf.range(5000.0)))
-    first = checkpoint.save(disk.path, weights, 1, None, State(), 3)
-    written = 0
+
+    def save(step):
+        writer = checkpoint.CheckpointWriter(disk.path, weights, 3)
+        saved = writer.save(step, None, State())
+        writer.wait()
+        return saved
+
+    first, written = save(1), 0
     for pages in range(16):
         weights.network.assign(tf.range(5000.0) + pages)
         disk.fill(pages * PAGE)
-        told = None
         try:
-            saved = checkpoint.save(disk.path, weights, 2, None, State(), 3)
-        except UserError as error:
-            told = str(error)
-        if told is None:
-            assert checkpoint.verify(saved) is None
+            assert checkpoint.verify(save(2)) is None
             written += 1
-        else:
-            assert "the checkpoint could not be written (No space left on device)" in told and "make room" in told
+        except UserError as error:
+            text = str(error)
+            assert "the checkpoint could not be written (No space left on device)" in text and "make room" in text
         assert checkpoint.verify(first) is None
         disk.free()
         newest, notes = checkpoint.restore(disk.path, weights)
@@ -88,49 +93,35 @@ def test_a_checkpoint_is_whole_or_not_there_whatever_room_there_is(disk, capfd):
         for path in (disk.path / checkpoint.FOLDER).iterdir():
             assert path.name.startswith("step-"), "nothing half written stays"
             if path != first.path:
-                checkpoint.shutil.rmtree(path)
+                shutil.rmtree(path)
     assert 0 < written < 16
     capfd.readouterr()  # TensorFlow's own warnings
 
 
 @pytest.mark.usefixtures("small_network")
 def test_a_run_says_so_and_the_same_command_goes_on_when_there_is_room(disk, run_at, monkeypatch, capfd):
-    words = (
-        "model=tiny",
-        "data=digits",
-        "batch=96",
-        "steps=10",
-        "save_every_steps=2",
-        "log_every_steps=1",
-        "eval=false",
-        "track=off",
-        f"out={disk.path / 'run'}",
-    )
-    run, put, log = (
-        run_at(disk.path.parent, *words),
-        checkpoint.CheckpointWriter.put,
-        Path(disk.path, "run", "metrics.jsonl"),
-    )
+    words = ("model=tiny", "data=digits", "batch=96", "steps=10", "save_every_steps=2", "log_every_steps=1")
+    run = run_at(disk.path.parent, *words, "eval=false", "track=off", f"out={disk.path / 'run'}")
+    write, out = checkpoint.CheckpointWriter.write, Path(run.out)
 
-    def crammed(writer, layout, values, step, *rest):  # in a thread, while training goes on to the next one
-        if step == 4:
+    def on_full_disk(writer, slots, values, saved):  # in a thread, while training goes on to the next one
+        if saved.step == 4:
             disk.fill()
-        return put(writer, layout, values, step, *rest)
+        return write(writer, slots, values, saved)
 
-    monkeypatch.setattr(checkpoint.CheckpointWriter, "put", crammed)
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "write", on_full_disk)
     with pytest.raises(
         UserError, match=r"step-00000004: the checkpoint could not be written \(No space left on device\)"
     ):
-        train(run, Path(run.out))
-    assert [saved.step for saved in checkpoint.list_checkpoints(Path(run.out)) if not checkpoint.verify(saved)] == [2]
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()][-1] <= 6  # the next save tells
-    monkeypatch.setattr(checkpoint.CheckpointWriter, "put", put)
+        train(run, out, make_step=FakeStep)
+    assert [saved.step for saved in checkpoint.list_checkpoints(out) if not checkpoint.verify(saved)] == [2]
+    assert lines(out)[-1]["step"] <= 6  # the next save reports it
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "write", write)
     disk.free()
-    came = train(run, Path(run.out))
-    assert came["steps"] == 10 and result.read(Path(run.out)) == came
-    assert checkpoint.list_checkpoints(Path(run.out))[-1].step == 10
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "train/loss" in line]
-    assert steps[-8:] == list(range(3, 11))
+    content = train(run, out, make_step=FakeStep)
+    assert content["steps"] == 10 and result.read(out) == content
+    assert checkpoint.list_checkpoints(out)[-1].step == 10
+    assert [step for step, _ in logged(out, "train/loss")][-8:] == list(range(3, 11))
     capfd.readouterr()
 
 
@@ -140,8 +131,7 @@ def test_lines_of_the_log_wait_for_room_are_told_once_and_none_is_lost(disk, cap
     wanted = [json.dumps({"step": step, "train/loss": 1 / (step + 1)}) for step in range(300)]
     for line in wanted[:200]:
         log.append(line)
-    told = capsys.readouterr().err
-    assert told == (
+    assert capsys.readouterr().err == (
         f"{disk.path / 'metrics.jsonl'}: No space left on device; lines that cannot be written are kept, and written when "
         "they can be\n"
     )
@@ -159,11 +149,11 @@ def test_a_log_that_never_gets_room_ends_with_a_whole_line_and_says_what_is_miss
     for step in range(200):
         log.append(json.dumps({"step": step, "train/loss": 1 / (step + 1)}))
     trouble = log.close()
-    kept = (disk.path / "metrics.jsonl").read_text()
-    assert kept.endswith("}\n") and [json.loads(line)["step"] for line in kept.splitlines()] == list(
-        range(kept.count("\n"))
+    text = (disk.path / "metrics.jsonl").read_text()
+    assert text.endswith("}\n") and [json.loads(line)["step"] for line in text.splitlines()] == list(
+        range(text.count("\n"))
     )
-    missing = 200 - kept.count("\n")
+    missing = 200 - text.count("\n")
     assert trouble == f"{log.path}: No space left on device; its last lines are missing, {missing} in all"
     capsys.readouterr()
 

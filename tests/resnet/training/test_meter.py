@@ -1,16 +1,18 @@
-"""Losses that are read late, and steps that were left out."""
+"""Losses that are read late, and steps that were skipped."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from resnet.training.meter import Meter, NotFinite
+from resnet.training.meter import Meter, NotFinite, Reading
 
 NAN, INF = math.nan, math.inf
 
 
 def metered(*losses, **words):
+    """A meter from step 10 on, batch 4, with these calls' losses; a reading of its clock takes a second."""
     meter = Meter(10, 4, clock=iter(range(100)).__next__, **words)
     for loss in losses:
         meter.add(np.array(loss))
@@ -23,18 +25,30 @@ def test_the_first_loss_that_is_no_number_is_named_by_its_step():
     assert caught.value.step == 12
 
 
-def test_where_such_steps_are_skipped_the_mean_is_of_the_others_and_they_are_told():
+def test_where_such_steps_are_skipped_the_mean_is_of_the_others_and_they_are_listed():
     meter = metered([1.0, NAN], [INF, 2.0], skips=True)
-    assert meter.read()[0] == 1.5 and meter.skipped == [11, 12]
+    assert meter.read() == Reading(1.5, 16.0, (11, 12))
     meter.add(np.array([3.0]))
-    assert meter.read()[0] == 3.0 and meter.skipped == []
+    assert meter.read() == Reading(3.0, 4.0, ())
 
 
 def test_a_reading_of_such_steps_alone_has_no_mean():
-    meter = metered([NAN], [NAN], skips=True)
-    assert math.isnan(meter.read()[0]) and meter.skipped == [10, 11]
+    reading = metered([NAN], [NAN], skips=True).read()
+    assert math.isnan(reading.loss) and reading.skipped == (10, 11)
 
 
 def test_one_rank_s_nan_is_every_rank_s():
-    meter = metered([1.0, 2.0], skips=True, over_ranks=lambda losses: (losses + np.array([NAN, 4.0])) / 2)
-    assert meter.read()[0] == 3.0 and meter.skipped == [10]
+    ranks = SimpleNamespace(size=2, allreduce_sum=lambda losses: losses + np.array([NAN, 4.0]))
+    reading = metered([1.0, 2.0], skips=True, ranks=ranks).read()
+    assert (reading.loss, reading.skipped) == (3.0, (10,))
+
+
+def test_the_first_call_of_every_graph_counts_neither_as_time_nor_as_images():
+    meter = metered([1.0, 1.0])
+    assert meter.first_call and meter.read().images_per_s is None
+    meter.add(np.array([1.0]))
+    assert meter.read().images_per_s == 4.0  # a batch of 4 in a second
+    meter.skip_first_call()
+    meter.add(np.array([1.0]))
+    assert meter.first_call and meter.read().images_per_s is None
+    assert meter.take() == (1, 4, [4.0]) and meter.take() == (0.0, 0, [])

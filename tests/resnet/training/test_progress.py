@@ -1,5 +1,6 @@
 """What a person sees."""
 
+import dataclasses
 import io
 import shlex
 from types import SimpleNamespace
@@ -14,67 +15,80 @@ from resnet.config.model import Model
 from resnet.config.optim import Lars, LarsRow, Sgd
 from resnet.config.run import Run
 from resnet.config.schedule import Constant
-from resnet.config.track import Off
+from resnet.config.track import Mlflow, Off
 from resnet.training import progress
+from resnet.training.evaluation import EvalResult
 
-SCORES = SimpleNamespace(top1=0.9812, top5=0.9999, loss=0.12345, seen=50_000)
+RESULT = EvalResult(0.9812, 0.9999, 0.12345, 50_000)
 
 
 @pytest.fixture
 def plain():
-    """(display, what it has printed so far) where there is no terminal, at step 10 of 100."""
+    """(display, what it has printed so far) of 100 steps where there is no terminal."""
     file = io.StringIO()
-    return progress.Display(100, 10, 5.0, Console(file=file, width=60, highlight=False, soft_wrap=True)), file.getvalue
+    return progress.Display(100, 5.0, Console(file=file, width=60, highlight=False, soft_wrap=True)), file.getvalue
 
 
 @pytest.fixture
 def live():
     """(display, what it has printed so far) on a terminal."""
     file = io.StringIO()
-    display = progress.Display(100, 10, 5.0, Console(file=file, width=120, force_terminal=True, color_system=None))
+    display = progress.Display(100, 5.0, Console(file=file, width=120, force_terminal=True, color_system=None))
     yield display, file.getvalue
     display.close()
 
 
 def test_elsewhere_than_on_a_terminal_every_step_is_a_plain_line(plain):
     display, printed = plain
-    display.step(50, 2.5, 1.23456, 0.125, 1234.56)
+    display.advance(10)
+    display.train_line(50, 2.5, 1.23456, 0.125, 1234.56)
     assert printed().startswith("step 50/100  epoch 2.50/5  loss 1.2346  lr 0.125  1,234.6 images/s  left 0:00:0")
     assert printed().count("\n") == 1 and "\x1b" not in printed()
 
 
 def test_the_first_step_has_no_speed_yet(plain):
     display, printed = plain
-    display.step(11, 0.55, 2.3, 0.0, None)
-    assert "images/s" not in printed() and "loss 2.3000  lr 0 " in printed()
+    display.advance(11)
+    display.train_line(11, 0.55, 2.3, 0.0, None)
+    assert "images/s" not in printed() and "left" not in printed() and "loss 2.3000  lr 0\n" in printed()
 
 
-def test_the_time_left_counts_from_where_the_run_went_on(plain, monkeypatch):
+def test_the_time_left_counts_from_the_end_of_the_first_call_of_this_start(plain, monkeypatch):
+    """The first call traces the graph: 960 s here, which say nothing about the steps after it."""
     display, printed = plain
-    display.began = 1000.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: 1040.0)
-    display.step(50, 2.5, 1.0, 0.1, 1.0)  # 40 steps in 40 s: 50 more take 50 s
-    display.step(10, 0.5, 1.0, 0.1, 1.0)  # none yet: no division by zero
+    now = iter([1000.0, 1040.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    for step in (10, 30, 50):  # the first is the one that counts
+        display.advance(step)
+    display.train_line(50, 2.5, 1.0, 0.1, 1.0)  # 40 steps in 40 s: 50 more take 50 s
     assert printed().splitlines()[0].endswith("left 0:00:50")
-    assert printed().count("\n") == 2
+
+
+def test_without_a_step_after_the_first_call_no_time_is_left_to_tell(plain):
+    display, printed = plain
+    display.train_line(10, 0.5, 1.0, 0.1, 1.0)  # not even that: no division by zero
+    display.advance(10)
+    display.train_line(10, 0.5, 1.0, 0.1, 1.0)
+    assert "left" not in printed() and printed().count("\n") == 2
 
 
 def test_moving_the_bar_prints_nothing_where_there_is_none(plain):
     display, printed = plain
-    display.move(11)
+    display.advance(11)
     display.close()
     assert printed() == ""
 
 
-def test_an_evaluation_is_a_line_that_stays(plain, live):
+def test_an_evaluation_is_a_line_that_stays_and_that_of_averaged_weights_another(plain, live):
     for display, printed in (plain, live):
-        display.scores(100, 5.0, SCORES)
+        display.evaluation_lines(100, 5.0, RESULT, EvalResult(0.5, 0.9, 2.0, 50_000))
         assert "epoch 5  step 100  top-1 98.12 %  top-5 99.99 %  loss 0.1235  (50,000 images)" in printed()
+        assert "epoch 5  step 100  averaged weights: top-1 50.00 %  top-5 90.00 %  loss 2.0000" in printed()
 
 
 def test_on_a_terminal_a_bar_shows_epoch_step_loss_lr_and_speed(live):
     display, printed = live
-    display.step(50, 2.5, 1.23456, 0.125, 1234.56)
+    display.train_line(50, 2.5, 1.23456, 0.125, 1234.56)
     display.close()
     assert "epoch 2.5/5" in printed() and "50/100" in printed()
     assert "loss 1.2346  lr 0.125  1,234.6 images/s" in printed()
@@ -82,18 +96,18 @@ def test_on_a_terminal_a_bar_shows_epoch_step_loss_lr_and_speed(live):
 
 def test_closing_gives_the_terminal_back_and_lines_may_follow(live):
     display, printed = live
-    display.move(20)
+    display.advance(20)
     display.close()
     assert printed().endswith("\x1b[2K") or "\x1b[?25h" in printed()  # the cursor shows again
-    display.say("after")
+    display.print("after")
     display.close()
     assert printed().rstrip().endswith("after")
 
 
-def test_what_is_said_is_printed_letter_by_letter(plain):
+def test_text_is_printed_letter_by_letter(plain):
     display, printed = plain
     for text in ("runs/[bold]x[/bold]", "[/red]", ":fire:", "x" * 200, "1 2.5 'a' None"):
-        display.say(text)
+        display.print(text)
         assert printed().splitlines()[-1] == text
 
 
@@ -119,12 +133,12 @@ def run(optim, batch=256):
     )
 
 
-PLAN = SimpleNamespace(total_steps=12_345, steps_per_epoch=1000, epoch=lambda done: done / 1000)
+PLAN = SimpleNamespace(total_steps=12_345, steps_per_epoch=1000, epoch=lambda step: step / 1000)
 SOURCE = SimpleNamespace(train_images=1_281_167, eval_images=50_000)
 
 
-def headline(made, done=0):
-    return "\n".join(progress.headline(made, PLAN, SOURCE, "a card", done))
+def headline(run, step=0):
+    return "\n".join(progress.headline(run, PLAN, SOURCE, "a card", step))
 
 
 def test_the_headline_says_what_is_about_to_happen_and_on_what():
@@ -141,11 +155,11 @@ def test_the_headline_says_what_is_about_to_happen_and_on_what():
         assert part in text
     assert "10 classes, 24 px" in text and "12,345 steps, 1,000 to the epoch, peak lr 0.128" in text
     assert "/runs/[x]" in text
-    assert "going on" not in text
+    assert "resuming" not in text
 
 
 def test_the_headline_says_where_a_run_goes_on():
-    assert "going on from step 2,500, epoch 2.50" in headline(run(Sgd(lr=0.1)), done=2500)
+    assert "resuming at step 2,500, epoch 2.50" in headline(run(Sgd(lr=0.1)), step=2500)
 
 
 ROWS = [LarsRow(up_to=256, lr=2.5, source="one card"), LarsRow(up_to=None, lr=9.5, source="a paper")]
@@ -170,7 +184,7 @@ def test_the_headline_names_no_row_when_the_lr_is_ones_own():
 
 
 # -------------------------------------------------------------------------------------------------------------- report
-MADE = {
+CONTENT = {
     "final/top1": 0.98123,
     "eval/top5": 0.9999,
     "final/images_per_s": 1234.56,
@@ -182,7 +196,8 @@ MADE = {
 
 
 def report(capsys, uri=None, **other):
-    progress.report({**MADE, **other}, uri)
+    track = Mlflow(uri=uri, run_name="x") if uri else Off()
+    progress.report({**CONTENT, **other}, dataclasses.replace(run(Sgd(lr=0.1)), track=track))
     return capsys.readouterr().out
 
 
@@ -195,7 +210,7 @@ def test_the_report_has_the_figures_of_the_end(capsys):
 
 
 def test_the_report_says_what_was_not_measured(capsys):
-    nothing = {name: None for name in MADE if name not in ("out", "final/training_minutes", "final/minutes")}
+    nothing = {name: None for name in CONTENT if name not in ("out", "final/training_minutes", "final/minutes")}
     text = report(capsys, **nothing)
     assert text.count("not evaluated") == 2 and "None" not in text
 
