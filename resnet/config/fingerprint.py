@@ -49,7 +49,8 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
         else:
             make = knob.default_factory
             default = knob.default if make is dataclasses.MISSING else make()
-            yield prefix + knob.name, *(part.name if isinstance(part, Enum) else part for part in (value, default))
+            value, default = (part.name if isinstance(part, Enum) else part for part in (value, default))
+            yield prefix + knob.name, value, default
 
 
 def flat(run: Run) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from resnet import rundir, train
 from resnet.config import help, run
-from resnet.launch import sweep
+from resnet.launch import launchers, supervisor, sweep
+from resnet.training import progress
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = sorted(
@@ -123,7 +124,9 @@ def typed(home, monkeypatch, capfd, exit_status):
     """`typed("model=tiny steps=3")`: (exit status, stdout, stderr, the run that would have been trained)."""
     assert home.is_dir()
     went = []
-    monkeypatch.setattr(train, "go", lambda run, _out: went.append(run))
+    monkeypatch.setattr(launchers, "needed", lambda _cluster: True)
+    monkeypatch.setattr(supervisor, "run", lambda run, _out: went.append(run))
+    monkeypatch.setattr(progress, "report", lambda *_: None)
     monkeypatch.setattr(sweep, "process", lambda out: went.append(out) or 0)
 
     def type_in(line):

@@ -100,7 +100,7 @@ def test_of_two_trainings_the_second_is_refused_and_has_the_folder_once_the_firs
     step = max(saved.step for saved in checkpoint.list_checkpoints(tmp_path))
     third = training(tmp_path, f"steps={step + 20}", "save_every_steps=20")
     said, errors = third.communicate()
-    assert third.returncode == 0 and f"going on from step {step:,}," in said, errors
+    assert third.returncode == 0 and f"resuming at step {step:,}," in said, errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, None])

@@ -54,7 +54,7 @@ def test_it_goes_on_where_it_stopped(old, capsys):
     run.steps, run.out = 20, str(old)
     made = train(run, old)
     assert made["steps"] == 20 and made["best/top1"] >= result.read(RUNS / old.name)["best/top1"]
-    assert "going on from step 16," in capsys.readouterr().out
+    assert "resuming at step 16," in capsys.readouterr().out
     assert made["final/minutes"] > result.read(RUNS / old.name)["final/minutes"]
     assert commit_of(old)["resnet"] == made["resnet"] == __version__
     assert (old / "config.yaml").read_text().startswith(f"# resnet {__version__}, schema {folder.SCHEMA}\n")
