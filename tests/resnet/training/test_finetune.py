@@ -19,9 +19,9 @@ from resnet import train as trainer
 from resnet.config.model import Block, Model
 from resnet.config.optim import Lars, Sgd
 from resnet.data import pipeline, source
+from resnet.distributed.ranks import Ranks
 from resnet.model import resnet, weights
 from resnet.optim import optimizers
-from resnet.distributed.ranks import Ranks
 from resnet.training.loop import train
 from resnet.training.state import TrainState
 from resnet.training.step import TrainStep
@@ -279,7 +279,10 @@ def test_a_run_that_goes_on_asks_no_more_for_the_file(run_at, tmp_path, weights_
 def test_a_head_for_other_classes_starts_anew_and_is_told(run_of, weights_file, capsys):
     run = run_of(*COMMON, f"init={weights_file(7)}", "steps=1")
     train(run, Path(run.out), make_step=StandStill)
-    assert f"{weights_file(7)}: the head is for 7 classes and this run has 10: it starts anew" in capsys.readouterr().out
+    assert (
+        f"{weights_file(7)}: the head is for 7 classes and this run has 10: it is initialized anew"
+        in capsys.readouterr().out
+    )
     found, before = read_weights(run.out), drawn(7)
     fitting = [name for name in before if not name.startswith("fc.")]
     for name in fitting:
