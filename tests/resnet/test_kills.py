@@ -113,7 +113,7 @@ class Start:
         if moment == "training":
             return self.wait_for(lambda: len(logged(self.out)[0]) > self.before)
         if moment == "checkpoint":
-            return self.wait_for(lambda: list(self.out.glob("checkpoints/.writing-*")))
+            return self.wait_for(lambda: list(self.out.glob("checkpoints/.step-*.part")))
         if moment == "end":  # all is saved, and the result not written
             return self.wait_for(lambda: checkpoint.path_of(self.out, STEPS).exists())
         return self.wait_for(
@@ -136,7 +136,7 @@ class Start:
         """What the start said, and what is there after it."""
         text, orphans = self.log.read_text(), "cluster=cpu2" in self.words  # which go on for a moment
         if "batch 32 on" in text:
-            told = re.search("going on from step (\\d+),", text)
+            told = re.search("resuming at step (\\d+),", text)
             step = int(told[1]) if told else 0
             assert step >= self.from_step if orphans else step == self.from_step, (SEED, said, text)
         assert "error" not in text and "Traceback" not in text, (SEED, said, text)
@@ -155,7 +155,7 @@ def finish(spawn, out, *words):
     start = Start(spawn, out, *words)
     assert start.process.wait() == 0, (SEED, start.log.read_text())
     start.check("the last start")
-    assert not list(out.glob("checkpoints/.writing-*")) and not list(out.glob(".*.part"))
+    assert not list(out.glob("checkpoints/.step-*.part")) and not list(out.glob(".*.part"))
     with lock.hold(out):
         pass
     return json.loads((out / "result.json").read_text())
@@ -255,28 +255,26 @@ def test_what_the_last_evaluation_said_is_asked_again_by_a_start_that_finds_only
 
 
 LAST = """
-import os, signal, sys
-from resnet import train
+import os, signal
 from resnet.rundir import result
 result.write = lambda out, came: os.kill(os.getpid(), signal.SIGKILL)
-train.main()
 """
 
 
 @pytest.mark.slow
-def test_a_run_killed_between_its_last_checkpoint_and_its_result_ends_with_all_that_a_run_has(tmp_path):
+def test_a_run_killed_between_its_last_checkpoint_and_its_result_ends_with_all_that_a_run_has(spawn, tmp_path):
     """What the first start had made by then is put away, as if it had been killed a moment sooner."""
     out, away = tmp_path / "run", tmp_path / "away"
     words = ["model=tiny", "data=digits", "batch=32", "steps=2", f"out={out}"]
-    first = subprocess.run([sys.executable, "-c", LAST, *words], cwd=tmp_path, capture_output=True, text=True)
+    first = spawn("resnet.train", *words, cwd=tmp_path, before=LAST).finish()
     assert first.returncode == -signal.SIGKILL, first.stderr
     made = {"confusion.png", "mistakes.png", "curves.png", "model"}
     assert made <= {path.name for path in out.iterdir()} and not (out / "result.json").exists()
     away.mkdir()
     for name in made:
         (out / name).rename(away / name)
-    again = subprocess.run([sys.executable, "-m", "resnet.train", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0 and "going on from step 2," in again.stdout, again.stderr
+    again = spawn("resnet.train", *words, cwd=tmp_path).finish()
+    assert again.returncode == 0 and "resuming at step 2," in again.stdout, again.stderr
     assert made | {"result.json"} <= {path.name for path in out.iterdir()}
     for name in ("confusion.png", "mistakes.png"):
         assert (out / name).read_bytes() == (away / name).read_bytes(), name

@@ -21,12 +21,12 @@ def load_habana_module():
         fail("load_habana_module() was called twice")
     from resnet.distributed import device
 
-    known, landed = tf.config.list_physical_devices, device.landed
+    known, placed_on = tf.config.list_physical_devices, device.placed_on
     card = context.PhysicalDevice("/physical_device:HPU:0", "HPU")
     tf.config.list_physical_devices = lambda kind=None: (
         [card] if kind == "HPU" else [*known(kind), *([] if kind else [card])]
     )
-    device.landed = lambda kind: landed(kind).replace("CPU:0", f"{kind}:0")
+    device.placed_on = lambda kind: placed_on(kind).replace("CPU:0", f"{kind}:0")
     print("the fake Gaudi was loaded", os.environ.get("TF_BF16_CONVERSION", "-"), flush=True)
 
 
