@@ -74,18 +74,6 @@ def test_every_recipe_composes_freezes_and_comes_back_from_its_folder(frozen, tm
     assert rundir.load(tmp_path) == run
 
 
-SOME = ("quickstart", "resnet152_lars_8x", "finetune_folder", "resnet50_fast")
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
-)
-def test_every_recipe_can_be_tried_small(frozen, name):
-    words = ("data=digits", "cluster=local", "batch=64", "steps=3", "model=tiny", "eval=false")
-    run = frozen(f"recipe={name}", *words, *USERS.get(name, ()))
-    assert (run.batch, run.steps, run.model.name, run.data.name, run.eval) == (64, 3, "tiny", "digits", False)
-
-
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_to_its_grid_and_every_point_freezes(composed, frozen, name):
     config = composed(f"sweep={name}")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import small_network
 
 from resnet.rundir import lock, result
 from resnet.track import tracker
@@ -44,18 +45,10 @@ MOMENTS = ("training", "checkpoint", "evaluation")
 LATER_S = {"any": 8.0, "training": 1.0, "checkpoint": 0.04, "evaluation": 0.3, "end": 0.3}
 
 
-# The network of forked trainings.
-SMALL = """
-import small_network
-from resnet.model import resnet
-resnet.build = small_network.build
-"""
-
-
 def started(spawn, words, log):
     """A training: its ranks are processes of their own."""
     if "cluster=cpu2" not in words:
-        return spawn("resnet.train", *words, before=SMALL, log=log)
+        return spawn("resnet.train", *words, before=small_network.BEFORE, log=log)
     with log.open("w") as file:
         command = [sys.executable, "-m", "resnet.train", *words]
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
