@@ -70,7 +70,7 @@ def diagnose(attempt: Observation) -> Outcome:
     own = any(status.kind in ("user", "error") for status in ranks)
     if not own and (attempt.interrupted or any(status.state == "stopped" for status in ranks)):
         saved = (status.error for status in rank_status.read_all(attempt.out) if status.state == "stopped")
-        resume = f"go on with: python -m resnet.train resume={shlex.quote(str(attempt.out))}"
+        resume = f"resume with: python -m resnet.train resume={shlex.quote(str(attempt.out))}"
         return Outcome(stopped=next(saved, None) or f"nothing was saved since the last checkpoint; {resume}")
     if failure:
         return Outcome(**{**vars(failure), "notes": notes})

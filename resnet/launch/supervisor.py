@@ -23,7 +23,7 @@ import psutil
 from resnet import UserError, cli, rundir
 from resnet.config.cluster import Starter
 from resnet.config.run import Run
-from resnet.config.track import Mlflow
+from resnet.config.track import Mlflow, error_line
 from resnet.launch import failure, launchers, rank_status, slurm
 from resnet.launch.failure import Outcome
 from resnet.launch.rank_status import RankStatus
@@ -93,7 +93,7 @@ def ignoring_mlflow_errors(function: Callable[..., Any], *args: Any, **kwargs: A
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        print(f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+        print(f"MLflow: {error_line(error)}", file=sys.stderr, flush=True)
         return None
 
 

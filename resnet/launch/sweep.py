@@ -158,7 +158,7 @@ class SubprocessLauncher(Launcher):
         print(f"\n{summary}\n\nsweep folder: {self.out}", flush=True)
         if status != "FINISHED":
             resume = shlex.quote(f"{RESUME}={self.out}")
-            print(f"go on, without the jobs that finished: python -m resnet.train {resume}", flush=True)
+            print(f"resume, without the jobs that finished: python -m resnet.train {resume}", flush=True)
         ignoring_mlflow_errors(store.close_run, self.track, self.parent, status, artifacts=(self.out / "summary.md",))
 
     def train(self, job: Job) -> None:

@@ -114,7 +114,9 @@ def test_a_stop(diagnose):
     outcome = diagnose({0: ("stopped", None, "saved step-9; go on", 1.0), 1: ("failed", "peer", PEER, 2.0)})
     assert outcome.stopped == "saved step-9; go on"
     outcome = diagnose({0: RUNNING, 1: RUNNING}, interrupted=True)
-    assert outcome.stopped.startswith("nothing was saved since the last checkpoint; go on with: python -m resnet.train")
+    assert outcome.stopped.startswith(
+        "nothing was saved since the last checkpoint; resume with: python -m resnet.train"
+    )
 
 
 def test_no_failure_and_no_result(diagnose):

@@ -55,6 +55,17 @@ class Training:
         """A signal to one rank; its pid as its record has it."""
         os.kill(json.loads((self.out / "logs" / f"rank-{rank}.json").read_text())["pid"], number)
 
+    def stop(self, number):
+        """The checkpoint that a signal to all leaves, within ten seconds and with a status of its own."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        status, _, errors = self.end()
+        assert status == 143 and time.monotonic() - began < 10
+        saved = checkpoint.list_checkpoints(self.out)[-1]
+        assert checkpoint.verify(saved) is None
+        assert f"saved {saved.path.name}; resume with: python -m resnet.train resume=" in errors
+        return saved
+
     def end(self):
         said, errors = self.process.communicate(timeout=600)
         return self.process.returncode, said, errors
@@ -85,7 +96,9 @@ def assert_same(left, right):
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path, unbroken, rank):
+def test_a_rank_that_is_killed_costs_nothing_but_time_and_a_signal_later_is_answered_by_a_checkpoint(
+    tmp_path, unbroken, rank
+):
     training = Training(tmp_path / "run", "cluster.max_restarts=1")
     training.wait_for(random.randint(1, 40))
     training.send(rank, signal.SIGKILL)
@@ -94,6 +107,9 @@ def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path, unbroken, rank):
     assert "restart 1 of 1 from the newest checkpoint" in errors
     assert f"rank {rank} " in next(line for line in errors.splitlines() if "restart 1 of 1" in line)
     assert_same(weights(training.out), unbroken)
+    training = Training(tmp_path / "run", "steps=3000", "save_every_steps=100000")
+    training.wait_for(70)
+    assert training.stop(signal.SIGTERM).step >= 70
 
 
 @pytest.mark.slow
@@ -118,28 +134,16 @@ def test_ranks_that_wait_for_a_stopped_one_end_with_their_stacks_and_start_again
     assert "restart 1 of 1" in errors
     log = (training.out / "logs" / "rank-0.log").read_text()
     assert "no step finished for 10 s (cluster.stall_s)" in log
-    assert "resnet/train.py" in log[log.index("no step finished") :]
+    assert "resnet/training/loop.py" in log[log.index("no step finished") :]
     assert_same(weights(training.out), unbroken)
 
 
-@pytest.mark.parametrize(
-    ("words", "number"),
-    [
-        pytest.param((), signal.SIGTERM, id="2-TERM"),
-        pytest.param(("cluster=local",), signal.SIGTERM, id="1-TERM"),
-        pytest.param((), signal.SIGINT, id="2-INT", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "number"), [(("cluster=local",), signal.SIGTERM), ((), signal.SIGINT)])
 def test_a_signal_ends_a_run_in_ten_seconds_with_its_step_saved_and_a_status_of_its_own(tmp_path, words, number):
     training = Training(tmp_path / "run", "steps=3000", "save_every_steps=100000", *words)
     training.wait_for(10)
-    began = time.monotonic()
-    training.process.send_signal(number)
-    status, _, errors = training.end()
-    assert status == 143 and time.monotonic() - began < 10
-    saved = checkpoint.list_checkpoints(training.out)[-1]
-    assert checkpoint.verify(saved) is None and saved.step >= 10
-    assert f"saved {saved.path.name}; go on with: python -m resnet.train resume=" in errors
+    assert training.stop(number).step >= 10
 
 
 @pytest.mark.slow

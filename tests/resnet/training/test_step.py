@@ -132,3 +132,21 @@ def test_calls_of_several_lengths_have_one_graph(stepping):
     for first, last in ((0, 3), (3, 5)):
         step.train(*step.inputs(first, last), tf.constant(0.0))
     assert step.train.experimental_get_tracing_count() == 1
+
+
+def test_accumulated_steps_are_one_step_of_the_whole_batch(run_of, monkeypatch):
+    """On a network without batch norm, whose statistics are of the small batches."""
+    layers = tf.keras.layers
+
+    def build(*_settings, **_more):
+        tf.keras.utils.set_random_seed(3)
+        head = [layers.ReLU(), layers.Flatten(), layers.Dense(10, name="fc")]
+        return tf.keras.Sequential([layers.Input([32, 32, 3]), layers.Conv2D(4, 3), *head])
+
+    monkeypatch.setattr(resnet, "build", build)
+    words = ("model=tiny", "data=digits", "batch=24", "track=off")
+    steps = [train_step_of(run_of(*words, f"cluster.gradient_accumulation={parts}")) for parts in (1, 4)]
+    (whole, _), (parts, _) = (trained(step) for step in steps)
+    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+    for left, right in zip(steps[0].variables, steps[1].variables, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
