@@ -69,6 +69,11 @@ def masked(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
+def error_line(error: Exception) -> str:
+    """What MLflow raised, as one line without the store's user and password."""
+    return f"{type(error).__name__}: {redact(str(error).partition(chr(10))[0])}"
+
+
 def redact(text: str) -> str:
     """`text` without the store's user and password."""
     secret = urlsplit(os.environ.get(SECRET, "")).netloc.rpartition("@")[0]

@@ -156,33 +156,26 @@ def from_mlflow(word: str, uri: str) -> list[Training]:
     try:
         client = store.connect(uri)
         experiment = client.get_experiment_by_name(word)
-        if experiment:
-            runs = search_runs(client, [experiment.experiment_id])
-        else:
-            experiments = list(pages(client.search_experiments))
-            if not RUN_ID.fullmatch(word):
-                known = nearest(word, [one.name for one in experiments])
-                raise UserError(f"{word}: no folder of runs, experiment or run id in {uri}; experiments {known}")
-            ids = [one.experiment_id for one in experiments]
-            runs = search_runs(client, ids, f"tags.`{PARENT}` = '{word}'")
-            runs = runs or search_runs(client, ids, f"attributes.run_id = '{word}'")
-        kept = [run for run in runs if {"model.name", "batch"} <= run.data.params.keys()]
-        if not kept:
+        experiments = [experiment] if experiment else list(pages(client.search_experiments))
+        if not experiment and not RUN_ID.fullmatch(word):
+            known = nearest(word, [one.name for one in experiments])
+            raise UserError(f"{word}: no folder of runs, experiment or run id in {uri}; experiments {known}")
+        queries = [""] if experiment else [f"tags.`{PARENT}` = '{word}'", f"attributes.run_id = '{word}'"]
+        query = {
+            "experiment_ids": [one.experiment_id for one in experiments],
+            "order_by": ["attributes.start_time ASC"],
+        }
+        searches = (list(pages(client.search_runs, filter_string=text, **query)) for text in queries)
+        runs = next(filter(None, searches), []) if experiments else []
+        suitable = [run for run in runs if {"model.name", "batch"} <= run.data.params.keys()]
+        if not suitable:
             what = "nothing in it is a training of this suite" if runs else "it holds no runs"
             raise UserError(f"{word}: {what if experiment or runs else 'no such run'} (uri={uri})")
-        return [from_mlflow_run(client, run) for run in kept]
+        return [from_mlflow_run(client, run) for run in suitable]
     except UserError:
         raise
     except Exception as error:  # MLflow's own, its database's or the network's
-        line = track.redact(str(error).partition("\n")[0])
-        raise UserError(f"uri={uri}: MLflow does not answer ({type(error).__name__}: {line})") from error
-
-
-def search_runs(client: Any, experiments: list[str], query: str = "") -> list[Any]:
-    """MLflow's runs, the oldest first."""
-    order = ["attributes.start_time ASC"]
-    search = pages(client.search_runs, experiment_ids=experiments, filter_string=query, order_by=order)
-    return list(search) if experiments else []
+        raise UserError(f"uri={uri}: MLflow does not answer ({track.error_line(error)})") from error
 
 
 def pages(search: Callable[..., Any], **query: Any) -> Iterator[Any]:

@@ -18,31 +18,13 @@ from resnet.report.published import differing, typed
 FIGURES = ["top1", "images_per_s", "minutes"]  # what is averaged and compared
 PUBLISHED = ["source", "epochs", "cards", "batch_per_card", "top1_low", "top1_high", "images_per_s", "minutes"]
 DIFFERENCES = ["difference_top1", "difference_images_per_s_share", "difference_minutes"]
-INTERNAL = [
-    "words",
-    "label",
-    "title",
-    "remarks",
-    "finished",
-    "other_training",
-    "other_machine",
-    "training",
-]  # not in a CSV
+# Not in a CSV file:
+INTERNAL = ["words", "label", "title", "remarks", "finished", "other_training", "other_machine", "training"]
 POINT = ["configuration", "run", "place", "seed", "metric", "step", "images", "epoch", "value"]
 IN_COLUMNS = ("model.name", "optim.name", "cluster.ranks", "track.")  # knobs with a column, or of no interest
 
-HEADER = (
-    "run",
-    "status",
-    "model",
-    "API",
-    "epochs",
-    "cards",
-    "batch per card",
-    "top-1, %",
-    "images/s",
-    "minutes to train",
-)
+HEADER: tuple[str, ...] = ("run", "status", "model", "API", "epochs", "cards", "batch per card")
+HEADER += ("top-1, %", "images/s", "minutes to train")
 READING = (
     "top-1: of the last weights (of their average, if there is one) over all evaluation images; empty while a run has not ended",
     "images/s: the mean over all iterations but the first, as in the published tables; evaluation and checkpoints are not in it",
@@ -194,19 +176,13 @@ def figures(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Cells of top-1, images/s and minutes, of a run or the mean of several."""
     means = [row.get(name, row.get(f"{name}_mean")) for name in FIGURES]
     deviations = [row.get(f"{name}_deviation", math.nan) for name in FIGURES]
-    texts = [
-        " ± ".join(filter(None, map(form, pair)))
-        for form, *pair in zip((show_percent, show_speed, show_minutes), means, deviations, strict=True)
-    ]
+    forms = zip((show_percent, show_speed, show_minutes), means, deviations, strict=True)
+    texts = [" ± ".join(filter(None, (form(mean), form(deviation)))) for form, mean, deviation in forms]
     top1, images, minutes = (row[name] for name in DIFFERENCES)
     low, high = row["published_top1_low"], row["published_top1_high"]
     inside = "=" if low == high else "within" if pd.notna(low) and pd.notna(high) else "reached"
-    differences = [
-        inside if top1 == 0 else show(100 * top1, "+.2f"),
-        show(images, "+.1%").replace("%", " %"),
-        show(minutes, "+.1f"),
-    ]
-    return list(zip(texts, differences, strict=True))
+    difference = inside if top1 == 0 else show(100 * top1, "+.2f")
+    return list(zip(texts, (difference, show(images, "+.1%").replace("%", " %"), show(minutes, "+.1f")), strict=True))
 
 
 def not_compared(row: Mapping[str, Any]) -> list[str]:

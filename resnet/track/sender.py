@@ -119,8 +119,7 @@ class Sender(threading.Thread):
 
     def set_error(self, error: Exception) -> None:
         """In one line, without passwords."""
-        message = track.redact(str(error).partition("\n")[0])
-        self.error = f"MLflow ({self.settings.uri}): {type(error).__name__}: {message}"
+        self.error = f"MLflow ({self.settings.uri}): {track.error_line(error)}"
 
     def open(self) -> None:
         """The MLflow run of this folder: the one it already has, or a new one. Existing parameters stay."""
