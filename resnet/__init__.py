@@ -12,10 +12,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; set it to 0 t
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done. The message is one line: the knob, its value, the way out.
+    """The user wants something that cannot be done. The message is one line: the knob, its value, the way out.
 
     Control characters in what it quotes are escaped: they would break the line, or speak to the terminal.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], message))
+        super().__init__(re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], message))

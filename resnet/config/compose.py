@@ -53,8 +53,8 @@ def register() -> None:
     store.store(group="hydra/launcher", name="processes", node={"_target_": LAUNCHER})
     store.store(group="hydra/help", name="resnet", node=help.HELP)
     Plugins.instance().register(Experiments)
-    for resolver in (*resolvers.ALL, help.help_text):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+    for name, resolver in {**resolvers.ALL, "help_text": help.help_text}.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def freeze(config: DictConfig) -> Run:

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def lars_row(column: str, *, _root_: DictConfig) -> Any:
     raise UserError(f"batch={_root_.batch}: no row of optim.rows holds it; end them with one of up_to: null")
 
 
-def must_be_given(knob: str) -> None:
+def require(knob: str) -> None:
     """Raise UserError: a recipe leaves the knob to its user. With ??? instead, merging would keep the knob's default."""
     raise UserError(f"{knob}: must be given, as in {knob}=...")
 
@@ -72,4 +73,11 @@ def scratch() -> str:
     return folder
 
 
-ALL = (linear_lr, lars_row, must_be_given, tracking_server, counted_classes, scratch)
+ALL: dict[str, Callable[..., object]] = {  # by their names in option files
+    "linear_lr": linear_lr,
+    "lars_row": lars_row,
+    "must_be_given": require,
+    "tracking_server": tracking_server,
+    "counted_classes": counted_classes,
+    "scratch": scratch,
+}
