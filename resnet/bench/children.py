@@ -133,6 +133,7 @@ def evaluate(words: str) -> Sides:
     forward_pass = tf.function(lambda images: network(images, training=False))
     images = tf.random.normal([run.batch, run.data.image_size, run.data.image_size, 3])
     evaluator = Evaluator(run, source, [network], world, Watchdog(run.cluster.stall_s, 0, print))
+    graph: Any = evaluator.step
     facts: dict[str, Any] = dict(VERSIONS)
 
     def evaluation(steps: int) -> float:
@@ -140,7 +141,7 @@ def evaluate(words: str) -> Sides:
         began = time.perf_counter()
         evaluator.batches = pipeline.evaluation(source, run.batch)
         evaluator()
-        facts["graphs"] = evaluator.step.experimental_get_tracing_count()
+        facts["graphs"] = graph.experimental_get_tracing_count()
         return time.perf_counter() - began
 
     def forward(steps: int) -> float:
