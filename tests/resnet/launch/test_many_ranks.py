@@ -1,11 +1,14 @@
-"""The same answer whatever the number of ranks: real processes, started by horovodrun, against one rank."""
+"""Real ranks, started by horovodrun: the same answer as one rank's, and what is left of those that are killed or stopped."""
 
 import functools
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +93,10 @@ def evaluation(out):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, run_at):
-    """`trained(number of ranks, name)`: the folder of that run; of `resumed` several ranks train the second half."""
+    """`trained(number of ranks, name)`: the folder of that run; of `resumed` several ranks train the second half.
+
+    Two ranks train one more, `unbroken`, in the same start.
+    """
     folders = {}
 
     @functools.cache
@@ -105,8 +111,13 @@ def trained(tmp_path_factory, run_at):
             rundir.save(run, out)
             if number == 1:
                 train(run, out)
+        if number == 2:
+            run = run_at(tmp_path_factory.mktemp("unbroken"), *WORDS)
+            folders[number, "unbroken"] = Path(run.out)
+            rundir.save(run, Path(run.out))
         if number > 1:
-            run_ranks(number, tmp_path_factory.mktemp("program"), *(folders[number, name] for name in RUNS))
+            outs = [out for (size, _), out in folders.items() if size == number]
+            run_ranks(number, tmp_path_factory.mktemp("program"), *outs)
 
     def of(number, name):
         train_on(number)
@@ -141,3 +152,121 @@ def test_rank_0_alone_writes_and_the_loss_that_it_logs_is_of_all_ranks_images(tr
     assert list(losses(many)) == [1, 2, 3, 4, 5]
     assert [path.name for path in sorted((many / "checkpoints").iterdir())] == ["step-00000005"]
     np.testing.assert_allclose(list(losses(many).values()), list(losses(one).values()), rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- killed, stopped and signalled
+WORDS = (
+    *("model=tiny", "data=digits", "batch=32", "steps=60", "save_every_steps=20", "keep_checkpoints=100"),
+    *("log_every_steps=1", "eval_every_epochs=9", "track=off", "cluster=cpu2"),
+)
+
+
+class Training:
+    """`python -m resnet.train` with these words, under way in `out`."""
+
+    def __init__(self, out, *words):
+        self.out = Path(out)
+        command = [sys.executable, "-m", "resnet.train", *WORDS, *words, f"out={out}"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def step(self):
+        """The newest step in metrics.jsonl."""
+        try:
+            steps = [json.loads(line)["step"] for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+        except (OSError, ValueError):
+            return 0
+        return max(steps, default=0)
+
+    def wait_for(self, step):
+        until = time.monotonic() + 120
+        while self.step() < step:
+            assert self.process.poll() is None and time.monotonic() < until, self.process.communicate()
+            time.sleep(0.02)
+
+    def send(self, rank, number):
+        """A signal to one rank; its pid as its record has it."""
+        os.kill(json.loads((self.out / "logs" / f"rank-{rank}.json").read_text())["pid"], number)
+
+    def stop(self, number):
+        """The checkpoint that a signal leaves, within ten seconds and with a status of its own, and stderr."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        status, _, errors = self.end()
+        assert status == 143 and time.monotonic() - began < 10
+        saved = checkpoint.list_checkpoints(self.out)[-1]
+        assert checkpoint.verify(saved) is None
+        assert f"saved {saved.path.name}; resume with: python -m resnet.train resume=" in errors
+        return saved, errors
+
+    def end(self):
+        said, errors = self.process.communicate(timeout=600)
+        return self.process.returncode, said, errors
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys() and len(left) > 40
+    for name, value in left.items():
+        assert np.array_equal(value, right[name]), name
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_rank_that_is_killed_costs_nothing_but_time_and_a_signal_ends_in_a_checkpoint(tmp_path, trained, rank):
+    training = Training(tmp_path / "run", "steps=3000", "cluster.max_restarts=1")
+    training.wait_for(random.randint(1, 40))
+    training.send(rank, signal.SIGKILL)
+    training.wait_for(70)
+    saved, errors = training.stop(signal.SIGTERM)
+    assert saved.step >= 70
+    restart = next(line for line in errors.splitlines() if "restart 1 of 1 from the newest checkpoint" in line)
+    assert f"rank {rank} " in restart
+    assert_same(weights(training.out, 60), weights(trained(2, "unbroken")))
+
+
+@pytest.mark.slow
+def test_without_restarts_the_run_fails_in_seconds_and_names_the_rank(tmp_path):
+    training = Training(tmp_path / "run", "cluster.max_restarts=0")
+    training.wait_for(10)
+    training.send(1, signal.SIGKILL)
+    began = time.monotonic()
+    status, _, errors = training.end()
+    assert status == 1 and time.monotonic() - began < 30
+    assert errors.splitlines()[-1].startswith("error: rank 1 ") and "logs/rank-1.log" in errors.splitlines()[-1]
+    assert not (training.out / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_wait_for_a_stopped_one_end_with_their_stacks_and_start_again(tmp_path, trained):
+    training = Training(tmp_path / "run", "cluster.max_restarts=1", "cluster.stall_s=10")
+    training.wait_for(20)
+    training.send(1, signal.SIGSTOP)
+    status, _, errors = training.end()
+    assert status == 0, errors
+    assert "restart 1 of 1" in errors
+    log = (training.out / "logs" / "rank-0.log").read_text()
+    assert "no step finished for 10 s (cluster.stall_s)" in log
+    assert "resnet/training/loop.py" in log[log.index("no step finished") :]
+    assert_same(weights(training.out), weights(trained(2, "unbroken")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "number"), [(("cluster=local",), signal.SIGTERM), ((), signal.SIGINT)])
+def test_a_signal_ends_a_run_in_ten_seconds_with_its_step_saved_and_a_status_of_its_own(tmp_path, words, number):
+    training = Training(tmp_path / "run", "steps=3000", "save_every_steps=100000", *words)
+    training.wait_for(10)
+    assert training.stop(number)[0].step >= 10
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    training = Training(tmp_path / "run", "steps=3000", "save_every_steps=100000")
+    training.wait_for(10)
+    training.send(1, signal.SIGSTOP)  # so that saving takes for ever
+    training.process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    training.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert training.end()[0] == 130 and time.monotonic() - began < 10
+    for rank in range(2):
+        pid = json.loads((training.out / "logs" / f"rank-{rank}.json").read_text())["pid"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
