@@ -166,11 +166,11 @@ def do(settings: Any) -> None:
             from resnet.data import source
 
             names, kind = classes_and_kind(Path(folder))
-            opened = source.open_source(compose.one_group("data", f"data={kind}", dir=folder))
+            data = source.open_source(compose.one_group("data", f"data={kind}", dir=folder))
             from resnet.prepare import show  # and TensorFlow, which what is wrong so far did not wait for
 
-            title = f"{Path(folder).name}: {opened.settings.classes:,} classes"
-            show.draw(opened, title, names, out, images, seed)
+            title = f"{Path(folder).name}: {data.settings.classes:,} classes"
+            show.draw(data, title, names, out, images, seed)
 
 
 def classes_and_kind(folder: Path) -> tuple[list[str], str]:
