@@ -27,9 +27,13 @@ def test_a_folder_gets_its_name_when_it_is_complete(tmp_path):
 
 
 def test_a_folder_that_fails_leaves_nothing_and_takes_no_other_s_place(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.atomic_dir(tmp_path / "folder") as aside:
-        (aside / "half").write_text("half")
-        raise KeyboardInterrupt
+    def interrupted():
+        with files.atomic_dir(tmp_path / "folder") as aside:
+            (aside / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not list(tmp_path.iterdir())
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "theirs").touch()
