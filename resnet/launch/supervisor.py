@@ -240,13 +240,13 @@ class Attempt:
 
     def end_all(self) -> None:
         """Leave no process, stopped ones included, and print the rest of the logs."""
-        launcher_ended = self.process.poll() is not None
+        exited = self.process.poll() is not None
         self.poll()
         for process in self.processes.values():
             if is_alive(process):
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-        if not (self.launcher is Starter.srun and launcher_ended):
+        if not (self.launcher is Starter.srun and exited):
             remote = [s for rank, s in self.ranks.items() if rank not in self.processes and s.running]
             self.signal_remote("KILL", remote)
         for number in (signal.SIGTERM, signal.SIGKILL):
