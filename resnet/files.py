@@ -89,22 +89,30 @@ def write_text(path: Path, text: str) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path, replace: bool = False) -> Iterator[Path]:
     """A new folder to fill, which gets its name when everything in it is on disk. Its parents are made.
 
-    Raises OSError if a folder that is not empty has the name by then: remove it before the end to replace it.
+    Raises OSError if a folder that is not empty has the name by then, unless it is to `replace` that one.
     """
-    aside = part_of(path)
+    aside, old = part_of(path), part_of(path.with_name(f"{path.name}.old"))
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         yield aside
         for part in (*aside.rglob("*"), aside):
             fsync(part)
-        aside.rename(path)
+        if replace and path.exists():
+            path.rename(old)
+        try:
+            aside.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     fsync(path.parent)
 
 

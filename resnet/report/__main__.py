@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -95,13 +94,11 @@ def check_out(out: Path) -> None:
 def replace(out: Path, contents: dict[str, str]) -> None:
     """Make `out` a folder of these files: written beside it, then renamed, so that it is whole or as it was before."""
     try:
-        with files.atomic_dir(out.resolve()) as fresh:
+        with files.atomic_dir(out.resolve(), replace=True) as fresh:
             (fresh / "curves").mkdir()
             for name, text in contents.items():
                 text = text.translate(CONTROL)
                 (fresh / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-            if out.exists():
-                shutil.rmtree(out)
     except OSError as error:
         raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
 

@@ -135,12 +135,11 @@ class CheckpointWriter:
     def write(self, slots: TensorSlots, values: Sequence[tf.Tensor], saved: Saved) -> None:
         """The thread."""
         try:
-            with files.atomic_dir(saved.path) as folder:
+            with files.atomic_dir(saved.path, replace=True) as folder:
                 slots.write(folder / "weights", values)
                 digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
                 commit = {**versions(), "step": saved.step, "top1": saved.top1, "state": saved.state, "sha256": digests}
                 (folder / COMMIT).write_text(commit_text(commit))
-                shutil.rmtree(saved.path, ignore_errors=True)
             prune(self.out, self.keep)
         except (OSError, tf.errors.OpError) as error:
             # TensorFlow wraps what the operating system says.

@@ -49,3 +49,22 @@ def test_what_a_killed_process_was_writing_is_written_anew(tmp_path):
     with files.atomic_dir(tmp_path / "folder") as fresh:
         (fresh / "whole").touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["whole"]
+
+
+def test_a_folder_is_replaced_as_a_whole_or_stays(tmp_path, monkeypatch):
+    place = tmp_path / "folder"
+    for name in ("first", "second"):
+        with files.atomic_dir(place, replace=True) as aside:
+            (aside / name).touch()
+    assert [path.name for path in place.iterdir()] == ["second"]
+    rename = files.Path.rename
+
+    def failing(path, target):
+        if target == place and path.name.startswith(".folder.") and "old" not in path.name:
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(files.Path, "rename", failing)
+    with pytest.raises(OSError, match="No space"), files.atomic_dir(place, replace=True) as aside:
+        (aside / "third").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "second"]
