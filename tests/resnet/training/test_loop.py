@@ -197,10 +197,18 @@ def test_another_run_in_the_same_folder_is_refused_with_the_difference(run_of, w
 
 
 # --------------------------------------------------------------------------------------------------------- real processes
+# At most 50 steps a second: on a busy machine the signal may come late, and each step before it is made again below.
+SLOWLY = f"""{small_network.BEFORE}
+import time
+from resnet.training.watchdog import Watchdog
+Watchdog.reset = lambda _self: time.sleep(0.02)
+"""
+
+
 @pytest.mark.usefixtures("small_network")
 def test_sigterm_saves_and_resume_goes_on_to_the_same_weights(tmp_path, run_of, spawn):
     common = [*TINY, "eval=false", "epochs=1000", "schedule=constant", "optim.lr=0.01"]
-    first = spawn("resnet.train", *common, "out='a [b] c'", cwd=tmp_path, before=small_network.BEFORE)
+    first = spawn("resnet.train", *common, "out='a [b] c'", cwd=tmp_path, before=SLOWLY)
     out = tmp_path / "a [b] c"
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 3:
         assert first.poll() is None, first.stderr
