@@ -52,7 +52,7 @@ def test_what_a_killed_process_was_writing_is_written_anew(tmp_path):
 
 
 def test_a_folder_is_replaced_as_a_whole_or_stays(tmp_path, monkeypatch):
-    place = tmp_path / "folder"
+    place = tmp_path / "page"
     for name in ("first", "second"):
         with files.atomic_dir(place, replace=True) as aside:
             (aside / name).touch()
@@ -60,11 +60,11 @@ def test_a_folder_is_replaced_as_a_whole_or_stays(tmp_path, monkeypatch):
     rename = files.Path.rename
 
     def failing(path, target):
-        if target == place and path.name.startswith(".folder.") and "old" not in path.name:
+        if target == place and path.name.startswith(".page.") and ".old." not in path.name:
             raise OSError(28, "No space left on device")
         return rename(path, target)
 
     monkeypatch.setattr(files.Path, "rename", failing)
     with pytest.raises(OSError, match="No space"), files.atomic_dir(place, replace=True) as aside:
         (aside / "third").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "second"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["page", "second"]
