@@ -18,10 +18,8 @@ def mix_ratios(alpha: float, seed: int, steps: Iterable[int]) -> NDArray[np.floa
     A function of (seed, step): the same on every rank and after resuming.
     """
     keys = [np.array([seed, STREAM + step], np.uint64) for step in steps]
-    return np.array(
-        [np.random.Generator(np.random.Philox(key=key)).beta(alpha, alpha) if alpha else 1.0 for key in keys],
-        np.float32,
-    )
+    generators = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
+    return np.array([random.beta(alpha, alpha) if alpha else 1.0 for random in generators], np.float32)
 
 
 def prepare_images(images: Any, flip: Any, mean: list[float], std: list[float]) -> Any:

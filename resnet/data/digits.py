@@ -28,19 +28,16 @@ def write(folder: str, knob: str = "data.dir") -> None:
     if (target / "img_train").is_dir() and (target / "img_val").is_dir():
         return
     labels, examples = encode()
-    parts = {"val": slice(HELD_OUT), "train": slice(HELD_OUT, None)}
     aside = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         aside.chmod(0o755)  # mkdtemp makes it for its owner alone; a cache may be shared
-        written = {
-            split: shards.write_split(aside, f"img_{split}", examples[parts[split]], SHARDS[split]) for split in parts
-        }
         splits = {}
-        for split in ("train", "val"):
-            counts = Counter(labels[parts[split]])
-            splits[split] = manifest.split(written[split], {str(digit): counts[digit] for digit in range(10)})
+        for split, part in {"train": slice(HELD_OUT, None), "val": slice(HELD_OUT)}.items():
+            written = shards.write_split(aside, f"img_{split}", examples[part], SHARDS[split])
+            counts = Counter(labels[part])
+            splits[split] = manifest.split(written, {str(digit): counts[digit] for digit in range(10)})
         files.write_classes(aside, map(str, range(10)))
         content = {"options": {"source": "digits"}, "versions": manifest.versions(), "classes": 10, "splits": splits}
         manifest.write(aside, content)
@@ -48,10 +45,8 @@ def write(folder: str, knob: str = "data.dir") -> None:
     except OSError as error:
         if (target / "img_val").is_dir():
             return  # another process was faster
-        raise UserError(
-            f"{knob}={folder}: the digits cannot be written there ({error.strerror}); "
-            f"give an empty or new folder with {knob}=..."
-        ) from error
+        message = f"the digits cannot be written there ({error.strerror}); give an empty or new folder with {knob}=..."
+        raise UserError(f"{knob}={folder}: {message}") from error
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)

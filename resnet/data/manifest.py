@@ -41,8 +41,7 @@ def split(written: Sequence[Shard], classes: dict[str, int]) -> dict[str, Any]:
 
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Write manifest.json: the last file, so the folder is complete when it is there."""
-    with files.atomic_write(folder / NAME) as file:
-        file.write(json.dumps({"schema": SCHEMA, **content}, indent=1).encode() + b"\n")
+    files.write_text(folder / NAME, json.dumps({"schema": SCHEMA, **content}, indent=1) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -66,7 +65,7 @@ def parse(text: bytes | str, path: str) -> dict[str, Any]:
         raise UserError(f"{path}: not a manifest of schema {SCHEMA}, which is what this version writes")
     try:
         wrong = disagreement(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a value of another type
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
         raise UserError(f"{path}: damaged ({wrong}); copy it again, or prepare the images again")
@@ -74,7 +73,7 @@ def parse(text: bytes | str, path: str) -> dict[str, Any]:
 
 
 def disagreement(content: dict[str, Any]) -> str | None:
-    """What in a manifest contradicts the rest of it, if anything. Values of other types may raise anything."""
+    """What in a manifest contradicts the rest of it, if anything."""
     counts: list[int] = [content["classes"]]
     for name, split in content["splits"].items():
         for kind in ("images", "bytes"):

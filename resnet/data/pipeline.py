@@ -87,7 +87,7 @@ def read(numbers: Any, source: Source, reader: Reader | None) -> Any:
     def read_chunk(chunk: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
         try:
             data = np.array([reader(int(number)) for number in chunk], object)
-            return data, np.array([reader.is_intact(int(number)) for number in chunk])
+            return data, np.array([int(number) not in reader.corrupt for number in chunk])
         except UserError as error:
             source.error = error
             raise
@@ -109,20 +109,18 @@ def read(numbers: Any, source: Source, reader: Reader | None) -> Any:
         labels = tf.numpy_function(check_labels, [example["image/class/label"], chunk], tf.int32)
         return example["image/encoded"], tf.ensure_shape(labels, [None]), keys, intact
 
-    if settings.cache is Cache.decoded:
-        return cache_pixels(numbers, source, reader, parse)
-    return numbers.batch(CHUNK).map(parse, tf.data.AUTOTUNE).unbatch()
-
-
-def cache_pixels(numbers: Any, source: Source, reader: Reader, parse: Callable[[Any, Any], tuple[Any, ...]]) -> Any:
-    """As read(), with the pixels of every decoded image cached in memory."""
-    settings = source.settings
-    assert isinstance(settings, Records)
+    if settings.cache is not Cache.decoded:
+        return numbers.batch(CHUNK).map(parse, tf.data.AUTOTUNE).unbatch()
     count = len(reader.records)
     sample = np.linspace(0, count - 1, min(count, 200)).astype(np.int64)
     encoded = parse(sample, sample)[0]
     pixels = np.mean([np.prod(tf.image.extract_jpeg_shape(one).numpy()[:2]) for one in encoded])
     check_memory(settings, int(3 * pixels * (source.train_images + source.eval_images)))
+    return numbers.map(cached(parse), tf.data.AUTOTUNE)
+
+
+def cached(parse: Callable[[Any, Any], tuple[Any, ...]]) -> Callable[[Any, Any], tuple[Any, ...]]:
+    """(number, key) -> what read() has, with the pixels of every decoded image kept in memory."""
     cache: dict[int, tuple[Any, Any, Any]] = {}
 
     def pixels_of(number: Any) -> tuple[Any, Any, Any]:
@@ -133,11 +131,11 @@ def cache_pixels(numbers: Any, source: Source, reader: Reader, parse: Callable[[
             cache[int(number)] = image.numpy(), label[0].numpy(), intact[0].numpy()
         return cache[int(number)]
 
-    def one(number: Any, key: Any) -> Any:
+    def one(number: Any, key: Any) -> tuple[Any, ...]:
         image, label, intact = tf.numpy_function(pixels_of, [number], (tf.uint8, tf.int32, tf.bool))
         return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, []), key, tf.ensure_shape(intact, [])
 
-    return numbers.map(one, tf.data.AUTOTUNE)
+    return one
 
 
 class Position(Protocol):
@@ -156,8 +154,7 @@ def naming_bad_images(source: Source, seed: int, batch: int, state: Position | N
         yield
     except tf.errors.OpError:
         step, steps = (state.step, 64) if state else (0, 0)
-        error = source.error or undecodable(source, seed, step, batch, steps)
-        if error:
+        if error := source.error or undecodable(source, seed, step, batch, steps):
             raise error from None
         raise
 
@@ -177,10 +174,8 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) ->
                 jpeg_shape(example["image/encoded"])
                 tf.io.decode_jpeg(example["image/encoded"], channels=3)
             except (UserError, tf.errors.OpError) as error:
-                reason = str(error).splitlines()[0]
-                return UserError(
-                    f"{reader.records.place(number)}: no JPEG that can be decoded ({reason}); prepare again"
-                )
+                fault = f"no JPEG that can be decoded ({str(error).splitlines()[0]}); prepare again"
+                return UserError(f"{reader.records.place(number)}: {fault}")
     return None
 
 

@@ -22,10 +22,6 @@ class Reader:
         self.cache: dict[int, bytes] | None = {} if settings.cache is Cache.encoded else None
         self.lock = threading.Lock()
 
-    def is_intact(self, number: int) -> bool:
-        """Whether a record that was read is itself, not a replacement."""
-        return number not in self.corrupt
-
     def __call__(self, number: int) -> bytes:
         """The data of a record, or of its replacement. Raises UserError naming file and byte."""
         for step in range(len(self.records)):

@@ -38,7 +38,7 @@ LAYOUTS = (
 FRAME = 8 + 4 + 4  # bytes around a record's data
 
 
-def listing(folder: str, pattern: str) -> list[str]:
+def listing(folder: str, pattern: str, knob: str = "data.dir") -> list[str]:
     """Paths below `folder` that match `pattern`, sorted."""
     sub, _, name = pattern.rpartition("/")
     inside = f"{folder.rstrip('/')}/{sub}".rstrip("/")
@@ -49,16 +49,16 @@ def listing(folder: str, pattern: str) -> list[str]:
     except files.io_errors(folder) as error:
         if type(error).__name__ in ("FileNotFoundError", "NotADirectoryError", "NotFoundError"):
             return []
-        raise UserError(f"data.dir={folder}: cannot be listed ({error}); check the address and the access") from error
+        raise UserError(f"{knob}={folder}: cannot be listed ({error}); check the address and the access") from error
     return [f"{inside}/{entry}" for entry in sorted(fnmatch.filter(names, name))]
 
 
-def find(folder: str, prepare: str) -> tuple[list[str], list[str]]:
+def find(folder: str, prepare: str, knob: str = "data.dir") -> tuple[list[str], list[str]]:
     """(training, validation) shard paths below `folder`, in the first layout that has both.
 
-    `prepare` is the command that would make them, for the error.
+    `prepare` is the command that would make them, and `knob` names the folder, for the error.
     """
-    pairs = [(listing(folder, train), listing(folder, val)) for train, val in LAYOUTS]
+    pairs = [(listing(folder, train, knob), listing(folder, val, knob)) for train, val in LAYOUTS]
     for train, val in pairs:
         if train and val:
             check_complete(train)
@@ -67,9 +67,9 @@ def find(folder: str, prepare: str) -> tuple[list[str], list[str]]:
     for (train, val), patterns in zip(pairs, LAYOUTS, strict=True):
         if train or val:
             present, missing = patterns if train else reversed(patterns)
-            raise UserError(f"data.dir={folder}: has {present} but no {missing}; prepare both with: {prepare}")
+            raise UserError(f"{knob}={folder}: has {present} but no {missing}; prepare both with: {prepare}")
     tried = ", ".join(pattern for pair in LAYOUTS for pattern in pair)
-    raise UserError(f"data.dir={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
+    raise UserError(f"{knob}={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
 
 
 def check_complete(paths: Sequence[str]) -> None:
@@ -80,16 +80,17 @@ def check_complete(paths: Sequence[str]) -> None:
             f"{os.path.dirname(paths[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"
             "); keep one set to a folder"
         )
-    total = int(next(iter(counts)))
-    numbers = {path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]: path for path in paths}
-    for number, path in numbers.items():
+    total = int(counts.pop())
+    missing = set(range(total))
+    for path in paths:
+        number = path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]
         if not number.isdigit() or int(number) >= total:
             raise UserError(f"{path}: is none of the shards 0 to {total - 1}; move it elsewhere")
-    missing = sorted(set(range(total)) - {int(number) for number in numbers})
+        missing.discard(int(number))
     if missing:
         raise UserError(
             f"{os.path.dirname(paths[0])}: {len(missing)} of {total} shards are missing, first "
-            f"{missing[0]:05d}-of-{total:05d}; copy or prepare them again"
+            f"{min(missing):05d}-of-{total:05d}; copy or prepare them again"
         )
 
 
@@ -184,7 +185,7 @@ def index(paths: Sequence[str]) -> Index:
 
 
 def stamp(path: str) -> tuple[str, int, int]:
-    """(path, size in bytes, modification time in ns): changes when the file does."""
+    """(path, size in bytes, modification time in ns)."""
     with files.explain_io_errors(path):
         if files.is_remote(path):
             remote = files.gfile().stat(path)

@@ -25,7 +25,6 @@ class Source:
     val: shards.Index | None = None
     train_reader: Reader | None = None
     val_reader: Reader | None = None
-    reported: int = 0  # corrupt records that have been logged
     error: UserError | None = None  # of a reading thread; TensorFlow raises an error of its own with only its text
 
     def skipped(self, first: int) -> int:
@@ -90,11 +89,8 @@ def described(images: Source) -> dict[str, Any]:
     """The fields of MLflow's dataset input. The digest is that of the manifest, if the shards have one."""
     settings = images.settings
     folder = settings.dir if isinstance(settings, Records) else ""
-    counts = {
-        "training images": images.train_images,
-        "evaluation images": images.eval_images,
-        "classes": settings.classes,
-    }
+    sizes = {"training images": images.train_images, "evaluation images": images.eval_images}
+    counts = {**sizes, "classes": settings.classes}
     known = folder and beside(folder, manifest.NAME)
     digest = hashlib.sha256((known or f"{settings.name} {counts}").encode()).hexdigest()[:32]
     return {"name": settings.name, "digest": digest, "source": folder or settings.name, "profile": counts}
@@ -102,9 +98,7 @@ def described(images: Source) -> dict[str, Any]:
 
 def class_names(settings: Data) -> list[str] | None:
     """The names of the network's outputs: the lines of classes.txt beside the shards; None if there is none."""
-    if not isinstance(settings, Records):
-        return None
-    names = beside(settings.dir, files.CLASSES)
+    names = beside(settings.dir, files.CLASSES) if isinstance(settings, Records) else None
     return None if names is None else files.read_classes(names)
 
 

@@ -6,116 +6,32 @@ import functools
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from resnet import UserError, cli, files
-from resnet.cli import REQUIRED, knob
-from resnet.config.checks import check, check_range
 from resnet.data import digits, manifest
-from resnet.prepare import summary, writer
-from resnet.prepare.writer import Local, Writing
+from resnet.prepare import check, folders, imagenet, summary, writer
+from resnet.prepare.knobs import Check, Digits, Folder, Imagenet, Knobs, Show, Writing
 
 IMAGENET_SHARDS = (1024, 128)
 RESUME = "what is finished stays, and the same command resumes"
-
-
-# ------------------------------------------------------------------------------------------------------------------ knobs
-@dataclass(kw_only=True)
-class Imagenet(Writing):
-    """ILSVRC 2012: the tars as downloaded, or what comes of unpacking them"""
-
-    dir: str | None = knob(
-        None, "has ILSVRC2012_img_{train,val}.tar, or img_train/ (train/) and img_val/ (val/), in it"
-    )
-    train: str | None = knob(None, "the training tar or folder, if it lies elsewhere")
-    val: str | None = knob(None, "the validation tar or folder, if it lies elsewhere")
-    labels: str | None = knob(
-        None, "synsets of the validation images, a line each by file name (dir/synset_labels.txt)"
-    )
-    texts: str | None = knob(None, "lines `synset text` (dir/imagenet_metadata.txt or dir/LOC_synset_mapping.txt)")
-
-    PATHS = ("out", "dir", "train", "val", "labels", "texts")
-
-
-@dataclass(kw_only=True)
-class Folder(Writing):
-    """your own: jpg, jpeg, png, webp, bmp in a folder for each class"""
-
-    dir: str | None = knob(
-        None, "has the classes' folders in it, or train/ and val/ (valid/, validation/) that have them"
-    )
-    train: str | None = knob(None, "the training tree, if it lies elsewhere")
-    val: str | None = knob(None, "the validation tree, if it lies elsewhere")
-    val_fraction: float | None = knob(None, "share of every class held out where there is no validation tree (0.1)")
-
-    PATHS = ("out", "dir", "train", "val")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.val_fraction is not None:
-            check_range("val_fraction", self.val_fraction, 0, 1, open_low=True)
-
-
-@dataclass(kw_only=True)
-class Digits(Local):
-    """scikit-learn's hand-written digits, embedded"""
-
-    out: str = knob(REQUIRED, "the folder to make")
-
-
-@dataclass(kw_only=True)
-class Check(Local):
-    """hold shards against their manifest: CRC of every file and record, counts, labels"""
-
-    check: str = knob(REQUIRED, "the folder of shards")
-    deep: bool = knob(False, "decode every image, too")
-    processes: int | None = knob(None, "how many at work (one for each core)")
-
-    PATHS = ("check",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        writer.check_processes(self.processes)
-
-
-@dataclass(kw_only=True)
-class Show(Local):
-    """a picture of training images as the network sees them, and of evaluation images"""
-
-    show: str = knob(REQUIRED, "the folder of shards")
-    out: str = knob("sheet.png", "the PNG to write")
-    images: int = knob(24, "how many of either")
-    seed: int = knob(1, "of the order and of the crops")
-
-    PATHS = ("show", "out")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 < self.images <= 200, "images", self.images, "must be 1 to 200")
-        check(0 <= self.seed < 2**31, "seed", self.seed, "must be at least 0 and below 2^31")
-
-
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, type[Knobs]] = {
     "source=imagenet": Imagenet,
     "source=folder": Folder,
     "source=digits": Digits,
-    "check": Check,
-    "show": Show,
+    "check=": Check,
+    "show=": Show,
 }
 
 
-def parse(words: Sequence[str]) -> Any:
+def parse(words: Sequence[str]) -> Knobs:
     """The knobs of the command that these words are about. Raises UserError."""
     values = cli.split(words)
     names = [name for name in ("source", "check", "show") if name in values]
-    if len(names) == 1 and names != ["source"]:
-        return cli.parse(COMMANDS[names[0]], values, f"{names[0]}=")
     if len(names) == 1:
-        command = f"source={values.pop('source')}"
+        command = f"{names[0]}={values.pop('source', '')}"
         if command not in COMMANDS:
-            raise UserError(f"{command}: {cli.nearest(command, [name for name in COMMANDS if '=' in name])}")
+            raise UserError(f"{command}: {cli.nearest(command, list(COMMANDS)[:3])}")
         return cli.parse(COMMANDS[command], values, command)
     every = sorted({"source", *(name for kind in COMMANDS.values() for name in cli.hints(kind))})
     for name in values:
@@ -131,36 +47,26 @@ def help_text() -> str:
     shared = list(cli.hints(Writing))
     for name, kind in COMMANDS.items():
         own = [knob for knob in cli.hints(kind) if knob not in shared or not issubclass(kind, Writing)]
-        lines += ["", f"{name}{'' if '=' in name else '=DIR'}    {kind.__doc__}", *cli.help_lines(kind, own)]
+        lines += ["", f"{name}{'DIR' * name.endswith('=')}    {kind.__doc__}", *cli.help_lines(kind, own)]
         if kind is Folder:
             lines += ["", "source=imagenet and source=folder", *cli.help_lines(kind, shared)]
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------------------------------------------------------- commands
-def do(settings: Any) -> None:
+def do(settings: Knobs) -> None:
     """Run the command of these knobs. Raises UserError."""
     match settings:
-        case Imagenet(dir=dir, train=train, val=val, labels=labels, texts=texts):
-            from resnet.prepare import imagenet
-
-            fill = functools.partial(imagenet.fill, dir=dir, train=train, val=val, labels=labels, texts=texts)
-            writer.build(settings, "imagenet", IMAGENET_SHARDS, fill)
-        case Folder(dir=dir, train=train, val=val, val_fraction=share, seed=seed):
-            from resnet.prepare import folders
-
-            fill = functools.partial(folders.fill, dir=dir, train=train, val=val, val_fraction=share, seed=seed)
-            writer.build(settings, "folder", None, fill)
+        case Imagenet():
+            writer.build(settings, "imagenet", IMAGENET_SHARDS, functools.partial(imagenet.fill, settings))
+        case Folder():
+            writer.build(settings, "folder", None, functools.partial(folders.fill, settings))
         case Digits(out=out):
             digits.write(out, "out")
             content = manifest.read(Path(out))
-            print(
-                f"{out}: {summary.totals(content) if content else 'digits of an earlier version, without a manifest'}"
-            )
+            totals = summary.totals(content) if content else "digits of an earlier version, without a manifest"
+            print(f"{out}: {totals}")
         case Check(check=folder, deep=deep, processes=processes):
-            from resnet.prepare import check
-
-            check.check(Path(folder), deep, processes or writer.cores())
+            check.check(Path(folder), deep, processes)
         case Show(show=folder, out=out, images=images, seed=seed):
             from resnet.config import compose
             from resnet.data import source

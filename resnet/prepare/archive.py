@@ -48,7 +48,7 @@ class Contents:
     ignored: Counter[str] = field(default_factory=Counter)
 
     def add(self, entry: Entry) -> None:
-        """Add an entry, or count it as ignored by its ending. Hidden files are no images."""
+        """Add an image, or count another or hidden file as ignored."""
         hidden = entry.name.rpartition("/")[2].startswith(".")
         ending = Path(entry.name).suffix.lower()
         if hidden or ending not in ENDINGS:
@@ -62,11 +62,6 @@ def raw(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def unraw(data: bytes) -> str:
-    """The name of these bytes."""
-    return data.decode("utf-8", "surrogateescape")
-
-
 class Unreadable(Exception):
     """The bytes of an entry cannot be read; the message is the reason."""
 
@@ -74,11 +69,9 @@ class Unreadable(Exception):
 def read(entry: Entry) -> bytes:
     """The bytes of an entry. Raises Unreadable."""
     try:
-        file = os.open(entry.path, os.O_RDONLY)
-        try:
-            data = os.pread(file, entry.size, entry.offset)
-        finally:
-            os.close(file)
+        with Path(entry.path).open("rb", buffering=0) as file:
+            file.seek(entry.offset)
+            data = file.read(entry.size)
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from error
     if len(data) != entry.size:
@@ -127,31 +120,24 @@ def link_refusal(item: os.DirEntry[str], inside: str) -> str | None:
 
 
 # -------------------------------------------------------------------------------------------------------------------- tars
-class Member(NamedTuple):
-    """A tar member's name, and its data's place; `refused` is the reason why it must not be an entry, if so."""
-
-    name: str
-    offset: int
-    size: int
-    refused: str | None
-
-
 def tar(path: str, offset: int = 0, size: int | None = None) -> Contents:
     """Every file of the tar at `offset` of `path`, `size` bytes long (None: to the end)."""
     contents = Contents()
-    for member in members(path, offset, size):
-        if member.refused:
-            contents.refused.append((member.name, member.refused))
+    for entry, reason in members(path, offset, size):
+        if reason:
+            contents.refused.append((entry.name, reason))
         else:
-            contents.add(Entry(member.name, path, member.offset, member.size))
+            contents.add(entry)
     return by_name(contents)
 
 
-def members(path: str, offset: int = 0, size: int | None = None) -> Iterator[Member]:
-    """Members of a tar except folders, in its order. Raises UserError naming the file and the byte where it goes wrong."""
+def members(path: str, offset: int = 0, size: int | None = None) -> Iterator[tuple[Entry, str | None]]:
+    """(entry, reason to refuse it) of a tar's members except folders, in its order.
+
+    Raises UserError naming the file and the byte where it goes wrong.
+    """
     with open_tar(path) as file:
-        file_size = os.fstat(file.fileno()).st_size
-        end = file_size if size is None else offset + size
+        end = os.fstat(file.fileno()).st_size if size is None else offset + size
         inner = "" if size is None else f" (the tar inside it at byte {offset:,})"
         file.seek(offset)
         at = offset
@@ -166,7 +152,7 @@ def members(path: str, offset: int = 0, size: int | None = None) -> Iterator[Mem
                 at = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if not member.isdir():
                     name = re.sub(r"^(\./)+", "", member.name)
-                    yield Member(name, member.offset_data, member.size, refusal(member))
+                    yield Entry(name, path, member.offset_data, member.size), refusal(member)
             at = archive.offset
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             cut = "end of data" in str(error) or at >= end
@@ -187,13 +173,12 @@ def open_tar(path: str) -> Iterator[IO[bytes]]:
     try:
         with Path(path).open("rb", buffering=0) as file:
             start = file.read(6)
-            for magic, name in COMPRESSIONS.items():
-                if start.startswith(magic):
-                    raise UserError(
-                        f"{path}: compressed ({name}); images are read in place, so unpack it to a plain tar"
-                    )
             if not start:
                 raise UserError(f"{path}: empty file; download or copy it again")
+            if names := [name for magic, name in COMPRESSIONS.items() if start.startswith(magic)]:
+                raise UserError(
+                    f"{path}: compressed ({names[0]}); images are read in place, so unpack it to a plain tar"
+                )
             yield file
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

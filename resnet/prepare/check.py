@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,42 +18,34 @@ from resnet.prepare import images, state
 from resnet.prepare.workers import Workers, progress, tick
 
 
-@dataclass(frozen=True)
-class Job:
-    """One shard; `classes` is None if their number is not known."""
-
-    path: str
-    classes: int | None
-    deep: bool
-
-
 @dataclass
 class Contents:
     """What a shard holds, and its faults as (byte, fault)."""
 
     images: int = 0
-    size: int = 0
+    bytes: int = 0
     crc: int = 0
     labels: Counter[int] = field(default_factory=Counter)
     faults: list[tuple[int, str]] = field(default_factory=list)
 
 
-def check(folder: Path, deep: bool, processes: int) -> None:
+def check(folder: Path, deep: bool, processes: int | None) -> None:
     """Read every shard below `folder` and print the faults. Raises UserError if there are any."""
     content = manifest.read(folder)
     if content is None:
         if (folder / state.FOLDER / state.FILE).exists():
             raise UserError(f"check={folder}: half done; the command that began it resumes it")
-        expected: dict[str, dict[str, Any]] = {path: {} for path in find(folder)}
+        train, val = shards.find(str(folder), f"python -m resnet.prepare source=... out={folder}", "check")
+        expected: dict[str, dict[str, Any]] = {path: {} for path in (*train, *val)}
         print(f"{folder}: no {manifest.NAME} here, so the records are checked and nothing is known of their number")
     else:
         expected = {str(folder / shard["file"]): shard for shard in manifest.shards_of(content)}
     classes = int(content["classes"]) if content else None
     labels, count, faults = Counter[int](), 0, 0
-    jobs = (Job(path, classes, deep) for path in expected)
+    job = functools.partial(read, classes=classes, deep=deep)
     with Workers(processes) as workers, progress("shards checked", len(expected), workers.ticks):
-        for (path, shard), contents in zip(expected.items(), workers.map(read, jobs), strict=True):
-            for at, fault in [*contents.faults, *differences(shard, contents)]:
+        for path, contents in zip(expected, workers.map(job, expected.items()), strict=True):
+            for at, fault in contents.faults:
                 print(f"{path}: byte {at:,}: {fault}", flush=True)
                 faults += 1
             labels += contents.labels
@@ -67,40 +60,36 @@ def check(folder: Path, deep: bool, processes: int) -> None:
     print(f"{folder}: {count:,} records in {len(expected):,} shards, without a fault{', every image decoded' * deep}")
 
 
-def find(folder: Path) -> list[str]:
-    """The shards of a folder without a manifest."""
+def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> Contents:
+    """Read one shard, (path, its entry in the manifest or nothing); runs in a worker. None: unknown number of classes."""
+    contents, (path, expected) = Contents(), shard
     try:
-        train, val = shards.find(str(folder), f"python -m resnet.prepare source=... out={folder}")
-    except UserError as error:
-        raise UserError(str(error).replace("data.dir=", "check=", 1)) from None
-    return [*train, *val]
-
-
-def read(job: Job) -> Contents:
-    """Read one shard; runs in a worker."""
-    contents = Contents()
-    try:
-        with Path(job.path).open("rb") as file:
+        with Path(path).open("rb") as file:
             for at, head, length in shards.frames(file, os.fstat(file.fileno()).st_size):
                 body = file.read(length + 4)
-                contents.size = at + length + shards.FRAME
+                contents.bytes = at + length + shards.FRAME
                 contents.crc = google_crc32c.extend(google_crc32c.extend(contents.crc, head), body)
                 if shards.masked_crc(body[:-4]) != int.from_bytes(body[-4:], "little"):
                     contents.faults.append((at, "corrupt record"))
                     continue
                 contents.images += 1
-                if fault := record_fault(body[:-4], job, contents):
+                if fault := record_fault(body[:-4], classes, deep, contents.labels):
                     contents.faults.append((at, fault))
     except shards.FrameError as error:
         contents.faults.append((error.at, f"{error}; what follows cannot be read"))
     except OSError as error:
-        contents.faults.append((contents.size, f"cannot be read ({error.strerror})"))
+        contents.faults.append((contents.bytes, f"cannot be read ({error.strerror})"))
+    values = {"images": contents.images, "bytes": contents.bytes, "crc32c": f"{contents.crc:08x}"}
+    differences = [(name, value) for name, value in values.items() if expected and value != expected[name]]
+    if differences and not contents.faults:
+        name, value = differences[0]
+        contents.faults.append((0, f"{name} {value} where {manifest.NAME} says {expected[name]}"))
     tick()
     return contents
 
 
-def record_fault(record: bytes, job: Job, contents: Contents) -> str | None:
-    """What is wrong with a record whose CRC is right, if anything. Its label is counted in `contents`."""
+def record_fault(record: bytes, classes: int | None, deep: bool, labels: Counter[int]) -> str | None:
+    """What is wrong with a record whose CRC is right, if anything. Its label is counted."""
     try:
         features = tfexample.decode(record)
         label, encoded = features["image/class/label"], features["image/encoded"]
@@ -108,10 +97,10 @@ def record_fault(record: bytes, job: Job, contents: Contents) -> str | None:
         return f"not a record of an image ({error})"
     if not isinstance(label, int) or not isinstance(encoded, bytes):
         return "not a record of an image (a feature of another type)"
-    contents.labels[label] += 1
-    if label < 1 or (job.classes is not None and label > job.classes):
-        return f"label {label} is not in 1..{job.classes or ''}"
-    if not job.deep:
+    labels[label] += 1
+    if label < 1 or (classes is not None and label > classes):
+        return f"label {label} is not in 1..{classes or ''}"
+    if not deep:
         return None
     try:
         picture = images.convert(encoded)
@@ -123,22 +112,11 @@ def record_fault(record: bytes, job: Job, contents: Contents) -> str | None:
     return None
 
 
-def differences(expected: dict[str, Any], contents: Contents) -> Iterator[tuple[int, str]]:
-    """How a shard without a fault of its own differs from its entry in the manifest, which may be empty."""
-    if contents.faults or not expected:
-        return
-    for name, value in (("images", contents.images), ("bytes", contents.size), ("crc32c", f"{contents.crc:08x}")):
-        if value != expected[name]:
-            yield 0, f"{name} {value} where {manifest.NAME} says {expected[name]}"
-            return
-
-
 def folder_faults(
     folder: Path, content: dict[str, Any], expected: dict[str, Any], labels: Counter[int] | None
 ) -> Iterator[str]:
     """Faults of the classes, and files that do not belong here. `labels` are counts, if known."""
-    path = folder / files.CLASSES
-    counts: Counter[str] = Counter()
+    path, counts = folder / files.CLASSES, Counter[str]()
     for split in content["splits"].values():
         counts.update(split["classes"])
     try:

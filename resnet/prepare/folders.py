@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from resnet import UserError
 from resnet.prepare import archive
 from resnet.prepare.archive import Entry
+from resnet.prepare.knobs import Folder
 from resnet.prepare.listing import Listing, check_same_classes, class_folders, classify, few, resolve
 from resnet.prepare.workers import Workers
 
@@ -17,19 +18,12 @@ TRAIN, VAL = ("train",), ("val", "valid", "validation")
 SHARE = 0.1  # held out by default
 
 
-def fill(
-    listing: Listing,
-    workers: Workers,
-    dir: str | None,
-    train: str | None,
-    val: str | None,
-    val_fraction: float | None,
-    seed: int,
-) -> None:
-    """List a tree of one folder for each class, or two such trees: `train` and `val`, or of such names below `dir`.
+def fill(settings: Folder, listing: Listing, workers: Workers) -> None:
+    """List a tree of one folder for each class, or two such trees: settings.train and .val, or of such names below .dir.
 
-    Of one tree, the share `val_fraction` of each class is drawn for validation: one image at least, if there are two.
+    Of one tree, the share val_fraction of each class is drawn for validation: one image at least, if there are two.
     """
+    dir, train, val, val_fraction = settings.dir, settings.train, settings.val, settings.val_fraction
     if dir:
         dir = resolve(dir, "dir")
         train, val = train or subfolder(dir, TRAIN), val or subfolder(dir, VAL)
@@ -46,19 +40,19 @@ def fill(
         check_same_classes(listing.classes, known, f"{train} and {val}")
         listing.notes.append(f"training images from {train}, validation images from {val}")
     elif train or val:
-        present, missing, names = (train, "val", VAL) if train else (val, "train", TRAIN)
+        present, kind, missing, names = (
+            (train, "validation", "val", VAL) if train else (val, "training", "train", TRAIN)
+        )
         raise UserError(
-            f"{present}: no {'validation' if train else 'training'} images beside it; name them with {missing}=, call their "
-            f"folder {' or '.join(names)}, or give dir={present} to have val_fraction of it held out"
+            f"{present}: no {kind} images beside it; name them with {missing}=, call their folder {' or '.join(names)}, or "
+            f"give dir={present} to have val_fraction of it held out"
         )
     elif dir:
         share = SHARE if val_fraction is None else val_fraction
-        held_out = functools.partial(draw, share=share, seed=seed)
+        held_out = functools.partial(draw, share=share, seed=settings.seed)
         classify(listing, workers, listing.train, dir, class_folders(listing, dir, listing.train), held_out)
-        listing.notes.append(f"held out for validation: {share:.1%} of each class, drawn with seed {seed}")
-        if alone := [
-            listing.classes[number - 1] for number in listing.train.classes if not listing.val.classes[number]
-        ]:
+        listing.notes.append(f"held out for validation: {share:.1%} of each class, drawn with seed {settings.seed}")
+        if alone := [name for label, name in enumerate(listing.classes, 1) if not listing.val.classes[label]]:
             listing.notes.append(f"one image only, so none for validation: {few(alone)}")
         if not len(listing.val):
             raise UserError(

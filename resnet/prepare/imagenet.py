@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet import UserError
 from resnet.prepare import archive
-from resnet.prepare.listing import Listing, Place, check_same_classes, class_folders, classify, few, resolve
+from resnet.prepare.knobs import Imagenet
+from resnet.prepare.listing import Listing, Places, check_same_classes, class_folders, classify, few, resolve
 from resnet.prepare.workers import Workers
 
 TRAIN = ("ILSVRC2012_img_train.tar", "img_train", "train")  # looked for in this order
@@ -17,26 +18,18 @@ LABELS = ("synset_labels.txt", "imagenet_2012_validation_synset_labels.txt")
 TEXTS = ("imagenet_metadata.txt", "LOC_synset_mapping.txt")
 
 
-def fill(
-    listing: Listing,
-    workers: Workers,
-    dir: str | None,
-    train: str | None,
-    val: str | None,
-    labels: str | None,
-    texts: str | None,
-) -> None:
-    """List the images of `train` and `val`, or of what lies in `dir`; `labels` and `texts` are files, looked for there, too."""
-    train = resolve(train, "train") if train else present(dir, "train", TRAIN)
-    val = resolve(val, "val") if val else present(dir, "val", VAL)
+def fill(settings: Imagenet, listing: Listing, workers: Workers) -> None:
+    """List the images of settings.train and .val, or of what lies in .dir; labels and texts are looked for there, too."""
+    train = resolve(settings.train, "train") if settings.train else present(settings.dir, "train", TRAIN)
+    val = resolve(settings.val, "val") if settings.val else present(settings.dir, "val", VAL)
     listing.train.prefix, listing.val.prefix = "train/", "val/"
     places = class_tars(train) if Path(train).is_file() else class_folders(listing, train, listing.train)
     classify(listing, workers, listing.train, train, places)
-    validation(listing, val, labels, dir)
+    validation(listing, val, settings)
     listing.notes.append(f"training images from {train}, validation images from {val}")
-    texts = texts or next((str(Path(dir, name)) for name in TEXTS if dir and Path(dir, name).exists()), None)
-    if texts:
-        known = read_texts(texts)
+    if texts := settings.texts or beside(settings.dir, TEXTS):
+        pairs = (line.split(None, 1) for line in lines_of(texts, "texts"))
+        known = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
         listing.texts = {name: known[name] for name in listing.classes if name in known}
 
 
@@ -44,34 +37,37 @@ def present(dir: str | None, knob: str, names: Sequence[str]) -> str:
     """The first of `names` that lies below `dir`."""
     if dir is None:
         raise UserError(f"{knob}: must be given, or dir= with {' or '.join(names)} in it")
-    resolve(dir, "dir")
-    for name in names:
-        if Path(dir, name).exists():
-            return str(Path(dir, name).resolve())
-    raise UserError(f"dir={dir}: has none of {', '.join(names)}; put one there, or name it with {knob}=")
+    found = beside(resolve(dir, "dir"), names)
+    if found is None:
+        raise UserError(f"dir={dir}: has none of {', '.join(names)}; put one there, or name it with {knob}=")
+    return str(Path(found).resolve())
 
 
-def class_tars(path: str) -> list[Place]:
+def beside(dir: str | None, names: Sequence[str]) -> str | None:
+    """The first of `names` that lies in `dir`, if any."""
+    return next((str(Path(dir, name)) for name in names if dir and Path(dir, name).exists()), None)
+
+
+def class_tars(path: str) -> Places:
     """The tars of the classes inside the training tar."""
-    places, first = [], ""
-    for member in archive.members(path):
-        first = first or member.name
-        if member.refused:
-            raise UserError(
-                f"train={path}: its member {member.name!r} is {member.refused}; this is not the tar of ILSVRC 2012"
-            )
-        if member.name.endswith(".tar"):
-            name = member.name.rpartition("/")[2].removesuffix(".tar")
-            places.append(Place(name, path, offset=member.offset, size=member.size))
+    places, double, first = Places(), [], ""
+    for entry, reason in archive.members(path):
+        first = first or entry.name
+        if reason:
+            raise UserError(f"train={path}: its member {entry.name!r} is {reason}; this is not the tar of ILSVRC 2012")
+        if entry.name.endswith(".tar"):
+            name = entry.name.rpartition("/")[2].removesuffix(".tar")
+            double += [name] * (name in places)
+            places[name] = functools.partial(archive.tar, path, entry.offset, entry.size)
     if not places:
         hint = "; it looks like the validation tar, which is val=" if first.lower().endswith(archive.ENDINGS) else ""
         raise UserError(f"train={path}: no tars of classes inside{hint}")
-    if double := [name for name, times in Counter(place.name for place in places).items() if times > 1]:
+    if double:
         raise UserError(f"train={path}: holds {few(double)} more than once; this is not the tar of ILSVRC 2012")
     return places
 
 
-def validation(listing: Listing, path: str, labels: str | None, dir: str | None) -> None:
+def validation(listing: Listing, path: str, settings: Imagenet) -> None:
     """List the validation images at `path`, flat with a file of labels or in a folder for each class."""
     contents = archive.tar(path) if Path(path).is_file() else archive.folder(path, path)
     entries = listing.take(contents, listing.val)
@@ -80,9 +76,7 @@ def validation(listing: Listing, path: str, labels: str | None, dir: str | None)
         hint = f" but {tars:,} tars; it looks like the training tar, which is train=" if tars else ""
         raise UserError(f"val={path}: no image inside{hint}")
     flat = [entry for entry in entries if "/" not in entry.name]
-    if labels is None and flat and dir:
-        labels = next((str(Path(dir, name)) for name in LABELS if Path(dir, name).exists()), None)
-    if labels is not None:
+    if labels := settings.labels or (beside(settings.dir, LABELS) if flat else None):
         entries.sort(key=lambda entry: archive.raw(entry.name.rpartition("/")[2]))
         names = read_labels(labels, len(entries))
     elif not flat:
@@ -111,12 +105,6 @@ def read_labels(path: str, images: int) -> list[str]:
             f"labels={path}: {len(lines):,} lines for {images:,} validation images; there must be one for each"
         )
     return lines
-
-
-def read_texts(path: str) -> dict[str, str]:
-    """class -> text from lines of `class text`, with a tab or spaces between."""
-    pairs = (line.split(None, 1) for line in lines_of(path, "texts"))
-    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
 
 
 def lines_of(path: str, knob: str) -> list[str]:

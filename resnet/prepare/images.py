@@ -23,8 +23,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Start-of-frame markers that every decoder knows: baseline, extended, progressive; Huffman coded.
-COMMON_FRAMES = (0xC0, 0xC1, 0xC2)
+COMMON_FRAMES = (0xC0, 0xC1, 0xC2)  # markers that every decoder knows: baseline, extended, progressive; Huffman coded
 
 
 class Broken(Exception):
@@ -67,7 +66,12 @@ def decode(data: bytes, resize: int | None, quality: int) -> Picture:
         raise Broken(f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise Broken(f"{width} x {height} pixels; one side is more than {MAX_ASPECT} times the other")
-    turn = TURNS.get(orientation(image))
+    try:
+        turn = TURNS.get(int(image.getexif().get(ORIENTATION, 1)))
+    except MemoryError:
+        raise
+    except Exception:  # as above, and no reason to reject the image
+        turn = None
     kind = kind_of(image, data, turned=turn is not None)
     short = min(width, height)
     smaller = resize is not None and short > resize
@@ -75,8 +79,7 @@ def decode(data: bytes, resize: int | None, quality: int) -> Picture:
         image.draft(None, (1, 1))  # decoded at 1/8: all of the data is read, a part of the arithmetic is saved
         image.load()
         return Picture(data, height, width, kind)
-    if smaller:
-        assert resize is not None
+    if resize is not None and smaller:
         target = (round(width * resize / short), round(height * resize / short))
         image.draft(None, (2 * target[0], 2 * target[1]))  # a JPEG comes out of its decoder no larger than needed
         image = to_rgb(image).resize(target, Image.Resampling.BICUBIC)
@@ -86,16 +89,6 @@ def decode(data: bytes, resize: int | None, quality: int) -> Picture:
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=quality, comment=b"")
     return Picture(encoded.getvalue(), image.height, image.width, kind, smaller)
-
-
-def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 for upright and for damaged EXIF."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except MemoryError:
-        raise
-    except Exception:  # as above, and no reason to reject the image
-        return 1
 
 
 def kind_of(image: Image.Image, data: bytes, *, turned: bool) -> str:

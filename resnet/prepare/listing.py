@@ -6,13 +6,12 @@ the order in which a file system lists its files.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from resnet import UserError
 from resnet.prepare import archive
@@ -20,22 +19,22 @@ from resnet.prepare.archive import Contents, Entry
 from resnet.prepare.state import Split, State
 from resnet.prepare.workers import Workers, progress, tick
 
+Places = dict[str, Callable[[], Contents]]  # class -> what lists its images, in a worker
 
-@dataclass
+
 class Listing:
     """Everything known before the first image is read. The images and those refused are in `state`."""
 
-    state: State
-    classes: list[str] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)  # class -> its name for people
-    ignored: Counter[str] = field(default_factory=Counter)  # files of other endings, by ending
-    refused: tuple[str, str] | None = None  # the first one's (name, reason)
-    notes: list[str] = field(default_factory=list)  # lines for the user
-
-    def __post_init__(self) -> None:
-        self.state.db.execute("DELETE FROM images")
-        self.state.forget("")
-        self.train, self.val = Split(self.state.db, "train"), Split(self.state.db, "val")
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.classes: list[str] = []
+        self.texts: dict[str, str] = {}  # class -> its name for people
+        self.ignored = Counter[str]()  # files of other endings, by ending
+        self.refused: tuple[str, str] | None = None  # the first one's (name, reason)
+        self.notes: list[str] = []  # lines for the user
+        state.db.execute("DELETE FROM images")
+        state.forget("")
+        self.splits = self.train, self.val = Split(state.db, "train"), Split(state.db, "val")
         self.refused_hash = hashlib.sha256()
 
     def take(self, contents: Contents, split: Split, below: str = "") -> list[Entry]:
@@ -53,22 +52,10 @@ class Listing:
         return hashlib.sha256(json.dumps([self.classes, self.texts, hashes]).encode()).hexdigest()
 
 
-class Place(NamedTuple):
-    """Where the images of one class are: in a folder, or in a tar at `offset` of a file."""
-
-    name: str
-    path: str
-    top: str = ""  # the tree that a folder's links must not leave
-    offset: int = 0
-    size: int = -1  # of a tar
-
-
-def scan(place: Place) -> Contents:
-    """The contents of a place; a job for a worker."""
+def scan(place: Callable[[], Contents]) -> Contents:
+    """The images of one class; a job for a worker."""
     tick()
-    if place.size < 0:
-        return archive.folder(place.path, place.top)
-    return archive.tar(place.path, place.offset, place.size)
+    return place()
 
 
 def classify(
@@ -76,19 +63,18 @@ def classify(
     workers: Workers,
     split: Split,
     root: str,
-    places: list[Place],
-    held_out: Callable[[list[Entry]], set[str]] | None = None,
+    places: Places,
+    held_out: Callable[[list[Entry]], set[str]] = lambda _: set(),
 ) -> None:
     """List the classes of `places` into `split`, but into listing.val those that `held_out` names of each class."""
     if len(places) == 1:
-        raise UserError(f"{root}: one class only ({places[0].name!r}); a classifier needs at least 2")
-    places.sort(key=lambda place: archive.raw(place.name))
-    listing.classes, empty = [place.name for place in places], []
+        raise UserError(f"{root}: one class only ({next(iter(places))!r}); a classifier needs at least 2")
+    listing.classes, empty = sorted(places, key=archive.raw), []
     with progress("classes listed", len(places), workers.ticks):
-        for label, contents in enumerate(workers.map(scan, places), 1):
-            name = listing.classes[label - 1]
+        listed = workers.map(scan, (places[name] for name in listing.classes))
+        for label, (name, contents) in enumerate(zip(listing.classes, listed, strict=True), 1):
             entries = listing.take(contents, split, f"{name}/")
-            names = held_out(entries) if held_out else set()
+            names = held_out(entries)
             for entry in entries:
                 (listing.val if entry.name in names else split).add(label, entry)
             if not entries:
@@ -98,18 +84,18 @@ def classify(
         raise UserError(f"{root}: no image ({', '.join(archive.ENDINGS)}) in {', '.join(empty[:5])}; fill or remove it")
 
 
-def class_folders(listing: Listing, root: str, split: Split) -> list[Place]:
+def class_folders(listing: Listing, root: str, split: Split) -> Places:
     """The folders below `root`; images beside them are refused. Raises UserError for a link to a folder."""
     if listing.state.out.resolve().is_relative_to(root):
         raise UserError(f"out={listing.state.out}: lies inside of {root}, which is read; give a folder elsewhere")
-    places, beside, others = [], Contents(), Counter[str]()
+    places, beside, others = Places(), Contents(), Counter[str]()
     for item in archive.scan(root):
         if item.name.startswith("."):
             continue
         if item.is_symlink() and item.is_dir():
             raise UserError(f"{item.path}: a link to a folder, which is not followed; put the folder itself there")
         if item.is_dir():
-            places.append(Place(item.name, item.path, root))
+            places[item.name] = functools.partial(archive.folder, item.path, root)
         elif item.name.lower().endswith(archive.ENDINGS):
             beside.refused.append((item.name, "lies in no class's folder"))
         else:

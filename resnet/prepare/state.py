@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from resnet import UserError, files
 from resnet.data import manifest
 from resnet.data.shards import Shard
-from resnet.prepare.archive import Entry, raw, unraw
+from resnet.prepare.archive import Entry, raw
 
 FOLDER, FILE = ".prepare", "state.sqlite3"
 # The lock of the first transaction is held until the file is closed: one process at a time. Names in `images` are bytes,
@@ -38,13 +38,6 @@ CREATE TABLE IF NOT EXISTS rejected (shard TEXT, name TEXT, reason TEXT);
 CREATE INDEX IF NOT EXISTS rejected_of_shard ON rejected (shard);
 COMMIT;
 """
-
-
-class Image(NamedTuple):
-    """One listed image; `label` counts from 1."""
-
-    label: int
-    entry: Entry
 
 
 @dataclass
@@ -75,14 +68,16 @@ class Split:
     def __len__(self) -> int:
         return self.classes.total()
 
-    def __getitem__(self, number: int) -> Image:
+    def __getitem__(self, number: int) -> tuple[int, Entry]:
+        """(label from 1, entry) of an image."""
         query = "SELECT label, name, path, offset, size FROM images WHERE split = ? AND number = ?"
-        label, name, path, offset, size = self.db.execute(query, (self.name, number)).fetchone()
-        return Image(label, Entry(unraw(name), unraw(path), offset, size))
+        label, *names, offset, size = self.db.execute(query, (self.name, number)).fetchone()
+        name, path = (data.decode("utf-8", "surrogateescape") for data in names)
+        return label, Entry(name, path, offset, size)
 
 
 class State:
-    """The state of the folder `out`, for one process. `settings` are those of the first call, empty before it."""
+    """The state of the folder `out`. `settings` are those of the first call, empty before it."""
 
     def __init__(self, out: Path, db: sqlite3.Connection) -> None:
         self.out, self.db = out, db
@@ -90,13 +85,12 @@ class State:
 
     def save_settings(self, settings: dict[str, Any]) -> None:
         """Record what the folder is made of, with the list of its images."""
+        rows = [(name, json.dumps(value)) for name, value in settings.items()]
         with self.db:
-            rows = [(name, json.dumps(value)) for name, value in settings.items()]
             self.db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
         self.settings = settings
 
     def select(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """The rows of SELECT `query`."""
         return self.db.execute(f"SELECT {query}", values).fetchall()
 
     def reject(self, shard: str, images: Sequence[tuple[str, str]]) -> None:
@@ -110,7 +104,6 @@ class State:
             self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (shard,))
 
     def add_shard(self, shard: Shard, split: str, written: Written) -> None:
-        """Record a finished shard."""
         row = (shard.file, shard.images, shard.bytes, shard.crc32c, split, written.resized, written.unreadable)
         counts = [(shard.file, *group, count) for group, count in written.counts.items()]
         with self.db:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from resnet import UserError, files
@@ -17,9 +17,10 @@ from resnet.prepare.state import State
 DEFAULT_BATCH = 256  # of training; fewer images would not make a step
 
 
-def headline(listing: Listing, names: dict[str, list[str]], out: Path, processes: int) -> list[str]:
-    """What is about to happen. `names` are the shards of each split."""
-    lines = list(listing.notes)
+def headline(listing: Listing, names: Sequence[list[str]], processes: int) -> None:
+    """Print what is about to happen. `names` are the shards of each split."""
+    train, val = listing.splits
+    lines = [*listing.notes]
     if listing.ignored:
         kinds = ", ".join(f"{ending} {count:,}" for ending, count in sorted(listing.ignored.items()))
         lines.append(f"left out, not images by their ending: {kinds}")
@@ -27,11 +28,14 @@ def headline(listing: Listing, names: dict[str, list[str]], out: Path, processes
         [(count,)] = listing.state.select("count(*) FROM rejected WHERE shard = ''")
         name, reason = listing.refused
         lines.append(f"refused before reading: {count:,}, such as {name!r}: {reason}")
-    lines.append(
-        f"{len(listing.classes):,} classes, {len(listing.train):,} training and {len(listing.val):,} validation images to "
-        f"{len(names['train']):,} + {len(names['val']):,} shards in {out}, by {processes} process{'es' * (processes > 1)}"
+    to = f"{' + '.join(f'{len(files):,}' for files in names)} shards in {listing.state.out}"
+    print(
+        *lines,
+        f"{len(listing.classes):,} classes, {len(train):,} training and {len(val):,} validation images to {to}, by "
+        f"{processes} process{'es' * (processes > 1)}",
+        sep="\n",
+        flush=True,
     )
-    return lines
 
 
 def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) -> None:
@@ -84,33 +88,25 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
 
 def split_entry(state: State, split: str, classes: list[str]) -> dict[str, Any]:
     """The manifest's entry of a split."""
-    written = [
-        Shard(*row)
-        for row in state.select("file, images, bytes, crc32c FROM shards WHERE split = ? ORDER BY file", split)
-    ]
-    counts: dict[int, int] = dict(
-        state.select(
-            "label, sum(c.images) FROM counts c JOIN shards ON shard = file WHERE split = ? GROUP BY label", split
-        )
-    )
-    return manifest.split(written, {name: counts.get(label, 0) for label, name in enumerate(classes, 1)})
+    rows = state.select("file, images, bytes, crc32c FROM shards WHERE split = ? ORDER BY file", split)
+    query = "label, sum(c.images) FROM counts c JOIN shards ON shard = file WHERE split = ? GROUP BY label"
+    counts: dict[int, int] = dict(state.select(query, split))
+    labels = {name: counts.get(label, 0) for label, name in enumerate(classes, 1)}
+    return manifest.split([Shard(*row) for row in rows], labels)
 
 
 def write_rejected(state: State) -> int:
     """Write a line for each rejected image: its name, a tab, the reason. No file if there is none. Returns their number."""
     path = state.out / manifest.REJECTED
-    [(count,)] = state.select("count(*) FROM rejected")
-    if not count:
-        path.unlink(missing_ok=True)
-        return 0
-    rows = state.db.execute(
-        "SELECT name, reason FROM rejected LEFT JOIN shards ON shard = file ORDER BY split, file, rejected.rowid"
+    rows = state.select(
+        "name, reason FROM rejected LEFT JOIN shards ON shard = file ORDER BY split, file, rejected.rowid"
     )
-    with files.atomic_write(path) as file:
-        for row in rows:
-            file.write("\t".join(row).encode() + b"\n")
-    print(f"rejected: {count:,}; see {path}")
-    return int(count)
+    if rows:
+        files.write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in rows))
+        print(f"rejected: {len(rows):,}; see {path}")
+    else:
+        path.unlink(missing_ok=True)
+    return len(rows)
 
 
 def totals(content: dict[str, Any]) -> str:

@@ -35,17 +35,17 @@ def tick() -> None:
 
 
 class Workers:
-    """Context: `processes` spawned workers; with 1 the jobs run in this process, one after the other."""
+    """Context: `processes` spawned workers (None: one for each core); with 1 the jobs run in this process, in turn."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int | None) -> None:
         global _ticks
         context = multiprocessing.get_context("spawn")
-        self.processes = processes
+        self.processes = processes or len(os.sched_getaffinity(0))
         # Raw, so that a worker that is killed while it holds a lock cannot hold up the others' end, or ours.
         self.counter, self.stop = context.Value("Q", 0), context.RawValue("b", 0)
         _ticks, self.pool = self.counter, None
-        if processes > 1:
-            self.pool = ProcessPoolExecutor(processes, context, start, (self.counter, self.stop))
+        if self.processes > 1:
+            self.pool = ProcessPoolExecutor(self.processes, context, start, (self.counter, self.stop))
 
     def __enter__(self) -> Workers:
         return self
@@ -56,7 +56,6 @@ class Workers:
             self.pool.shutdown(cancel_futures=True)
 
     def ticks(self) -> int:
-        """How many pieces are done."""
         return int(self.counter.get_obj().value)
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
@@ -83,16 +82,15 @@ def start(counter: Any, stop: Any) -> None:
     global _ticks
     _ticks = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, args=(stop,), daemon=True).start()
-
-
-def watch(stop: Any) -> None:
-    """Exit this worker, whatever it is doing, when `stop` is set or its parent is dead."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    while parent.is_alive() and not stop.value:
-        time.sleep(WATCH_S)
-    os._exit(1)
+
+    def watch() -> None:  # ends this worker, whatever it is doing
+        while parent.is_alive() and not stop.value:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from resnet import UserError
-from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check
 from resnet.data import manifest, shards, tfexample
 from resnet.prepare import archive, images, state, summary
-from resnet.prepare.archive import raw
+from resnet.prepare.archive import Entry, raw
+from resnet.prepare.knobs import Writing
 from resnet.prepare.listing import Listing
-from resnet.prepare.state import Image, Split, State, Written
+from resnet.prepare.state import Split, Written
 from resnet.prepare.workers import Workers, progress, tick
 
 SHARD_IMAGES = 1000  # per shard, unless an established number of shards applies
@@ -31,62 +31,6 @@ RECORD_BYTES = 400  # of a record besides its image, at most about
 NOT_OF_THE_BYTES = ("out", "processes", "max_rejected")  # knobs that may change from call to call
 MAX_BYTES = 128 << 20  # of one image file
 LAYOUTS = dict(zip(("img_train", "train", "flat"), shards.LAYOUTS, strict=True))
-
-
-class Local:
-    """Base of knobs with paths of this machine, which become absolute. Raises UserError for URLs."""
-
-    PATHS: ClassVar[tuple[str, ...]] = ("out",)
-
-    def __post_init__(self) -> None:
-        for name in self.PATHS:
-            if (path := getattr(self, name)) is not None:
-                check(
-                    "://" not in path,
-                    name,
-                    path,
-                    "give a folder of this machine; finished shards can be copied anywhere",
-                )
-                check(bool(path.strip()), name, repr(path), "give a path")
-                setattr(self, name, str(Path(path).expanduser().absolute()))
-
-
-@dataclass(kw_only=True)
-class Writing(Local):
-    """The knobs of every source of images."""
-
-    out: str = knob(REQUIRED, "the folder to make")
-    layout: Literal["img_train", "train", "flat"] = knob(
-        "img_train", "names: img_train/img_train-00000-of-01024, train/train-..., or train-... (flat)"
-    )
-    resize: int | None = knob(None, "encode anew with this short side in pixels; smaller images stay as they are")
-    quality: int = knob(95, "of what is encoded anew, 1 to 100")
-    seed: int = knob(1, "of the order of the images, and of the draw for validation")
-    train_shards: int | None = knob(None, "how many (ImageNet 1024, others one for 1,000 images)")
-    val_shards: int | None = knob(None, "how many (ImageNet 128, others one for 1,000 images)")
-    max_rejected: float = knob(0.001, "share of the images that may be broken")
-    processes: int | None = knob(None, "how many at work (one for each core)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.resize is None or self.resize >= 8, "resize", self.resize, "must be at least 8 pixels, or null")
-        check(1 <= self.quality <= 100, "quality", self.quality, "must be 1 to 100")
-        check(0 <= self.seed < 2**31, "seed", self.seed, "must be at least 0 and below 2^31")
-        check(0 <= self.max_rejected <= 1, "max_rejected", self.max_rejected, "is a share of the images, 0 to 1")
-        for name in ("train_shards", "val_shards"):
-            number = getattr(self, name)
-            check(number is None or 0 < number <= 99_999, name, number, "must be 1 to 99,999, or null")
-        check_processes(self.processes)
-
-
-def check_processes(processes: int | None) -> None:
-    """Raise UserError for a number of workers that no machine can run."""
-    check(processes is None or 0 < processes <= 1024, "processes", processes, "must be 1 to 1024, or null")
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 # ------------------------------------------------------------------------------------------------------------------ a folder
@@ -104,7 +48,6 @@ def build(
     out, start = Path(settings.out), time.monotonic()
     knobs = dataclasses.asdict(settings).items()
     options = {"source": source, **{name: value for name, value in knobs if name not in NOT_OF_THE_BYTES}}
-    processes = settings.processes or cores()
     try:
         if is_finished(out, options):
             return
@@ -113,16 +56,15 @@ def build(
                 return
             if claimed.settings:
                 check_same(out, "half done", claimed.settings["options"], options)
-            with Workers(processes) as workers:
+            with Workers(settings.processes) as workers:
                 listing = Listing(claimed)
                 fill(listing, workers)
-                names = {
-                    split: shard_names(settings, split, listed, established and established[split == "val"])
-                    for split, listed in (("train", listing.train), ("val", listing.val))
-                }
-                save_settings(claimed, options, listing)
-                for line in summary.headline(listing, names, out, processes):
-                    print(line, flush=True)
+                names = [
+                    shard_names(settings, split, established and established[number])
+                    for number, split in enumerate(listing.splits)
+                ]
+                save_settings(listing, options)
+                summary.headline(listing, names, workers.processes)
                 count = write(settings, listing, names, workers)
             seconds = time.monotonic() - start
             summary.conclude(listing, settings.max_rejected, count, seconds)
@@ -142,13 +84,11 @@ def is_finished(out: Path, options: dict[str, Any]) -> bool:
         check_same(out, "finished", content["options"], options)
         shutil.rmtree(out / state.FOLDER, ignore_errors=True)  # of a call that was killed in its last moment
         print(f"{out}: prepared already, with these options: {summary.totals(content)}")
-    elif (
-        out.exists()
-        and not (out / state.FOLDER / state.FILE).exists()
-        and any(item.name != state.FOLDER for item in out.iterdir())
-    ):
+        return True
+    half_done = (out / state.FOLDER / state.FILE).exists()
+    if out.exists() and not half_done and any(item.name != state.FOLDER for item in out.iterdir()):
         raise UserError(f"out={out}: something else lies there; give a new folder")
-    return content is not None
+    return False
 
 
 def check_same(out: Path, status: str, before: dict[str, Any], options: dict[str, Any]) -> None:
@@ -162,14 +102,15 @@ def check_same(out: Path, status: str, before: dict[str, Any], options: dict[str
         )
 
 
-def save_settings(claimed: State, options: dict[str, Any], listing: Listing) -> None:
+def save_settings(listing: Listing, options: dict[str, Any]) -> None:
     """Record what the folder is made of. Raises UserError if that has changed since an earlier call."""
-    settings: dict[str, Any] = {"options": options, "versions": manifest.versions(), "listing": listing.digest()}
+    claimed, versions = listing.state, manifest.versions()
+    settings: dict[str, Any] = {"options": options, "versions": versions, "listing": listing.digest()}
     before = claimed.settings or settings
-    if before["versions"] != settings["versions"]:
-        versions = ", ".join(f"{name} {before['versions'].get(name)}" for name in manifest.versions())
+    if before["versions"] != versions:
+        earlier = ", ".join(f"{name} {before['versions'].get(name)}" for name in versions)
         raise UserError(
-            f"out={claimed.out}: half done with {versions}, and converted images would differ now; use those versions, or "
+            f"out={claimed.out}: half done with {earlier}, and converted images would differ now; use those versions, or "
             "delete that folder"
         )
     if before["listing"] != settings["listing"]:
@@ -179,20 +120,20 @@ def save_settings(claimed: State, options: dict[str, Any], listing: Listing) -> 
     claimed.save_settings(settings)
 
 
-def shard_names(settings: Writing, split: str, listed: Split, established: int | None) -> list[str]:
+def shard_names(settings: Writing, split: Split, established: int | None) -> list[str]:
     """The files of one split: as many as requested, or established, or one for SHARD_IMAGES images."""
-    count = getattr(settings, f"{split}_shards")
-    check(count is None or count <= len(listed), f"{split}_shards", count, f"there are {len(listed):,} images only")
-    if count is None and established and len(listed) >= FULL * established:
+    count = getattr(settings, f"{split.name}_shards")
+    check(count is None or count <= len(split), f"{split.name}_shards", count, f"there are {len(split):,} images only")
+    if count is None and established and len(split) >= FULL * established:
         count = established
-    count = count or max(1, math.ceil(len(listed) / SHARD_IMAGES))
-    start, of, end = LAYOUTS[settings.layout][split == "val"].split("*")
+    count = count or max(1, math.ceil(len(split) / SHARD_IMAGES))
+    start, of, end = LAYOUTS[settings.layout][split.name == "val"].split("*")
     return [f"{start}{number:05d}{of}{count:05d}{end}" for number in range(count)]
 
 
-def write(settings: Writing, listing: Listing, names: dict[str, list[str]], workers: Workers) -> int:
+def write(settings: Writing, listing: Listing, names: list[list[str]], workers: Workers) -> int:
     """Write the shards that are missing. Returns how many images were read for it."""
-    claimed, total = listing.state, len(listing.train) + len(listing.val)
+    claimed, total = listing.state, sum(map(len, listing.splits))
     finished = claimed.finished()
     [(images, size)] = claimed.select("total(images), total(bytes) FROM shards")
     [(rejected,)] = claimed.select("count(*) FROM rejected WHERE shard != ''")
@@ -200,7 +141,7 @@ def write(settings: Writing, listing: Listing, names: dict[str, list[str]], work
     if already:
         print(f"resuming: {already:,} of {total:,} images are done", flush=True)
     if settings.resize is None:
-        needed = listing.train.jpeg_bytes + listing.val.jpeg_bytes + (total - already) * RECORD_BYTES - size
+        needed = sum(split.jpeg_bytes for split in listing.splits) + (total - already) * RECORD_BYTES - size
         free = shutil.disk_usage(claimed.out).free
         if needed > free:
             raise UserError(
@@ -216,35 +157,31 @@ def write(settings: Writing, listing: Listing, names: dict[str, list[str]], work
 # ------------------------------------------------------------------------------------------------------------------- a shard
 @dataclass(frozen=True)
 class Job:
-    """One shard of a split, `file` below the folder `out`. `prefix` + name is an image's name for people."""
+    """One shard of a split. `prefix` + name is an image's name for people."""
 
-    out: str
+    settings: Writing
     file: str
     split: str
     prefix: str
-    images: list[Image]
+    images: list[tuple[int, Entry]]  # with their labels
     names: dict[int, tuple[bytes, bytes]]  # (synset, text) of every label
-    resize: int | None
-    quality: int
 
 
-def jobs(settings: Writing, listing: Listing, names: dict[str, list[str]], finished: set[str]) -> Iterator[Job]:
+def jobs(settings: Writing, listing: Listing, names: list[list[str]], finished: set[str]) -> Iterator[Job]:
     """The shards that are not finished: a split's images, by class and name, permuted by the seed and dealt out."""
     texts = [(raw(name), raw(listing.texts.get(name, ""))) for name in listing.classes]
-    for epoch, split in enumerate((listing.train, listing.val)):
+    for epoch, (split, files) in enumerate(zip(listing.splits, names, strict=True)):
         order = shards.permutation(settings.seed, epoch, len(split))
-        for number, file in enumerate(names[split.name]):
+        for number, file in enumerate(files):
             if file not in finished:
-                drawn = [split[int(place)] for place in order[number :: len(names[split.name])]]
-                labels = {image.label: texts[image.label - 1] for image in drawn}
-                yield Job(
-                    settings.out, file, split.name, split.prefix, drawn, labels, settings.resize, settings.quality
-                )
+                drawn = [split[int(place)] for place in order[number :: len(files)]]
+                labels = {label: texts[label - 1] for label, _ in drawn}
+                yield Job(settings, file, split.name, split.prefix, drawn, labels)
 
 
 def make(job: Job) -> tuple[shards.Shard, str, Written]:
     """Write one shard; runs in a worker. OSError is about writing: what cannot be read is rejected."""
-    out, written = Path(job.out), Written()
+    out, written = Path(job.settings.out), Written()
     path = out / job.file
     path.parent.mkdir(exist_ok=True)
     aside = out / state.FOLDER / f"{path.name}.{os.getpid()}.part"
@@ -258,7 +195,7 @@ def records(job: Job, written: Written) -> Iterator[bytes]:
         try:
             if entry.size > MAX_BYTES:
                 raise images.Broken(f"{entry.size:,} bytes; at most {MAX_BYTES:,} are read")
-            picture = images.convert(archive.read(entry), job.resize, job.quality)
+            picture = images.convert(archive.read(entry), job.settings.resize, job.settings.quality)
         except (images.Broken, archive.Unreadable) as reason:
             written.rejected.append((job.prefix + entry.name, str(reason)))
             written.unreadable += isinstance(reason, archive.Unreadable)

@@ -182,7 +182,7 @@ def test_processes_that_write_at_once_all_find_the_digits(tmp_path, monkeypatch,
 
     def together(folder, name, *rest):
         written = write(folder, name, *rest)
-        if name == "img_train":
+        if name == "img_val":
             barrier.wait(30)  # all are about to rename
         return written
 

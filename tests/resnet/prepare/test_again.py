@@ -102,7 +102,7 @@ def test_ended_halfway_and_called_again(slow, tmp_path, number):
     assert not alive, "workers outlive the process that started them"
     assert_whole_shards_only(out)
     before = {name: (out / name).stat().st_mtime_ns for name in recorded(out)}
-    assert len(before) >= 2
+    assert before
 
     again = started(words, out)
     said, told = again.communicate(timeout=60)

@@ -36,7 +36,7 @@ def test_every_image_of_a_tar_is_found_in_place(tmp_path, tarred, form):
 def test_a_tar_inside_a_tar_is_read_where_it_lies(tmp_path, tarred):
     inner = {f"{name}.tar": tarred([(f"{name}{n}.jpg", f"{name}{n}".encode(), {}) for n in range(3)]) for name in "ab"}
     path = written(tmp_path / "x.tar", tarred([(name, data, {}) for name, data in inner.items()]))
-    for member in archive.members(path):
+    for member, _ in archive.members(path):
         found = archive.tar(path, member.offset, member.size)
         letter = member.name[0]
         assert [archive.read(entry).decode() for entry in found.entries] == [f"{letter}{n}" for n in range(3)]
@@ -121,7 +121,7 @@ def test_a_missing_tar_is_told(tmp_path):
 def test_an_inner_tar_ends_where_its_outer_one_says(tmp_path, tarred):
     inner = tarred([("a.jpg", b"a" * 900, {}), ("b.jpg", b"b" * 900, {})])
     path = written(tmp_path / "x.tar", tarred([("a.tar", inner, {}), ("c.tar", inner, {})]))
-    first = next(archive.members(path))
+    first, _ = next(archive.members(path))
     for cut in (0, 700, 1536, 2000, 3000):
         with pytest.raises(UserError, match=rf"x.tar \(the tar inside it at byte 512\): .*{first.offset + cut:,}"):
             archive.tar(path, first.offset, cut)

@@ -1,0 +1,117 @@
+"""The knobs of every command of `python -m resnet.prepare`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resnet.cli import REQUIRED, knob
+from resnet.config.checks import check, check_range
+
+PATHS = ("out", "dir", "train", "val", "labels", "texts", "check", "show")
+SHARDS = (1, 99_999, "must be 1 to 99,999, or null")
+# (lowest, highest, what the error says); null always means the default.
+LIMITS = {
+    "resize": (8, math.inf, "must be at least 8 pixels, or null"),
+    "quality": (1, 100, "must be 1 to 100"),
+    "seed": (0, 2**31 - 1, "must be at least 0 and below 2^31"),
+    "max_rejected": (0, 1, "is a share of the images, 0 to 1"),
+    "train_shards": SHARDS,
+    "val_shards": SHARDS,
+    "processes": (1, 1024, "must be 1 to 1024, or null"),
+    "images": (1, 200, "must be 1 to 200"),
+}
+
+
+class Knobs:
+    """Base of the commands. Paths become absolute. Raises UserError for URLs and for values outside their limits."""
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if value is None:
+                continue
+            if name in PATHS:
+                way_out = "give a folder of this machine; finished shards can be copied anywhere"
+                check("://" not in value, name, value, way_out)
+                check(bool(value.strip()), name, repr(value), "give a path")
+                setattr(self, name, str(Path(value).expanduser().absolute()))
+            elif name in LIMITS:
+                low, high, way_out = LIMITS[name]
+                check(low <= value <= high, name, value, way_out)
+
+
+@dataclass(kw_only=True)
+class Writing(Knobs):
+    """The knobs of every source of images."""
+
+    out: str = knob(REQUIRED, "the folder to make")
+    layout: Literal["img_train", "train", "flat"] = knob(
+        "img_train", "names: img_train/img_train-00000-of-01024, train/train-..., or train-... (flat)"
+    )
+    resize: int | None = knob(None, "encode anew with this short side in pixels; smaller images stay as they are")
+    quality: int = knob(95, "of what is encoded anew, 1 to 100")
+    seed: int = knob(1, "of the order of the images, and of the draw for validation")
+    train_shards: int | None = knob(None, "how many (ImageNet 1024, others one for 1,000 images)")
+    val_shards: int | None = knob(None, "how many (ImageNet 128, others one for 1,000 images)")
+    max_rejected: float = knob(0.001, "share of the images that may be broken")
+    processes: int | None = knob(None, "how many at work (one for each core)")
+
+
+@dataclass(kw_only=True)
+class Imagenet(Writing):
+    """ILSVRC 2012: the tars as downloaded, or what comes of unpacking them"""
+
+    dir: str | None = knob(
+        None, "has ILSVRC2012_img_{train,val}.tar, or img_train/ (train/) and img_val/ (val/), in it"
+    )
+    train: str | None = knob(None, "the training tar or folder, if it lies elsewhere")
+    val: str | None = knob(None, "the validation tar or folder, if it lies elsewhere")
+    labels: str | None = knob(
+        None, "synsets of the validation images, a line each by file name (dir/synset_labels.txt)"
+    )
+    texts: str | None = knob(None, "lines `synset text` (dir/imagenet_metadata.txt or dir/LOC_synset_mapping.txt)")
+
+
+@dataclass(kw_only=True)
+class Folder(Writing):
+    """your own: jpg, jpeg, png, webp, bmp in a folder for each class"""
+
+    dir: str | None = knob(
+        None, "has the classes' folders in it, or train/ and val/ (valid/, validation/) that have them"
+    )
+    train: str | None = knob(None, "the training tree, if it lies elsewhere")
+    val: str | None = knob(None, "the validation tree, if it lies elsewhere")
+    val_fraction: float | None = knob(None, "share of every class held out where there is no validation tree (0.1)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_fraction is not None:
+            check_range("val_fraction", self.val_fraction, 0, 1, open_low=True)
+
+
+@dataclass(kw_only=True)
+class Digits(Knobs):
+    """scikit-learn's hand-written digits, embedded"""
+
+    out: str = knob(REQUIRED, "the folder to make")
+
+
+@dataclass(kw_only=True)
+class Check(Knobs):
+    """hold shards against their manifest: CRC of every file and record, counts, labels"""
+
+    check: str = knob(REQUIRED, "the folder of shards")
+    deep: bool = knob(False, "decode every image, too")
+    processes: int | None = knob(None, "how many at work (one for each core)")
+
+
+@dataclass(kw_only=True)
+class Show(Knobs):
+    """a picture of training images as the network sees them, and of evaluation images"""
+
+    show: str = knob(REQUIRED, "the folder of shards")
+    out: str = knob("sheet.png", "the PNG to write")
+    images: int = knob(24, "how many of either")
+    seed: int = knob(1, "of the order and of the crops")
