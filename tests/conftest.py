@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="resnet-tests-")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish() -> None:
@@ -64,7 +67,7 @@ def run_at(composed):
         config.hydra.runtime.cwd = str(folder)
         HydraConfig.instance().set_config(config)
         try:
-            return compose.freeze(compose.task_config(config))
+            return compose.freeze(config)
         finally:
             HydraConfig.instance().cfg = None
 

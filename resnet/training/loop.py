@@ -58,14 +58,14 @@ def train(
     state = TrainState(run, ranks, started)
     notes = state.restore(out)  # newest good checkpoint, else init=, else fresh weights
     train_step = make_step(run, plan, source, state, ranks)
-    log = RunLog(run, out, plan, source, state, ranks, mlperf_log)
     signals, watchdog = Signals(), Watchdog(run.cluster.stall_s, ranks.rank, on_stall)
     evaluate = Evaluator(run, source, state.networks, ranks, watchdog)
-    nan_handler = NanHandler(run, out, plan, state, log)
     checkpoints = CheckpointWriter(out, state.trackable, run.keep_checkpoints)
     profiler = Profiler(run.profile_steps if ranks.primary else None, out)
     meter = Meter(state.step, run.batch, ranks, run.on_nan.policy is NanPolicy.skip)
     unreadable = pipeline.naming_bad_images(source, run.seed, run.batch, state)
+    log = RunLog(run, out, plan, source, state, ranks, mlperf_log)
+    nan_handler = NanHandler(run, out, plan, state, log)
 
     with log:
         log.start(notes, evaluate.images)
