@@ -13,23 +13,22 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from resnet import UserError, cli, files
 from resnet.compat.habana_options import COMMANDS, PLANNED
-from resnet.compat.request import Request, read_request
+from resnet.compat.request import Request, help_text, read_request
 from resnet.config import compose, fingerprint, help
 from resnet.config.cluster import Cluster
 from resnet.config.schedule import Horizon, Schedule
 from resnet.data import shards
 from resnet.distributed import gaudi
+from resnet.launch.launchers import SSH_WORDS
 
 USAGE = 2  # exit status of a command line that makes no sense
 STANDARD = "/software/data/tf/data/imagenet/tf_records"  # where the original looked for shards that nobody named
-SSH = "OMPI_MCA_plm_rsh_args"  # ssh's options, as Open MPI takes them
-RESTARTS = "10"
-PATHS = ("out", "init")
 RESNEXT = {
     "optim": "sgd",
     "schedule": "cosine",
@@ -53,7 +52,8 @@ def commands(request: Request) -> list[list[str]]:
     words = training(request)
     out = files.absolute(options.get("out", ""), Path.cwd())
     if "eval_only" in options:
-        return [["resnet.evaluate", out, *joined(words, EVALUATES), *request.extra]]
+        words = {name: words[name] for name in words if name in EVALUATES}
+        return [["resnet.evaluate", out, *joined(words), *request.extra]]
     lines = [["resnet.train", *joined(words), *request.extra]]
     if exports:
         place = f"{out}/exported" if export.lower() == "true" else files.absolute(export, Path.cwd())
@@ -64,12 +64,19 @@ def commands(request: Request) -> list[list[str]]:
 def training(request: Request) -> dict[str, str]:
     """The words of the training, without the extra ones, by what they set. An exactly published row is a `recipe`."""
     options = request.options
-    words = request.not_overridden(network(options) | {"dtype": options["dtype"]} | images(request) | machine(request))
-    cluster: Cluster = compose.one_group("cluster", *about(("cluster",), words, request))
+    if "resnext" in options:
+        words = {"model": f"resnext{options.get('size', '101')}", **RESNEXT}
+    else:
+        optim = "lars" if options.get("lars") == "true" else "sgd"
+        words = {"model": f"resnet{options.get('size', '50')}", "optim": optim}
+    words = request.not_overridden(words | {"dtype": options["dtype"]} | images(request) | machine(request))
+    cluster: Cluster = one_group("cluster", (), words, request)
     card = int(options.get("card_batch", "256" if options["dtype"] == "bf16" else "128"))
     words |= {"batch": str(card * cluster.ranks)} | ({"epochs": options["epochs"]} if "epochs" in options else {})
-    words |= {"cluster.max_restarts": RESTARTS} if "recover" in options else {}
-    words |= {key: quoted(value) if key in PATHS else value for key, value in options.items() if key not in PLANNED}
+    words |= {"cluster.max_restarts": "10"} if "recover" in options else {}
+    for key, value in options.items():
+        if key not in PLANNED:
+            words[key] = quoted(value) if key in ("out", "init") else value
     words = request.not_overridden(words)
     if recipe := published(request, words, card, cluster):
         implied = ("data", "model", "optim", "schedule", "dtype", "batch", "epochs")
@@ -78,18 +85,15 @@ def training(request: Request) -> dict[str, str]:
     return words | horizon(request, words)
 
 
-def about(groups: Sequence[str], words: Mapping[str, str], request: Request) -> list[str]:
-    """Those words, the extra ones too, that set these groups or knobs of them."""
-    return [
-        word
-        for word in (*joined(words), *request.extra)
-        if word.lstrip("+~").partition("=")[0].partition(".")[0] in groups
-    ]
+def joined(words: Mapping[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in words.items()]
 
 
-def joined(words: Mapping[str, str], names: Iterable[str] = ()) -> list[str]:
-    """`knob=value` each; of these names only, if there are any."""
-    return [f"{name}={value}" for name, value in words.items() if not names or name in names]
+def one_group(group: str, more: Sequence[str], words: Mapping[str, str], request: Request) -> Any:
+    """The dataclass of a group under the words, the extra ones too, that set it, or one of the groups and knobs `more`."""
+    names = (group, *more)
+    words_of = [word for word in (*joined(words), *request.extra) if re.split("[.=]", word.lstrip("+~"))[0] in names]
+    return compose.one_group(group, *words_of)
 
 
 def quoted(text: str) -> str:
@@ -100,13 +104,6 @@ def quoted(text: str) -> str:
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf's escape
     text = re.sub(r'(\\*)"', r'\1\1\\"', text)
     return '"' + re.sub(r"(\\+)$", r"\1\1", text) + '"'
-
-
-def network(options: Mapping[str, str]) -> dict[str, str]:
-    """The model and how it is optimized."""
-    if "resnext" in options:
-        return {"model": f"resnext{options.get('size', '101')}", **RESNEXT}
-    return {"model": f"resnet{options.get('size', '50')}", "optim": "lars" if options.get("lars") == "true" else "sgd"}
 
 
 def published(request: Request, words: Mapping[str, str], card: int, cluster: Cluster) -> str | None:
@@ -131,7 +128,7 @@ def horizon(request: Request, words: Mapping[str, str]) -> dict[str, str]:
 
     The original let a run shorter than its warm-up rise and stop, and stretched the curve with its epochs.
     """
-    curve: Schedule = compose.one_group("schedule", *about(("schedule", "optim", "batch"), words, request))
+    curve: Schedule = one_group("schedule", ("optim", "batch"), words, request)
     settled = {"epochs", "schedule.horizon_epochs"} & request.overridden or "epochs" not in request.options
     if settled or not isinstance(curve, Horizon):
         return {}
@@ -141,23 +138,23 @@ def horizon(request: Request, words: Mapping[str, str]) -> dict[str, str]:
     return {"schedule.horizon_epochs": "null"} if epochs > (curve.horizon_epochs or epochs) else {}
 
 
-# -------------------------------------------------------------------------------------------------------------- the machine
 def machine(request: Request) -> dict[str, str]:
     """The cluster: Gaudi cards where there are any, else this CPU, as many ranks as are wanted."""
     options, note = request.options, request.notes.append
-    there, gpus = gaudi.cards(), int(options.get("gpus", "0"))
-    kind, all_of_them = ("gpu", gpus) if gpus else ("gaudi", there) if there else ("cpu", 2)
+    cards, gpus = gaudi.cards(), int(options.get("gpus", "0"))
+    kind, all_of_them = ("gpu", gpus) if gpus else ("gaudi", cards) if cards else ("cpu", 2)
     one, many, usual = CLUSTERS[kind]
     workers = options.get("workers", str(gpus or 1))
     ranks = all_of_them if workers == "all" else int(workers)
     hosts = [f"{host}:{ranks}" for host in options["hosts"].split(",")] if "hosts" in options else []
     total = ranks * max(1, len(hosts))
+    interface = options.get("interface")
     if hosts and kind == "gaudi":  # what the original gave mpirun on several servers
-        request.env.update({} if SSH in request.environ else {SSH: "-p 3022"})
-        if interface := options.get("interface"):
-            request.env.update({"OMPI_MCA_btl_tcp_if_include": interface, "HCCL_SOCKET_IFNAME": interface})
-    elif "interface" in options:
-        note(f"MPI_TPC_INCLUDE={options['interface']}: means something for several machines with Gaudi cards only")
+        request.env |= {} if SSH_WORDS in request.environ else {SSH_WORDS: "-p 3022"}
+        if interface:
+            request.env |= {"OMPI_MCA_btl_tcp_if_include": interface, "HCCL_SOCKET_IFNAME": interface}
+    elif interface:
+        note(f"MPI_TPC_INCLUDE={interface}: means something for several machines with Gaudi cards only")
     if "cluster" in request.overridden:
         if hosts and workers == "all":
             raise UserError(
@@ -173,9 +170,8 @@ def machine(request: Request) -> dict[str, str]:
     return words | ({"cluster.hosts": f"[{','.join(hosts)}]"} if hosts else {})
 
 
-# --------------------------------------------------------------------------------------------------------------- the images
 def images(request: Request) -> dict[str, str]:
-    """Where they come from. The folder is looked into, for the layout it has and the classes that its shards are of."""
+    """The data. Its folder is looked into, for the layout it has and the classes that its shards are of."""
     folder = request.options.get("shards") or (STANDARD if Path(STANDARD).is_dir() else "")
     if "data" in request.overridden and not {"data=imagenet", "data=folder"} & set(request.extra):
         return {}  # nor would data.dir go with it: the digits would be written there
@@ -185,10 +181,11 @@ def images(request: Request) -> dict[str, str]:
     place = shards_in(folder)
     if place != folder:
         request.notes.append(f"{folder}: the shards lie in {place}")
-    classes = classes_in(place)
-    if classes not in (None, 1000):
-        request.notes.append(f"{place}: {classes} classes, as its {files.CLASSES} says, so data=folder")
-        return {"data": "folder", "data.dir": quoted(place)}
+    with contextlib.suppress(OSError, UserError):
+        text = "" if files.is_remote(place) else files.read_text(str(Path(place).expanduser() / files.CLASSES))
+        if text and (classes := len(files.read_classes(text))) != 1000:
+            request.notes.append(f"{place}: {classes} classes, as its {files.CLASSES} says, so data=folder")
+            return {"data": "folder", "data.dir": quoted(place)}
     return {"data": "imagenet", "data.dir": quoted(place)}
 
 
@@ -204,25 +201,12 @@ def shards_in(folder: str) -> str:
     return folder
 
 
-def classes_in(folder: str) -> int | None:
-    """How many classes the shards say they are of; None where nothing says it."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if not files.is_remote(folder):
-            return len(files.read_classes((Path(folder).expanduser() / files.CLASSES).read_text(encoding="utf-8")))
-    return None
-
-
-# ----------------------------------------------------------------------------------------------------------- shown and run
-def python() -> str:
-    """What a shell calls this interpreter."""
-    beside = shutil.which("python")
-    return "python" if beside and Path(beside).parent == Path(sys.executable).parent else sys.executable
-
-
 def shell_line(lines: Sequence[Sequence[str]], env: Mapping[str, str]) -> str:
     """One line for a shell."""
-    before = ["env", *(f"{name}={value}" for name, value in env.items())] if env else []
-    return " && ".join(shlex.join([*before, python(), "-m", *words]) for words in lines)
+    first = shutil.which("python")
+    python = "python" if first and Path(first).parent == Path(sys.executable).parent else sys.executable
+    before = ["env", *joined(env)] if env else []
+    return " && ".join(shlex.join([*before, python, "-m", *words]) for words in lines)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -231,6 +215,10 @@ def main(argv: Sequence[str]) -> int:
     if command not in COMMANDS:
         print(f"resnet.compat: {command or 'no command'}: there are {', '.join(COMMANDS)}", file=sys.stderr)
         return USAGE
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    if {"-h", "--help"} & set(own):
+        print(help_text(command))
+        return 0
     try:
         request = read_request(command, argv[1:], os.environ)
         lines = commands(request)

@@ -1,51 +1,48 @@
-"""What somebody asked one of the original's commands: its command line, environment or YAML file."""
+"""What one of the original's commands is called with: its command line, environment or YAML file."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
 
 import yaml
 
 from resnet import UserError, cli
-from resnet.compat.habana_options import COMMANDS, KINDS, PARAMETERS, RUNNER_ENVIRONMENT, Option
+from resnet.compat.habana_options import COMMANDS, KINDS, Option, by_name
 
 
 @dataclass
 class Request:
-    """What a command was called with."""
+    """What a command is called with."""
 
     command: str
-    environ: Mapping[str, str] = field(default_factory=dict)
-    options: dict[str, str] = field(
-        default_factory=dict
-    )  # by the keys of `habana_options`, in the order they were typed
-    extra: list[str] = field(default_factory=list)  # words that go to resnet.train as they are
+    environ: Mapping[str, str]
+    extra: list[str]  # words that go to resnet.train as they are
+    options: dict[str, str] = field(default_factory=dict)  # by key, in the order in which they were typed
     env: dict[str, str] = field(default_factory=dict)  # more environment variables for the run
     notes: list[str] = field(default_factory=list)  # a line each, for people
 
-    def add(self, option: Option, value: str | None, shown: str) -> None:
-        """Record an option, a variable or a key."""
+    def add(self, option: Option, text: str, typed: str) -> None:
+        """Record an option, variable or key. Raises UserError, which shows it as it was typed."""
+        pattern, words, _ = KINDS[option.kind]
+        if not re.fullmatch(pattern, text):
+            raise UserError(f"{typed}: must be {words}")
+        value: str | None = text
+        true = text.lower() in ("", "1", "true")
+        match option.kind:
+            case "" | "if true":
+                value = option.fixed if true else None
+            case "truth":
+                value = str(true).lower()
+            case "limit":
+                value = None if text == "-1" else text
         if not option.key:
-            self.notes.append(f"{shown}: {option.help}")
+            self.notes.append(f"{typed}: {option.help}")
         elif value is not None:
             self.options[option.key] = value
-
-    def add_all(self, options: Sequence[Option], values: Mapping[str, Any], separator: str) -> dict[str, Any]:
-        """Record variables, or keys of a file, by name; returns those that are no options. Raises UserError."""
-        known = {name: option for option in options for name in option.names.split()}
-        for name, value in values.items():
-            if name in known and value is not None:
-                try:
-                    self.add(known[name], known[name].convert(str(value)), f"{name}{separator}{value}")
-                except argparse.ArgumentTypeError as error:
-                    raise UserError(f"{name}{separator}{error}") from None
-        return {name: value for name, value in values.items() if name not in known}
 
     @property
     def published_epochs(self) -> str:
@@ -62,70 +59,28 @@ class Request:
         return {name: value for name, value in words.items() if name not in self.overridden}
 
 
-# ---------------------------------------------------------------------------------------------------- reading the request
-class Parser(argparse.ArgumentParser):
-    """A command's options as the original took them; - and _ in a long one are the same."""
-
-    def __init__(self, command: str) -> None:
-        rows = table("environment", COMMANDS[command].environment)
-        if command == "habana_model_runner.py":
-            rows += table("parameters", PARAMETERS) + table("env_variables (others go to the run)", RUNNER_ENVIRONMENT)
-        rows += ["What follows -- goes to resnet.train as it is, and wins: -- cluster=gpu1 track=off"]
-        rows += ["Exit status: the training's (docs/ranks.md), or 2 for a line that makes no sense."]
-        super().__init__(
-            command,
-            description=f"{COMMANDS[command].help}. Prints the line of resnet.train that does it, and runs it.",
-            epilog="\n".join(rows),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            argument_default=argparse.SUPPRESS,
-            allow_abbrev=False,
-        )
-        for option in COMMANDS[command].options:
-            names, dest = option.names.split(), option.key or option.names
-            if option.kind:
-                metavar = KINDS[option.kind][2]
-                self.add_argument(*names, dest=dest, help=option.help, type=option.convert, metavar=metavar)
-            else:
-                self.add_argument(*names, dest=dest, help=option.help, action="store_const", const=option.fixed)
-
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise UserError(message)
-
-    def values(self, words: Sequence[str]) -> dict[str, str | None]:
-        """What the words say, by key."""
-        options = {name.replace("_", "-"): name for name in self._option_string_actions}
-        typed = []
-        for word in words:
-            name, equals, text = word.partition("=")
-            if re.match("-.*[^-0-9.]", name) and name.replace("_", "-") not in options:  # argparse takes -rs for -r -s
-                raise UserError(f"{name}: no such option; {cli.nearest(name, list(options.values()))}")
-            typed.append(options.get(name.replace("_", "-"), name) + equals + text)
-        namespace, rest = self.parse_known_args(typed)
-        if rest:
-            raise UserError(f"{rest[0]}: no such option; {cli.nearest(rest[0], list(options.values()))}")
-        return vars(namespace)
-
-
-def table(title: str, options: Sequence[Option]) -> list[str]:
-    """A block of --help for what is not on the command line."""
-    typed = [f"{', '.join(option.names.split())} {KINDS[option.kind][2]}" for option in options]
-    width = max(map(len, typed), default=0)
-    rows = [f"  {names:<{width}}  {option.help}" for names, option in zip(typed, options, strict=True)]
-    return [f"{title}:", *rows, ""] if rows else []
+def help_text(command: str) -> str:
+    description, sources = COMMANDS[command]
+    lines = [f"{command}: {description}. Prints the line of resnet.train that does it, and runs it.", ""]
+    for title, options in sources.items():
+        rows = {f"{', '.join(option.names.split())} {KINDS[option.kind][2]}": option.help for option in options}
+        width = max(map(len, rows))
+        lines += [f"{title}:", *(f"  {names:<{width}}  {text}" for names, text in rows.items()), ""]
+    lines += ["Variables that env_variables has beside these go to the run."] if "env_variables" in sources else []
+    lines += ["What follows -- goes to resnet.train as it is, and wins: -- cluster=gpu1 track=off"]
+    return "\n".join([*lines, "Exit status: the training's (docs/ranks.md), or 2 for a line that makes no sense."])
 
 
 def read_request(command: str, words: Sequence[str], environ: Mapping[str, str]) -> Request:
     """Read a command line, and what the command reads beside it. Raises UserError naming what makes no sense."""
-    words = list(words)
+    sources = COMMANDS[command][1]
     own = words[: words.index("--")] if "--" in words else words
-    request = Request(command, environ, extra=words[len(own) + 1 :])
-    values = Parser(command).values(own)
-    by_key = {option.key or option.names: option for option in COMMANDS[command].options}
-    for key, value in values.items():
-        request.add(by_key[key], value, by_key[key].names)
-    names = [name for option in COMMANDS[command].environment for name in option.names.split()]
-    request.add_all(COMMANDS[command].environment, {name: environ[name] for name in names if environ.get(name)}, "=")
+    request = Request(command, environ, list(words[len(own) + 1 :]))
+    for option, (text, typed) in read_words(by_name(sources["options"]), own).items():
+        request.add(option, text, typed)
+    for name, option in by_name(sources.get("environment", ())).items():
+        if text := environ.get(name):
+            request.add(option, text, f"{name}={text}")
     options = request.options
     if command == "habana_model_runner.py":
         read_file(request)
@@ -143,6 +98,24 @@ def read_request(command: str, words: Sequence[str], environ: Mapping[str, str])
     return request
 
 
+def read_words(options: Mapping[str, Option], words: Sequence[str]) -> dict[Option, tuple[str, str]]:
+    """(its value, how it was typed) of every option of a command line; - and _ in a name are the same, the last one counts."""
+    known = {name.replace("_", "-"): option for name, option in options.items()}
+    typed, rest = {}, iter(words)
+    for word in rest:
+        name, equals, text = word.partition("=")
+        option = known.get(name.replace("_", "-"))
+        if option is None:
+            raise UserError(f"{name}: no such option; {cli.nearest(name, list(options))}")
+        if option.kind and not equals:
+            text = next(rest, "--")
+            if re.match("-.*[^0-9.]", text):  # an option; -1 is a value
+                raise UserError(f"{name}: needs a value; it must be {KINDS[option.kind][1]}")
+            word = f"{name} {text}"
+        typed[option] = (text, word)
+    return typed
+
+
 def read_file(request: Request) -> None:
     """Read the YAML file of habana_model_runner.py."""
     model, path = request.options.get("model"), request.options.get("config")
@@ -153,47 +126,50 @@ def read_file(request: Request) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "problem", None) or error
         raise UserError(f"--hb_config {path}: cannot be read ({reason}); give a YAML file") from None
-    parts = ("model", "env_variables", "parameters")
-    whole = isinstance(content, dict) and all(isinstance(content.get(part) or {}, dict) for part in parts[1:])
-    if not whole or not set(content) <= set(parts):
+    parts = ("parameters", "env_variables")
+    whole = isinstance(content, dict) and all(isinstance(content.get(part) or {}, dict) for part in parts)
+    if not whole or not set(content) <= {"model", *parts}:
         raise UserError(
             f"--hb_config {path}: must hold model, and the mappings env_variables and parameters; nothing else"
         )
     if content.get("model") != model:
         raise UserError(f"--model {model}: {path} is for model: {content.get('model')}; give that, or another file")
-    if unknown := request.add_all(PARAMETERS, content.get("parameters") or {}, ": "):
-        names = [name for option in PARAMETERS for name in option.names.split()]
-        raise UserError(
-            f"{path}: {next(iter(unknown))}: no such parameter; {cli.nearest(str(next(iter(unknown))), names)}"
-        )
-    for name, value in request.add_all(RUNNER_ENVIRONMENT, content.get("env_variables") or {}, ": ").items():
-        if name == "LD_PRELOAD" and not all(map(os.path.exists, re.split("[ :]+", str(value)))):
-            request.notes.append(f"{name}: {value}: is not on this machine, and left out")
-        else:
-            request.env[str(name)] = str(value)
-    request.options["dtype"] = "bf16" if request.options.get("dtype") == "true" else "fp32"
+    for part in parts:
+        options = by_name(COMMANDS[request.command][1][part])
+        for name, value in (content.get(part) or {}).items():
+            if name in options and value is not None:
+                request.add(options[name], str(value), f"{name}: {value}")
+            elif name not in options and part == "parameters":
+                raise UserError(f"{path}: {name}: no such parameter; {cli.nearest(str(name), list(options))}")
+            elif name == "LD_PRELOAD" and not all(map(os.path.exists, re.split("[ :]+", str(value)))):
+                request.notes.append(f"{name}: {value}: is not on this machine, and left out")
+            elif name not in options:
+                request.env[str(name)] = str(value)
+    request.options.setdefault("dtype", "fp32")
 
 
 def check(request: Request) -> None:
-    """Raise UserError for options that exclude each other."""
+    """Raise UserError for options that are missing or exclude each other."""
     options = request.options
-    if "dtype" not in options:
-        raise UserError("-d: must be given, bf16 or fp32")
-    if "recover" in options and "steps" not in options:
-        raise UserError("-r: needs -s, the steps after which the training is done")
-    if "resnext" in options and options.get("lars") == "true":
-        raise UserError(
-            "--resnext: nobody published settings of LARS for it; leave one of the two out, or add -- optim=lars"
-        )
-    if "resnext" in options and options.get("size", "101") not in ("50", "101", "152"):
-        raise UserError(f"--resnext: there is no ResNeXt-{options['size']}; choose 50, 101 or 152")
-    if "eval" in options and "stop_at_top1" in options:
-        raise UserError(f"stop_at_top1={options['stop_at_top1']}: only an evaluation can tell, and none is wanted")
-    if "eval_only" in options and "out" not in options:
-        raise UserError("eval_only: needs model_dir, the folder of the run to evaluate")
-    if "recipe" in request.overridden:
-        raise UserError(
-            "recipe=: what the options say would win over it; call python -m resnet.train recipe=... instead"
-        )
-    if odd := [word for word in request.extra if word.startswith("-") or "=" not in word]:
-        raise UserError(f"{odd[0]}: only knob=value may follow --; add anything else to the line that --print shows")
+    resnext, size, top1 = "resnext" in options, options.get("size"), options.get("stop_at_top1")
+    odd = [word for word in request.extra if word.startswith("-") or "=" not in word]
+    errors = {
+        "-d: must be given, bf16 or fp32": "dtype" not in options,
+        "-r: needs -s, the steps after which the training is done": "recover" in options and "steps" not in options,
+        "--resnext: nobody published settings of LARS for it; leave one of the two out, or add -- optim=lars": (
+            resnext and options.get("lars") == "true"
+        ),
+        f"--resnext: there is no ResNeXt-{size}; choose 50, 101 or 152": resnext and size in ("18", "34", "200"),
+        f"stop_at_top1={top1}: only an evaluation can tell, and none is wanted": bool(top1) and "eval" in options,
+        "eval_only: needs model_dir, the folder of the run to evaluate": "eval_only" in options
+        and "out" not in options,
+        "recipe=: what the options say would win over it; call python -m resnet.train recipe=... instead": (
+            "recipe" in request.overridden
+        ),
+        f"{''.join(odd[:1])}: only knob=value may follow --; add anything else to the line that --print shows": bool(
+            odd
+        ),
+    }
+    for message, wrong in errors.items():
+        if wrong:
+            raise UserError(message)

@@ -191,10 +191,8 @@ EVERYWHERE = {"--print", "--model", "--hb_config"}
 
 def options_of(command):
     """All options, variables and keys of a command by their first name."""
-    info = habana_options.COMMANDS[command]
-    runner = (*habana_options.PARAMETERS, *habana_options.RUNNER_ENVIRONMENT)
-    options = (*info.options, *info.environment, *(runner if command == "habana_model_runner.py" else ()))
-    return {option.names.split()[0]: option for option in options}
+    sources = habana_options.COMMANDS[command][1].values()
+    return {option.names.split()[0]: option for options in sources for option in options}
 
 
 def given(command, name, value, more, tmp_path):

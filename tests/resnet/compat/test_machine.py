@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,8 @@ def test_without_a_card_it_says_that_it_takes_the_cpu(words, asked, machine):
     request, _ = asked("demo_resnet", *BF16)
     assert request.notes == ["no Gaudi card on this machine: 1 rank on CPU; for GPUs add -- cluster=gpu1, or gpu8"]
     assert asked("demo_resnet", *BF16, "--", "cluster=gpu1")[0].notes == []
-    assert (
-        words("demo_resnet_hvd.sh", IMAGENET_DIR=DATA)
-        == (
-            f"model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir={DATA} cluster=cpu2 batch=512 eval_every_epochs=8"
-        ).split()
-    )
+    lars = f"model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir={DATA} cluster=cpu2 batch=512"
+    assert words("demo_resnet_hvd.sh", IMAGENET_DIR=DATA) == [*lars.split(), "eval_every_epochs=8"]
 
 
 def test_several_servers_get_what_the_original_gave_mpirun(words, asked, machine):
@@ -148,20 +145,8 @@ def test_other_data_takes_no_folder_along(words):
 
 # ----------------------------------------------------------------------------------------------------------- names of folders
 NAMES = [
-    *(
-        "/a b",
-        "/it's",
-        '/"quoted"',
-        "/a;b",
-        "/a=b,c",
-        "/a${b}c",
-        "/$HOME",
-        "/back\\slash",
-        "/ends\\",
-        "/\\'",
-        "/{a}",
-        "/[a]",
-    ),
+    *("/a b", "/it's", '/"quoted"', "/a;b", "/a=b,c", "/a${b}c", "/$HOME", "/back\\slash", "/ends\\", "/\\'"),
+    *("/{a}", "/[a]"),
     *("/\u00e4\u00f6 \u4f60", "/a#b", "/(a)", "/a&b|c", "/*?", "/~", "/new\nline", "/tab\there", "/%d", "/`id`", "/!"),
     *("null", "true", "NaN", "x", "12", "1.10", "1e3", "-", "a:b", "???x", "/a\\${b}"),
 ]
@@ -169,12 +154,12 @@ NAMES = [
 
 def test_any_folder_comes_through_a_shell_to_hydra_as_it_is(asked):
     script, data = [], {name: f"/data{name}" if name[0] == "/" else name for name in NAMES}
-    python = shlex.quote(habana.python())
     for name in NAMES:
         _, lines = asked("demo_resnet", "-d", "bf16", "-a", data[name], "-m", name)
         line = habana.shell_line(lines, {})
-        assert line.startswith(f"{python} -m resnet.train ")
-        script.append(line.replace(f"{python} -m resnet.train", "printf '%s\\0'", 1) + "; printf '\\1'")
+        python, train, words = line.partition(" -m resnet.train ")
+        assert train and python in ("python", shlex.quote(sys.executable))
+        script.append(f"printf '%s\\0' {words}; printf '\\1'")
     done = subprocess.run(["bash", "-c", "\n".join(script)], capture_output=True, check=True).stdout.decode()
     for name, words in zip(NAMES, done.split("\1")[:-1], strict=True):
         overrides = OverridesParser.create().parse_overrides(words.split("\0")[:-1])

@@ -1,5 +1,6 @@
 """The files of launch/ that have the original's names, as processes; their help, and the page about them."""
 
+import itertools
 import json
 import os
 import re
@@ -17,16 +18,15 @@ from resnet.compat import habana, habana_options
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = ROOT / "launch"
+SMALL = ("-d", "fp32", "-b", "16")
+LOCAL = ("model=tiny", "track=off", "cluster=local")
 
 
 @pytest.mark.parametrize("command", habana_options.COMMANDS)
 def test_help_and_the_page_of_documentation_have_every_option(command, capsys, exit_status):
     assert exit_status(habana.main, [command, "--help"]) == exit_status(habana.main, [command, "-h"]) == 0
     told, page = " ".join(capsys.readouterr().out.split()), (ROOT / "docs" / "original.md").read_text()
-    info = habana_options.COMMANDS[command]
-    runner = command == "habana_model_runner.py"
-    more = [*habana_options.PARAMETERS, *habana_options.RUNNER_ENVIRONMENT] if runner else []
-    for option in [*info.options, *info.environment, *more]:
+    for option in itertools.chain(*habana_options.COMMANDS[command][1].values()):
         assert all(name in told for name in option.names.split()) and option.help in told, option.names
         names = ", ".join(f"`{name}`" for name in option.names.split())
         assert f"| {names} | {option.help} |\n" in page or option is habana_options.PRINT, option.names
@@ -34,11 +34,8 @@ def test_help_and_the_page_of_documentation_have_every_option(command, capsys, e
 
 def test_the_page_has_no_option_that_does_not_exist():
     page = (ROOT / "docs" / "original.md").read_text()
-    said = [o for c in habana_options.COMMANDS.values() for o in (*c.options, *c.environment)]
-    rows = {
-        (", ".join(f"`{n}`" for n in o.names.split()), o.help)
-        for o in [*said, *habana_options.PARAMETERS, *habana_options.RUNNER_ENVIRONMENT]
-    }
+    options = [o for _, sources in habana_options.COMMANDS.values() for o in itertools.chain(*sources.values())]
+    rows = {(", ".join(f"`{name}`" for name in option.names.split()), option.help) for option in options}
     for row in re.findall(r"^\| (`.*) \| (.*) \|$", page, re.M):
         assert row in rows
 
@@ -50,15 +47,8 @@ def call(tmp_path):
     def start(name, *argv, timeout=240, launch=LAUNCH, before=(), **environ):
         ours = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environ}
         command = [*before, str(launch / name), *map(str, argv)]
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, **ours},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        env = {**os.environ, **ours}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout)
 
     return start
 
@@ -66,36 +56,16 @@ def call(tmp_path):
 @pytest.mark.parametrize(
     ("before", "command", "argv", "line"),
     [
-        (
-            [],
-            "demo_resnet",
-            "-d bf16 -rs 101 -a /s -s 2 -l 1 -m 'my run' --print",
-            "model=resnet101 optim=sgd dtype=bf16 data=imagenet",
-        ),
-        (
-            ["bash"],
-            "demo_keras_resnet",
-            "-d fp32 -a /s -m 'my run' --print",
-            "model=resnet50 optim=sgd dtype=fp32 data=imagenet",
-        ),
-        (
-            [],
-            "demo_resnet_hvd.sh",
-            "--resnext --print -- 'out=\"my run\"'",
-            "model=resnext101 optim=sgd schedule=cosine",
-        ),
-        (
-            ["python3"],
-            "habana_model_runner.py",
-            "--model resnet_keras --hb_config 'a run.yaml' --print",
-            "model=resnet50 optim=sgd",
-        ),
+        ("", "demo_resnet", "-d bf16 -rs 101 -a /s -s 2 -l 1 -m 'my run'", "model=resnet101 optim=sgd dtype=bf16 data=imagenet"),
+        ("bash", "demo_keras_resnet", "-d fp32 -a /s -m 'my run'", "model=resnet50 optim=sgd dtype=fp32 data=imagenet"),
+        ("", "demo_resnet_hvd.sh", "--resnext -- 'out=\"my run\"'", "model=resnext101 optim=sgd schedule=cosine"),
+        ("python3", "habana_model_runner.py", "--model resnet_keras --hb_config 'a run.yaml'", "model=resnet50 optim=sgd"),
     ],
-)
+)  # fmt: skip
 def test_print_only_prints(call, tmp_path, before, command, argv, line):
     text = "{model: resnet_keras, env_variables: {HCL_CONFIG_PATH: /h}, parameters: {model_dir: my run, data_dir: /s}}"
     (tmp_path / "a run.yaml").write_text(text)
-    done = call(command, *shlex.split(argv), before=before)
+    done = call(command, "--print", *shlex.split(argv), before=before.split())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"python -m resnet.train {line} ")
     assert shlex.quote('out="my run"') in done.stdout and done.stdout.count("\n") == 1
@@ -105,23 +75,7 @@ def test_print_only_prints(call, tmp_path, before, command, argv, line):
 
 @pytest.mark.slow
 def test_it_trains_on_the_embedded_data_with_two_steps(call, tmp_path):
-    done = call(
-        "demo_resnet",
-        "-d",
-        "fp32",
-        "-b",
-        16,
-        "-s",
-        2,
-        "-l",
-        1,
-        "-m",
-        "my run",
-        "--",
-        "model=tiny",
-        "track=off",
-        "cluster=local",
-    )
+    done = call("demo_resnet", *SMALL, "-s", 2, "-l", 1, "-m", "my run", "--", *LOCAL)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "my run" / "result.json").read_text())
     assert (made["status"], made["steps"]) == ("finished", 2)
@@ -180,16 +134,8 @@ def test_tensorflow_is_not_needed_to_print():
 @pytest.mark.slow
 def test_two_workers_train_with_lars(call, tmp_path):
     small = {"NUM_WORKERS_PER_HLS": "2", "BATCH_SIZE": "16", "TRAIN_STEPS": "2"}
-    done = call(
-        "demo_resnet_hvd.sh",
-        "--",
-        "model=tiny",
-        "cluster=cpu2",
-        "out=x",
-        USE_LARS_OPTIMIZER="1",
-        RESNET_SIZE="50",
-        **small,
-    )
+    words = ("model=tiny", "cluster=cpu2", "out=x")
+    done = call("demo_resnet_hvd.sh", "--", *words, USE_LARS_OPTIMIZER="1", RESNET_SIZE="50", **small)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "x" / "result.json").read_text())
     assert (made["status"], made["steps"]) == ("finished", 2)
@@ -200,43 +146,14 @@ def test_two_workers_train_with_lars(call, tmp_path):
 
 @pytest.mark.slow
 def test_an_export_comes_of_it(call, tmp_path):
-    done = call(
-        "demo_keras_resnet",
-        "-d",
-        "fp32",
-        "-b",
-        16,
-        "-s",
-        2,
-        "-c",
-        "-m",
-        "y",
-        "--",
-        "model=tiny",
-        "track=off",
-        "cluster=local",
-    )
+    done = call("demo_keras_resnet", *SMALL, "-s", 2, "-c", "-m", "y", "--", *LOCAL)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "y" / "exported" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
 def test_a_signal_reaches_the_training_which_saves(tmp_path):
-    argv = [
-        LAUNCH / "demo_resnet",
-        "-d",
-        "fp32",
-        "-b",
-        "16",
-        "-e",
-        "500",
-        "-m",
-        "z",
-        "--",
-        "model=tiny",
-        "track=off",
-        "cluster=local",
-    ]
+    argv = [LAUNCH / "demo_resnet", *SMALL, "-e", "500", "-m", "z", "--", *LOCAL]
     ours = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with subprocess.Popen(
         argv, cwd=tmp_path, env=ours, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

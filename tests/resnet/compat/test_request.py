@@ -133,19 +133,19 @@ def test_a_file_that_makes_no_sense(asked, described, text, said):
     ("line", "said"),
     [
         ("demo_resnet", "-d: must be given, bf16 or fp32"),
-        ("demo_resnet -d fp16", "argument -d/--dtype: fp16: must be bf16 or fp32"),
+        ("demo_resnet -d fp16", "-d fp16: must be bf16 or fp32"),
         ("demo_resnet -d bf16 --step 3", "--step: no such option; did you mean --steps?"),
         ("demo_resnet -d bf16 shards", "shards: no such option"),
         ("demo_resnet -d bf16 ''", ": no such option"),
-        ("demo_resnet -d bf16 -s", "argument -s/--steps: expected one argument"),
-        ("demo_resnet -d bf16 -s -l 3", "argument -s/--steps: expected one argument"),
-        ("demo_resnet -d bf16 -a --steps=3", "argument -a/--data-dir: expected one argument"),
-        ("demo_resnet -d bf16 -m ''", "argument -m/--model-dir: : must be a folder"),
-        ("demo_resnet -d bf16 -s 0", "argument -s/--steps: 0: must be a whole number above 0, or -1 for no limit"),
-        ("demo_resnet -d bf16 -b 1.5", "argument -b/--batch-size: 1.5: must be a whole number above 0"),
-        ("demo_resnet -d bf16 -e many", "argument -e/--epochs: many: must be a number"),
-        ("demo_resnet -d bf16 -rs 20", "argument -rs/--resnet-size: 20: must be 18, 34, 50, 101, 152 or 200"),
-        ("demo_resnet -d bf16 --no-eval=1", "argument -n/--no-eval: ignored explicit argument '1'"),
+        ("demo_resnet -d bf16 -s", "-s: needs a value; it must be a whole number above 0, or -1"),
+        ("demo_resnet -d bf16 -s -l 3", "-s: needs a value; it must be a whole number above 0, or -1"),
+        ("demo_resnet -d bf16 -a --steps=3", "-a: needs a value; it must be a folder"),
+        ("demo_resnet -d bf16 -m ''", "-m : must be a folder"),
+        ("demo_resnet -d bf16 -s 0", "-s 0: must be a whole number above 0, or -1 for no limit"),
+        ("demo_resnet -d bf16 -b 1.5", "-b 1.5: must be a whole number above 0"),
+        ("demo_resnet -d bf16 -e many", "-e many: must be a number"),
+        ("demo_resnet -d bf16 -rs 20", "-rs 20: must be 18, 34, 50, 101, 152 or 200"),
+        ("demo_resnet -d bf16 --no-eval=1", "--no-eval=1: must be without a value"),
         ("demo_resnet -d bf16 -r", "-r: needs -s"),
         ("demo_resnet -d bf16 --resnext --enable-lars-optimizer", "--resnext: nobody published settings of LARS"),
         ("demo_resnet -d bf16 --resnext -rs 18", "--resnext: there is no ResNeXt-18"),
@@ -155,14 +155,11 @@ def test_a_file_that_makes_no_sense(asked, described, text, said):
         ("demo_keras_resnet -d bf16 -c -- out=x", "out=: a second command needs the folder too"),
         ("demo_resnet -d bf16 -- cluster=none", "cluster=none: no such option"),
         ("demo_keras_resnet -d bf16 -rs 101", "-rs: no such option"),
-        ("demo_resnet_hvd.sh --help=1", "argument -h/--help: ignored explicit argument '1'"),
+        ("demo_resnet_hvd.sh --help=1", "--help: no such option"),
         ("NO_EVAL=maybe demo_resnet_hvd.sh", "NO_EVAL=maybe: must be 0 or 1, false or true"),
         ("MULTI_HLS_IPS=a,,b demo_resnet_hvd.sh", "MULTI_HLS_IPS=a,,b: must be names or addresses"),
         ("habana_model_runner.py --model resnet_keras", "--model and --hb_config: must be given"),
-        (
-            "habana_model_runner.py --model vgg --hb_config x",
-            "argument --model: vgg: must be resnet_estimator or resnet_keras",
-        ),
+        ("habana_model_runner.py --model vgg --hb_config x", "--model vgg: must be resnet_estimator or resnet_keras"),
         ("habana_model_runner.py --model resnet_keras --hb_config /no.yaml", "--hb_config /no.yaml: cannot be read"),
     ],
 )
@@ -171,14 +168,12 @@ def test_a_line_that_makes_no_sense_is_told_so_in_one_and_ends_with_2(line, said
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert habana.main([command, *argv]) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1
-    assert told.err.startswith(f"{command}: {said}")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith(f"{command}: {said}")
 
 
 def test_a_command_that_never_was(capsys):
     assert habana.main([]) == habana.main(["demo"]) == 2
-    assert (
-        "there are demo_resnet, demo_keras_resnet, demo_resnet_hvd.sh, habana_model_runner.py"
-        in capsys.readouterr().err
-    )
+    commands = "demo_resnet, demo_keras_resnet, demo_resnet_hvd.sh, habana_model_runner.py"
+    assert f"there are {commands}" in capsys.readouterr().err
