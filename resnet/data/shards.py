@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -138,13 +138,14 @@ def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
         at += length + FRAME
 
 
+def open_shard(path: str) -> Any:
+    return files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", buffering=0)
+
+
 def scan(path: str) -> tuple[list[int], list[int]]:
     """(offsets, lengths) of the records' data in one shard. Raises UserError for a damaged frame."""
     offsets, lengths = [], []
-    with (
-        files.explain_io_errors(path),
-        files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", buffering=0) as shard,
-    ):
+    with files.explain_io_errors(path), open_shard(path) as shard:
         size = files.gfile().stat(path).length if files.is_remote(path) else os.fstat(shard.fileno()).st_size
         try:
             for at, _, length in frames(shard, size):
@@ -239,17 +240,9 @@ def read(records: Index, number: int) -> bytes:
     """The data of one record, checked against its CRC. Raises UserError naming file and byte."""
     path = records.files[records.file[number]]
     offset, length = int(records.offset[number]), int(records.length[number])
-    with files.explain_io_errors(path, offset):
-        if files.is_remote(path):
-            with files.gfile().GFile(path, "rb") as shard:
-                shard.seek(offset)
-                data, crc = shard.read(length), shard.read(4)
-        else:
-            shard = os.open(path, os.O_RDONLY)
-            try:  # two reads, because taking four bytes off the end would copy the image
-                data, crc = os.pread(shard, length, offset), os.pread(shard, 4, offset + length)
-            finally:
-                os.close(shard)
+    with files.explain_io_errors(path, offset), open_shard(path) as shard:
+        shard.seek(offset)
+        data, crc = shard.read(length), shard.read(4)  # two reads: taking four bytes off the end would copy the image
     if len(data) != length or len(crc) != 4 or masked_crc(data) != int.from_bytes(crc, "little"):
         raise UserError(f"{path}: corrupt record at byte {offset - 12}; copy or prepare this shard again")
     return data

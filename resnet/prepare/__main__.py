@@ -94,12 +94,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def terminate(_number: int, _frame: object) -> None:
-    """Handle SIGTERM."""
     raise Terminated
 
 
 def main() -> None:
-    """The command."""
     words = sys.argv[1:]
     if {"--help", "-h", "help"} & set(words):
         print(help_text())

@@ -11,7 +11,7 @@ import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,14 +47,24 @@ class Contents:
     refused: list[tuple[str, str]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
 
-    def add(self, entry: Entry) -> None:
-        """Add an image, or count another or hidden file as ignored."""
+
+def collect(members: Iterable[tuple[Entry, str | None]]) -> Contents:
+    """Entries in the order of their names' bytes, each name once. A member is (entry, reason to refuse it)."""
+    contents, images, double = Contents(), dict[str, Entry](), []
+    for entry, reason in members:
         hidden = entry.name.rpartition("/")[2].startswith(".")
         ending = Path(entry.name).suffix.lower()
-        if hidden or ending not in ENDINGS:
-            self.ignored["hidden" if hidden else ending or "no ending"] += 1
+        if reason:
+            contents.refused.append((entry.name, reason))
+        elif hidden or ending not in ENDINGS:
+            contents.ignored["hidden" if hidden else ending or "no ending"] += 1
+        elif entry.name in images:
+            double.append((entry.name, "a second file of this name"))
         else:
-            self.entries.append(entry)
+            images[entry.name] = entry
+    contents.entries = sorted(images.values(), key=lambda entry: raw(entry.name))
+    contents.refused = sorted(contents.refused + double, key=lambda pair: raw(pair[0]))
+    return contents
 
 
 def raw(name: str) -> bytes:
@@ -82,7 +92,7 @@ def read(entry: Entry) -> bytes:
 # ----------------------------------------------------------------------------------------------------------------- folders
 def folder(root: str, top: str) -> Contents:
     """Every file below `root`, named from there. A link counts if it leads to a file below `top`; folders' links do not."""
-    contents, pending = Contents(), [""]
+    members, pending = list[tuple[Entry, str | None]](), [""]
     inside = os.path.realpath(top)
     while pending:
         below = pending.pop()
@@ -91,11 +101,10 @@ def folder(root: str, top: str) -> Contents:
             if item.is_dir(follow_symlinks=False):
                 if not item.name.startswith("."):
                     pending.append(f"{name}/")
-            elif reason := link_refusal(item, inside):
-                contents.refused.append((name, reason))
             else:
-                contents.add(Entry(name, item.path, 0, item.stat().st_size))
-    return by_name(contents)
+                reason = link_refusal(item, inside)
+                members.append((Entry(name, item.path, 0, 0 if reason else item.stat().st_size), reason))
+    return collect(members)
 
 
 def scan(path: str) -> list[os.DirEntry[str]]:
@@ -122,13 +131,7 @@ def link_refusal(item: os.DirEntry[str], inside: str) -> str | None:
 # -------------------------------------------------------------------------------------------------------------------- tars
 def tar(path: str, offset: int = 0, size: int | None = None) -> Contents:
     """Every file of the tar at `offset` of `path`, `size` bytes long (None: to the end)."""
-    contents = Contents()
-    for entry, reason in members(path, offset, size):
-        if reason:
-            contents.refused.append((entry.name, reason))
-        else:
-            contents.add(entry)
-    return by_name(contents)
+    return collect(members(path, offset, size))
 
 
 def members(path: str, offset: int = 0, size: int | None = None) -> Iterator[tuple[Entry, str | None]]:
@@ -193,15 +196,3 @@ def refusal(member: tarfile.TarInfo) -> str | None:
     if member.name.startswith("/"):
         return "an absolute name"
     return "a name that climbs out of the archive" if ".." in Path(member.name).parts else None
-
-
-def by_name(contents: Contents) -> Contents:
-    """Entries in the order of their names' bytes, and each name once."""
-    entries: list[Entry] = []
-    for entry in sorted(contents.entries, key=lambda entry: (raw(entry.name), entry.offset)):
-        if entries and entries[-1].name == entry.name:
-            contents.refused.append((entry.name, "a second file of this name"))
-        else:
-            entries.append(entry)
-    contents.entries, contents.refused = entries, sorted(contents.refused, key=lambda pair: raw(pair[0]))
-    return contents

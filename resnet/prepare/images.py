@@ -32,7 +32,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """An RGB JPEG, `height` x `width` pixels. `kind` is what it was before: "JPEG" for what is one already."""
+    """An RGB JPEG. `kind` is what it was before: "JPEG" for what is one already."""
 
     encoded: bytes
     height: int
@@ -105,9 +105,7 @@ def kind_of(image: Image.Image, data: bytes, *, turned: bool) -> str:
         words.append("palette")
     if form == "PNG" and data[24:25] == b"\x10":  # the bit depth in IHDR
         words.append("16-bit")
-    if image.has_transparency_data:
-        words.append("alpha")
-    return " ".join(words + ["rotated"] * turned)
+    return " ".join([*words, *["alpha"] * image.has_transparency_data, *["rotated"] * turned])
 
 
 def frame_marker(jpeg: bytes) -> int:

@@ -19,21 +19,12 @@ from resnet.data.source import Source
 COLUMNS, CELL, GAP, MARGIN, CAPTION, HEADING = 8, 160, 12, 28, 22, 40  # pixels, but for the first
 PAPER, INK, FAINT = "#ffffff", "#1f2430", "#6b7280"
 DPI, LETTERS = 100, 22  # LETTERS of a name; the rest of a line of wide ones is clipped
+Section = tuple[str, NDArray[np.uint8], list[int]]  # heading, images [n, S, S, 3], labels
 
 
 def draw(source: Source, title: str, names: Sequence[str], out: str, images: int, seed: int) -> None:
     """Write the PNG `out` of `images` training and evaluation images of a data set, the same for a seed."""
-    settings = source.settings
-    assert isinstance(settings, Records)
-    train, val = pictures(source, images, seed)
-    size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
-    sections = [
-        (
-            f"Training, {source.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them",
-            train,
-        ),
-        (f"Evaluation, {source.eval_images:,} images: short side {settings.eval_resize} px, centre {size} px", val),
-    ]
+    train, val = sections = pictures(source, images, seed)
     figure = sheet(title, sections, names)
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -43,27 +34,29 @@ def draw(source: Source, title: str, names: Sequence[str], out: str, images: int
     except OSError as error:
         raise UserError(f"out={out}: cannot be written ({error.strerror or error})") from error
     width, height = (round(side * DPI) for side in figure.get_size_inches())
-    print(f"{out}: {len(train[1])} training and {len(val[1])} evaluation images, {width} x {height} pixels")
+    print(f"{out}: {len(train[2])} training and {len(val[2])} evaluation images, {width} x {height} pixels")
 
 
-def pictures(source: Source, images: int, seed: int) -> list[tuple[NDArray[np.uint8], list[int]]]:
-    """(pixels, labels) of the first training batch and the first evaluation batch, through the pipeline of training."""
+def pictures(source: Source, images: int, seed: int) -> list[Section]:
+    """The first training batch and the first evaluation batch, through the pipeline of training."""
     settings = source.settings
+    assert isinstance(settings, Records)
     mean, std = np.asarray(settings.mean, np.float32), np.asarray(settings.std, np.float32)
     pixels, labels, flips = next(iter(pipeline.train(source, min(images, source.train_images), seed, 0)))
     inputs = augment.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
     eval_pixels, eval_labels, _mask = next(iter(pipeline.evaluation(source, min(images, source.eval_images))))
+    size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
+    train = f"Training, {source.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them"
+    val = f"Evaluation, {source.eval_images:,} images: short side {settings.eval_resize} px, centre {size} px"
     return [
-        (inputs.round().clip(0, 255).astype(np.uint8), labels.numpy().tolist()),
-        (eval_pixels.numpy(), eval_labels.numpy().tolist()),
+        (train, inputs.round().clip(0, 255).astype(np.uint8), labels.numpy().tolist()),
+        (val, eval_pixels.numpy(), eval_labels.numpy().tolist()),
     ]
 
 
-def sheet(
-    title: str, sections: Sequence[tuple[str, tuple[NDArray[np.uint8], list[int]]]], names: Sequence[str]
-) -> Figure:
+def sheet(title: str, sections: Sequence[Section], names: Sequence[str]) -> Figure:
     """The sheet: a title, and under each heading rows of images with their classes below. Its unit is the pixel."""
-    rows = [-(-len(labels) // COLUMNS) for _, (_, labels) in sections]
+    rows = [-(-len(labels) // COLUMNS) for _, _, labels in sections]
     width = 2 * MARGIN + COLUMNS * (CELL + GAP) - GAP
     height = 2 * MARGIN + HEADING - GAP + sum(HEADING + count * (CELL + CAPTION + GAP) for count in rows)
     figure = Figure(figsize=(width / DPI, height / DPI), facecolor=PAPER)
@@ -71,7 +64,7 @@ def sheet(
     axes.set_axis_off()
     axes.text(MARGIN, MARGIN, title, va="top", color=INK, fontsize=17, parse_math=False)
     top = MARGIN + HEADING
-    for text, (pixels, labels) in sections:
+    for text, pixels, labels in sections:
         axes.text(MARGIN, top + GAP, text, va="top", color=FAINT, fontsize=11, parse_math=False)
         top += HEADING
         for number, (picture, label) in enumerate(zip(pixels, labels, strict=True)):

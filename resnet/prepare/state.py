@@ -133,12 +133,11 @@ def claim(out: Path) -> Iterator[State]:
             db.executescript(TABLES)
             state = State(out, db)
         except sqlite3.DatabaseError as error:
+            message = f"{FOLDER}/{FILE} cannot be read ({error}); delete that folder, or give another"
             if "locked" in str(error):
                 message = "another prepare is at work there; wait for it, or give another out="
             elif isinstance(error, sqlite3.OperationalError):
                 raise
-            else:
-                message = f"{FOLDER}/{FILE} cannot be read ({error}); delete that folder, or give another"
             raise UserError(f"out={out}: {message}") from error
         for part in (*folder.glob("*.part"), *out.glob(".*.part")):  # of processes that were killed
             part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How fast, and how much memory: figures for docs/data.md. `pytest -n0 -s -m slow tests/resnet/test_prepare_scale.py`"""
+"""How fast, and how much memory: figures for docs/data.md. `pytest -n0 -s -m slow tests/resnet/prepare/test_scale.py`"""
 
 import io
 import os

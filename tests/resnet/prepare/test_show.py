@@ -86,7 +86,7 @@ def test_shards_of_others_are_shown_with_their_labels(plain, tmp_path, texts):
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_long_names_are_cut_to_the_width_of_an_image(name):
     pixels = np.zeros((2, 64, 64, 3), np.uint8)
-    figure = show.sheet("", [("", (pixels, [0, 1]))], [name, ""])
+    figure = show.sheet("", [("", pixels, [0, 1])], [name, ""])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     page = np.asarray(canvas.buffer_rgba())[..., :3]
