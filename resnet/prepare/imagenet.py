@@ -37,10 +37,10 @@ def present(dir: str | None, knob: str, names: Sequence[str]) -> str:
     """The first of `names` that lies below `dir`."""
     if dir is None:
         raise UserError(f"{knob}: must be given, or dir= with {' or '.join(names)} in it")
-    found = beside(resolve(dir, "dir"), names)
-    if found is None:
+    path = beside(resolve(dir, "dir"), names)
+    if path is None:
         raise UserError(f"dir={dir}: has none of {', '.join(names)}; put one there, or name it with {knob}=")
-    return str(Path(found).resolve())
+    return str(Path(path).resolve())
 
 
 def beside(dir: str | None, names: Sequence[str]) -> str | None:
