@@ -98,7 +98,6 @@ class IntRandom(random.Random):
     """tf-keras 2.18 draws its seeds by randint(1, 1e9), whose float Python 3.12 refuses."""
 
     def randint(self, a: float, b: float) -> int:
-        """An integer from a to b, both included."""
         return super().randint(int(a), int(b))
 
 
@@ -137,5 +136,4 @@ def cpu_flags() -> set[str]:
 
 
 def cpu_name() -> str:
-    """The processor's name."""
     return cpu_info("model name") or platform.processor() or platform.machine()

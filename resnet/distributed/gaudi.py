@@ -39,7 +39,6 @@ def kinds() -> list[str]:
 
 
 def cards() -> int:
-    """How many cards this process may use."""
     modules = os.environ.get("HABANA_VISIBLE_MODULES", "")
     return min(len(kinds()), len(modules.split(","))) if modules else len(kinds())
 

@@ -91,7 +91,6 @@ class Ranks:
                     )
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
         if self.hvd is not None:
             self.hvd.allgather(tf.constant([self.rank]), name="barrier")
 
@@ -121,5 +120,4 @@ def bind_cores(local_rank: int, local_size: int) -> int:
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -34,7 +34,6 @@ class Conv(tf.keras.layers.Layer):
         self.amx = amx
 
     def build(self, shape: Sequence[int]) -> None:
-        """One variable: kernel."""
         # `initializer` is copied, or every layer would share one stream of random numbers.
         self.kernel = self.add_weight(
             "kernel",
@@ -54,7 +53,6 @@ class Conv(tf.keras.layers.Layer):
         return tf.nn.conv2d(images, pack_groups(kernel, self.groups) if self.amx else kernel, self.stride, padding)
 
     def get_config(self) -> dict[str, Any]:
-        """Keras's hook."""
         names = ("filters", "size", "stride", "groups", "amx")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 

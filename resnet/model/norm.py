@@ -40,7 +40,6 @@ class RowNorm(tf.keras.layers.BatchNormalization):
         return relu(normalized) if self.compute_dtype == "bfloat16" else tf.nn.relu(normalized)
 
     def get_config(self) -> dict[str, Any]:
-        """Keras's hook."""
         return {**super().get_config(), "relu": self.relu}
 
 

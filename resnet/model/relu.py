@@ -29,7 +29,6 @@ class AddRelu(tf.keras.layers.Layer):
 
 @tf.custom_gradient
 def add_relu(x: tf.Tensor, shortcut: tf.Tensor) -> tf.Tensor:
-    """relu(x + shortcut), twice, as AddRelu has it."""
     output = xla_fused(relu_of_sum, x, shortcut)
 
     def gradients(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,6 @@ class Ema:
         self.network, self.mean = network, mean
 
     def start(self) -> None:
-        """Copy the weights as they are."""
         for mean, now in zip(self.mean.weights, self.network.weights, strict=True):
             mean.assign(now)
 

@@ -32,11 +32,9 @@ class LossScaleOptimizer(tf.Module):
 
     @property
     def state(self) -> list[tf.Variable]:
-        """Variables to save with the weights."""
         return [*self.inner.state, self.scale, self.good, self.skipped]
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
-        """The loss to differentiate."""
         return loss * self.scale
 
     def apply(self, gradients: Sequence[tf.Tensor], lr: tf.Tensor) -> None:

@@ -32,7 +32,6 @@ class Momentum(tf.Module):
 
     @property
     def state(self) -> list[tf.Variable]:
-        """Variables to save with the weights."""
         return self.velocity
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
@@ -40,11 +39,9 @@ class Momentum(tf.Module):
         return loss
 
     def rate(self, number: int, lr: tf.Tensor) -> tf.Tensor:
-        """The learning rate of variable `number`."""
         return lr if self.factors[number] == 1 else lr * self.factors[number]
 
     def update(self, number: int, gradient: tf.Tensor, lr: tf.Tensor) -> None:
-        """Update variable `number` with `gradient`."""
         w, v = self.variables_to_train[number], self.velocity[number]
         tf.raw_ops.ResourceApplyMomentum(
             var=w.handle, accum=v.handle, lr=lr, grad=gradient, momentum=self.momentum, use_nesterov=self.nesterov

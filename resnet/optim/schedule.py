@@ -35,12 +35,8 @@ def piecewise(
     step: ArrayLike, peak: float, warmup_steps: float, boundaries: Sequence[float], factor: float
 ) -> NDArray[np.float64]:
     """`peak` times `factor` for every boundary reached; at step == boundary it has been."""
-    return warmed_up(
-        step,
-        peak,
-        warmup_steps,
-        lambda steps: peak * factor ** np.searchsorted(np.asarray(boundaries), steps, side="right"),
-    )
+    edges = np.asarray(boundaries)
+    return warmed_up(step, peak, warmup_steps, lambda s: peak * factor ** np.searchsorted(edges, s, side="right"))
 
 
 def progress(steps: ArrayLike, warmup_steps: float, end: float) -> NDArray[np.float64]:
@@ -52,21 +48,17 @@ def polynomial(
     step: ArrayLike, peak: float, warmup_steps: float, end: float, end_lr: float, power: float
 ) -> NDArray[np.float64]:
     """end_lr + (peak - end_lr) * (1 - progress) ** power."""
+    height = peak - end_lr
     return warmed_up(
-        step,
-        peak,
-        warmup_steps,
-        lambda steps: end_lr + (peak - end_lr) * (1 - progress(steps, warmup_steps, end)) ** power,
+        step, peak, warmup_steps, lambda s: end_lr + height * (1 - progress(s, warmup_steps, end)) ** power
     )
 
 
 def cosine(step: ArrayLike, peak: float, warmup_steps: float, end: float, end_lr: float) -> NDArray[np.float64]:
     """end_lr + (peak - end_lr) * (1 + cos(pi * progress)) / 2 (arXiv:1608.03983 eq. 5, one cycle)."""
+    half = (peak - end_lr) * 0.5
     return warmed_up(
-        step,
-        peak,
-        warmup_steps,
-        lambda steps: end_lr + (peak - end_lr) * 0.5 * (1 + np.cos(math.pi * progress(steps, warmup_steps, end))),
+        step, peak, warmup_steps, lambda s: end_lr + half * (1 + np.cos(math.pi * progress(s, warmup_steps, end)))
     )
 
 
@@ -133,7 +125,6 @@ class Plan:
         return step, min(ends)
 
     def evaluates(self, step: int) -> bool:
-        """Whether an evaluation is due."""
         return self.eval_every is not None and (step % self.eval_every == 0 or step == self.total_steps)
 
     def saves(self, step: int) -> bool:
@@ -145,7 +136,6 @@ class Plan:
         return before // self.log_every != step // self.log_every or step == self.total_steps or self.resizes(step)
 
     def averages(self, step: int) -> bool:
-        """Whether an update of the averaged weights is due."""
         return self.average_every is not None and step % self.average_every == 0
 
     def resizes(self, step: int) -> bool:
@@ -153,7 +143,6 @@ class Plan:
         return step > 0 and self.size(step) != self.size(step - 1)
 
     def epoch(self, step: int) -> float:
-        """Epochs completed."""
         return step / self.steps_per_epoch
 
 

@@ -85,7 +85,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG, complete or not at all."""
     with warnings.catch_warnings(), files.atomic_write(path) as file:
         warnings.simplefilter("ignore")  # letters that the font lacks become boxes
         figure.savefig(file, format="png", dpi=120)

@@ -89,7 +89,6 @@ def _source(value: tf.Tensor, captures: dict[str, tf.Tensor]) -> tuple[tf.Tensor
 
 
 def path_of(out: Path, step: int) -> Path:
-    """The folder of the checkpoint at `step`."""
     return out / FOLDER / f"step-{step:08d}"
 
 
@@ -167,7 +166,6 @@ def seal(commit: dict[str, Any]) -> str:
 
 
 def commit_text(commit: dict[str, Any]) -> str:
-    """The text of a commit.json, with its seal."""
     return json.dumps({**commit, "seal": seal(commit)}, indent=1)
 
 
@@ -210,7 +208,6 @@ def best(checkpoints: list[Saved]) -> Saved | None:
 
 
 def prune(out: Path, keep: int) -> None:
-    """Delete all but the newest `keep` and the best."""
     checkpoints = list_checkpoints(out)
     for checkpoint in checkpoints[:-keep]:
         if checkpoint != best(checkpoints):

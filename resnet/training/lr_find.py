@@ -61,7 +61,6 @@ class Peak:
 
     @property
     def suggested(self) -> float:
-        """The peak to try."""
         return min(self.steepest, SHARE * self.least)
 
 
@@ -148,7 +147,6 @@ def run(
 
 
 def write_csv(path: Path, curve: Curve) -> None:
-    """Write a row for each step."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["step", "lr", "loss", "smoothed_loss"])
@@ -156,7 +154,6 @@ def write_csv(path: Path, curve: Curve) -> None:
 
 
 def draw(path: Path, curve: Curve, best: Peak | None, title: str) -> None:
-    """Plot the losses over the rate, and the suggestion, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

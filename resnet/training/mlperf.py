@@ -167,7 +167,6 @@ class Log:
             self.put("block_start", first_epoch_num=self.block, epoch_count=self.epochs(until - step))
 
     def evaluating(self, step: int) -> None:
-        """The weights after `step` updates are evaluated next."""
         self.put("eval_start", epoch_num=self.epochs(step))
 
     def evaluated(self, step: int, top1: float) -> None:
@@ -191,7 +190,6 @@ class Log:
         return (stopped - self.started) / 60_000
 
     def stop_block(self) -> None:
-        """End the block, if one has started."""
         if self.block is not None:
             self.put("block_stop", first_epoch_num=self.block)
             self.block = None

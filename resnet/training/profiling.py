@@ -112,7 +112,6 @@ def table(events: Iterable[tuple[str, str, float]], steps: int) -> list[Row]:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as CSV."""
     with path.open("w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["place", "operation", "calls a step", "ms a step", "share"])
@@ -122,6 +121,5 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def as_line(rows: Sequence[Row], folder: Path) -> str:
-    """The longest operations in one line."""
     longest = ", ".join(f"{row.operation} {100 * row.share:.0f} %" for row in rows[:5])
     return f"profiled: {longest}; {folder / TABLE}, and tensorboard --logdir {folder}"

@@ -26,7 +26,6 @@ RANGE_TEST_CSV, RANGE_TEST_PNG = "lr_find.csv", "lr_find.png"
 
 
 def null_console() -> Console:
-    """The console of every rank but the first."""
     return Console(quiet=True)
 
 
@@ -54,7 +53,6 @@ class Display:
             self.task = self.bar.add_task("train", total=total_steps, epoch="", text="building")
 
     def print(self, text: str) -> None:
-        """Print a line that stays."""
         (self.bar.console if self.bar else self.console).print(text, markup=False, emoji=False)
 
     def advance(self, step: int) -> None:
@@ -85,7 +83,6 @@ class Display:
                 )
 
     def close(self) -> None:
-        """Stop the live line."""
         if self.bar:
             self.bar.stop()
             self.bar = None
@@ -141,6 +138,5 @@ def report(content: dict[str, Any], run: Run) -> None:
 
 
 def clock(seconds: float) -> str:
-    """h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

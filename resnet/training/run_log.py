@@ -57,7 +57,6 @@ class RunLog:
             self.say(line)
 
     def advance(self, step: int) -> None:
-        """After every graph call."""
         self.display.advance(step)
 
     def train(self, step: int, reading: Reading, skipped: dict[str, float | None]) -> None:

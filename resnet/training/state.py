@@ -64,7 +64,6 @@ class Progress:
         return scores["top1"] if scores and self.scored_at == step else None
 
     def reached(self, stop_at_top1: float | None, step: int) -> bool:
-        """Whether the weights at `step` have the top-1 to stop at."""
         top1 = self.top1(step)
         return stop_at_top1 is not None and top1 is not None and top1 >= stop_at_top1
 
@@ -98,7 +97,6 @@ class TrainState:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """Every variable that training changes."""
         return [*self.network.weights, *self.optimizer.state, *(self.ema.mean.weights if self.ema else ())]
 
     def restore(self, out: Path) -> list[str]:
@@ -154,11 +152,9 @@ class TrainState:
 
     @property
     def evaluated(self) -> bool:
-        """Whether the weights as they are have been evaluated."""
         return self.progress.scored_at == self.step
 
     def reached(self, stop_at_top1: float | None) -> bool:
-        """Whether the weights as they are have the top-1 to stop at."""
         return self.progress.reached(stop_at_top1, self.step)
 
     def record_time(self) -> None:

@@ -44,7 +44,6 @@ class Watchdog:
             yield batch
 
     def watch(self) -> None:
-        """The thread."""
         while not self.finished.wait(min(1.0, self.limit_s / 4)):
             if time.monotonic() - self.since > self.limit_s:
                 message = f"rank {self.rank}: no step finished for {self.limit_s:g} s (cluster.stall_s); stacks of all threads:"
