@@ -13,7 +13,7 @@ import subprocess
 import sys
 import typing
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar
@@ -34,7 +34,6 @@ def knob(default: Any, help_text: str) -> Any:
 
 
 def split(words: Sequence[str]) -> dict[str, str]:
-    """`knob=value` words by knob."""
     values: dict[str, str] = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -75,7 +74,6 @@ def nearest(word: str, words: Sequence[str]) -> str:
 
 
 def value(name: str, text: str, kind: Any) -> Any:
-    """`text` as a value of type `kind`."""
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if text not in options:
@@ -135,14 +133,15 @@ def reported(interrupted: str = "the checkpoints written so far are whole") -> I
     sys.exit(status)
 
 
-def command(help_text: str, work: Callable[[Sequence[str]], object]) -> None:
-    """Call `work` with the words of the command line, errors reported; or print the help."""
+@contextlib.contextmanager
+def command(help_text: str) -> Iterator[list[str]]:
+    """The words of the command line, errors reported; or print the help and exit."""
     words = sys.argv[1:]
     if not words or {"--help", "-h"} & set(words):
         print(help_text)
-        return
+        sys.exit(DONE)
     with reported():
-        work(words)
+        yield words
 
 
 class SignalRelay:
@@ -176,7 +175,6 @@ class SignalRelay:
         self.deliver()
 
     def deliver(self) -> None:
-        """Pass on what is pending."""
         with contextlib.suppress(IndexError):  # a signal that came in between has delivered the rest
             while self.child and self.pending:
                 self.child.send_signal(self.pending.popleft())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet import UserError, cli
+from resnet import cli, files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,10 +39,8 @@ def evaluate(path: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     for line in loaded.notes:
         print(line)
     images = source.open_source(run.data)
-    try:
+    with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
     evaluator = Evaluator(run, images, [loaded.network], Ranks())
     with pipeline.naming_bad_images(images, run.seed, run.batch):
         (result, _), predictions = evaluator(), evaluator.predictions()
@@ -70,19 +68,14 @@ def write(out: Path, scores: dict[str, Any], confusion: NDArray[np.int64], names
             csv.writer(file).writerows(rows)
 
 
-def work(words: Sequence[str]) -> None:
-    """The command, without the reporting of errors."""
-    path, overrides, place = cli.weights_and_overrides(words, "resnet.evaluate")
-    out = Path(place).expanduser() if place else Path(f"{Path(path).resolve()}-evaluation")
-    scores = evaluate(path, overrides, out)
-    top1, top5 = 100 * scores["top1"], 100 * scores["top5"]
-    print(f"top-1 {top1:.2f} %  top-5 {top5:.2f} %  loss {scores['loss']:.4f}  ({scores['seen']:,} images)")
-    print(f"{out}: {', '.join(name for name in FILES if (out / name).exists())}")
-
-
 def main() -> None:
-    """The command."""
-    cli.command(HELP, work)
+    with cli.command(HELP) as words:
+        path, overrides, place = cli.weights_and_overrides(words, "resnet.evaluate")
+        out = Path(place).expanduser() if place else Path(f"{Path(path).resolve()}-evaluation")
+        scores = evaluate(path, overrides, out)
+        top1, top5 = 100 * scores["top1"], 100 * scores["top5"]
+        print(f"top-1 {top1:.2f} %  top-5 {top5:.2f} %  loss {scores['loss']:.4f}  ({scores['seen']:,} images)")
+        print(f"{out}: {', '.join(name for name in FILES if (out / name).exists())}")
 
 
 if __name__ == "__main__":

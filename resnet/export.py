@@ -60,22 +60,17 @@ def export(path: str, overrides: Sequence[str], out: Path, mlflow: bool = False)
     return [*loaded.notes, f"{out}: {content} ({run.model.name}, {data.classes} classes, {data.image_size} px)"]
 
 
-def work(words: Sequence[str]) -> None:
-    """The command, without the reporting of errors."""
-    path, overrides, out = cli.weights_and_overrides(words, "resnet.export")
-    if not out:
-        raise UserError("resnet.export: give out=DIR, a folder that does not exist yet")
-    flags = [word.removeprefix(FLAG) for word in overrides if word.startswith(FLAG)]
-    if not {*flags} <= {"true", "false"}:
-        raise UserError(f"{FLAG}{flags[-1]}: must be true or false")
-    overrides = [word for word in overrides if not word.startswith(FLAG)]
-    for line in export(path, overrides, Path(out).expanduser(), flags[-1:] == ["true"]):
-        print(line)
-
-
 def main() -> None:
-    """The command."""
-    cli.command(HELP, work)
+    with cli.command(HELP) as words:
+        path, overrides, out = cli.weights_and_overrides(words, "resnet.export")
+        if not out:
+            raise UserError("resnet.export: give out=DIR, a folder that does not exist yet")
+        flags = [word.removeprefix(FLAG) for word in overrides if word.startswith(FLAG)]
+        if not {*flags} <= {"true", "false"}:
+            raise UserError(f"{FLAG}{flags[-1]}: must be true or false")
+        overrides = [word for word in overrides if not word.startswith(FLAG)]
+        for line in export(path, overrides, Path(out).expanduser(), flags[-1:] == ["true"]):
+            print(line)
 
 
 if __name__ == "__main__":

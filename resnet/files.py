@@ -33,21 +33,16 @@ def absolute(path: str, base: Path) -> str:
     return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))
 
 
-# What would end a line, or break a column, in a text file; the sign that starts an escape; and bytes that are no UTF-8.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\\\]")
-
-
-ESCAPE = re.compile(r"\\(\\|u[0-9a-f]{4})")
-
-
 def escape(name: str) -> str:
     r"""A name on one line of UTF-8: a newline in it becomes \u000a, a backslash two."""
-    return UNSAFE.sub(lambda match: "\\\\" if match[0] == "\\" else f"\\u{ord(match[0]):04x}", name)
+    # What would end a line, or break a column, in a text file; the sign that starts an escape; and bytes that are no UTF-8.
+    unsafe = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\\\]"
+    return re.sub(unsafe, lambda match: "\\\\" if match[0] == "\\" else f"\\u{ord(match[0]):04x}", name)
 
 
 def unescape(line: str) -> str:
     """The name that escape() wrote as `line`."""
-    return ESCAPE.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), line)
+    return re.sub(r"\\(\\|u[0-9a-f]{4})", lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), line)
 
 
 def write_classes(folder: Path, classes: Iterable[str]) -> None:
@@ -63,6 +58,15 @@ def read_classes(text: str) -> list[str]:
 def part_of(path: Path) -> Path:
     """Where this process writes what will be `path`: rundir.claim() and prepare remove it after a kill."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextlib.contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Raise UserError for a folder that cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
 
 
 @contextlib.contextmanager
@@ -117,10 +121,10 @@ def atomic_dir(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock on a file, which is created. Without `wait` raises BlockingIOError if another process holds it."""
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on a file, which is created."""
     with path.open("w") as file:  # the kernel unlocks it when the process dies
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -30,17 +31,12 @@ class Settings:
     GROUP: ClassVar[str] = ""  # what stands before the knobs in errors, as in `optim.`
 
     def check(self, knob: str, ok: bool, way_out: str) -> None:
-        """Raise UserError naming the knob, its value and the way out unless `ok`."""
         check(ok, self.GROUP + knob, getattr(self, knob), way_out)
 
-    def check_at_least(self, low: float, *knobs: str, below: float = math.inf) -> None:
-        """Each of the knobs must lie in [low, below), or be null."""
+    def check_at_least(self, low: float, *knobs: str, below: float = math.inf, open_low: bool = False) -> None:
+        """Each of the knobs must be null or in [low, below), or in (low, below) with `open_low`."""
         for knob in knobs:
             if (value := getattr(self, knob)) is not None:
-                check_range(self.GROUP + knob, value, low, below)
+                check_range(self.GROUP + knob, value, low, below, open_low=open_low)
 
-    def check_above(self, low: float, *knobs: str, below: float = math.inf) -> None:
-        """Each of the knobs must lie in (low, below), or be null."""
-        for knob in knobs:
-            if (value := getattr(self, knob)) is not None:
-                check_range(self.GROUP + knob, value, low, below, open_low=True)
+    check_above = functools.partialmethod(check_at_least, open_low=True)

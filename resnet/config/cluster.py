@@ -9,16 +9,12 @@ from resnet.config.checks import MISSING, Settings
 
 
 class Device(Enum):
-    """What the ranks compute on."""
-
     cpu = "CPU"
     gpu = "GPU"
     hpu = "HPU"  # Habana Gaudi
 
 
 class Starter(Enum):
-    """The program that starts the ranks."""
-
     horovodrun = "horovodrun"  # Gloo; ssh to other hosts
     mpirun = "mpirun"  # Open MPI
     srun = "srun"  # Slurm, inside an allocation
@@ -26,14 +22,14 @@ class Starter(Enum):
 
 @dataclass
 class Cluster(Settings):
-    """The machine: what computes, and how many ranks of it."""
-
     GROUP = "cluster."
     name: str = MISSING
     device: Device = Device.cpu
     ranks: int = 1
     hosts: list[str] = field(default_factory=list)  # [a:2,b:2]: two ranks on each of a and b; none: all on this machine
-    starter: Starter | None = None  # null: srun inside a Slurm allocation, mpirun for Gaudi, else horovodrun
+    starter: Starter | None = (
+        None  # of the ranks; null: srun inside a Slurm allocation, mpirun for Gaudi, else horovodrun
+    )
     dry_run: bool = False  # print the command and environment that would start the ranks, and stop
     start_s: float = 120.0  # timeout for hosts to answer and all ranks to find each other
     stall_s: float = 600.0  # without a step for so long, ranks print their stacks and exit
@@ -46,9 +42,9 @@ class Cluster(Settings):
     def __post_init__(self) -> None:
         self.check_above(0, "ranks", "gradient_accumulation", "start_s", "stall_s")
         self.check_at_least(0, "max_restarts")
-        slots = [host.rpartition(":")[2] for host in self.hosts]
-        valid = all(host.rpartition(":")[0] and slot.isdigit() for host, slot in zip(self.hosts, slots, strict=True))
+        split = [host.rpartition(":") for host in self.hosts]
+        valid = all(host and slots.isdigit() for host, _, slots in split)
         self.check("hosts", valid and len(set(self.hosts)) == len(self.hosts), "must be like [a:2,b:2]")
-        places = sum(map(int, slots))
-        self.check("ranks", not slots or places == self.ranks, f"cluster.hosts={self.hosts} has places for {places}")
+        places = sum(int(slots) for _, _, slots in split)
+        self.check("ranks", not split or places == self.ranks, f"cluster.hosts={self.hosts} has places for {places}")
         self.check("threads", self.threads is None or self.threads > 0, "must be above 0, or null")

@@ -19,7 +19,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from resnet import UserError, files
 from resnet.config import help, resolvers, track
@@ -51,7 +51,8 @@ def register() -> None:
         for name, variant in variants.items():
             store.store(group=f"schema/{group}" if name else "schema", name=name or group, node=variant)
     store.store(group="hydra/launcher", name="processes", node={"_target_": LAUNCHER})
-    store.store(group="hydra/help", name="resnet", node=help.HELP)
+    node = {"app_name": "resnet.train", "header": "", "footer": "", "template": help.TEMPLATE}
+    store.store(group="hydra/help", name="resnet", node=node)
     Plugins.instance().register(Experiments)
     for name, resolver in {**resolvers.ALL, "help_text": help.help_text}.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -59,6 +60,10 @@ def register() -> None:
 
 def freeze(config: DictConfig) -> Run:
     """The composed configuration as plain dataclasses, complete, checked, paths absolute."""
+    if "hydra" in config:
+        config = copy.deepcopy(config)
+        with open_dict(config):
+            del config["hydra"]
     for key, kind in stray_keys(config):
         raise unknown(key, kind)
     check_names(config)
@@ -91,7 +96,7 @@ def stray_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_names(config: DictConfig) -> None:
-    """Raise UserError where a variant's `name`, by which load() finds its dataclass, was overridden to another one's."""
+    """Raise UserError where a variant's `name`, by which rundir.load() finds its dataclass, was overridden to another one's."""
     for group, variants in VARIANTS.items():
         name, kind = config[group].get("name"), OmegaConf.get_type(config[group])
         if "" not in variants and variants.get(name) is not kind:
@@ -100,15 +105,6 @@ def check_names(config: DictConfig) -> None:
                 if name in variants
                 else f"{group}.name={name}: there are {', '.join(variants)}"
             )
-
-
-def task_config(config: DictConfig) -> DictConfig:
-    """The composed configuration without Hydra's own part."""
-    task = copy.deepcopy(config)
-    OmegaConf.set_struct(task, False)
-    del task["hydra"]
-    OmegaConf.set_struct(task, True)
-    return task
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

@@ -10,31 +10,25 @@ from resnet.config.checks import MISSING, Settings
 
 
 class OnCorrupt(Enum):
-    """What a record that cannot be read does to a run: end it, or leave its place to the next one."""
-
     stop = "stop"
-    skip = "skip"
+    skip = "skip"  # the next record takes its place
 
 
 class Cache(Enum):
-    """What is kept in memory once it has been read: nothing, the JPEG records, or the decoded pixels."""
-
     off = "off"
-    encoded = "encoded"
-    decoded = "decoded"
+    encoded = "encoded"  # the JPEG records
+    decoded = "decoded"  # the pixels
 
 
 @dataclass
 class Data(Settings):
-    """What every source of images has. Mean and std are in units of 0..255, by channel."""
-
     GROUP = "data."
     name: str = MISSING
     classes: int = MISSING
     image_size: int = 224  # side of the square the network sees, pixels
     # Side of training crops; null: image_size. 176 for 224: published +0.16 (TorchVision)
     train_size: int | None = None
-    mean: list[float] = field(default_factory=lambda: [123.68, 116.78, 103.94])
+    mean: list[float] = field(default_factory=lambda: [123.68, 116.78, 103.94])  # of pixels in 0..255, by channel
     std: list[float] = field(default_factory=lambda: [58.393, 57.12, 57.375])
 
     def __post_init__(self) -> None:
@@ -59,7 +53,9 @@ class Records(Data):
     flip: bool = True  # mirror half of the training images left to right
     on_corrupt: OnCorrupt = OnCorrupt.stop  # skip: leave out up to max_corrupt unreadable records, and count them
     max_corrupt: int = 100
-    cache: Cache = Cache.off  # in the memory of each rank; refused with the figures if it would not fit
+    cache: Cache = (
+        Cache.off
+    )  # what each rank keeps in memory once it has read it; refused with the figures if it would not fit
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Arithmetic: conf/dtype/."""
+"""Arithmetic of the network: conf/dtype/. The head and every variable stay float32."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from resnet.config.checks import MISSING
 
 
 class Policy(Enum):
-    """Keras mixed-precision policy; variables are float32 under all."""
-
     float32 = "float32"
     mixed_bfloat16 = "mixed_bfloat16"
     mixed_float16 = "mixed_float16"  # with dynamic loss scaling: resnet/optim/loss_scale.py
@@ -18,10 +16,8 @@ class Policy(Enum):
 
 @dataclass
 class Dtype:
-    """Arithmetic of the network; the head and every variable stay float32."""
-
     name: str = MISSING
-    policy: Policy = MISSING
+    policy: Policy = MISSING  # Keras' mixed-precision policy
     jit: bool = False  # compile the forward and backward pass with XLA; GPU only
     # Gaudi's own way to bf16, beside dtype=fp32: full, basic, or a file of operations
     gaudi_conversion: str | None = None

@@ -17,9 +17,7 @@ from resnet.cli import nearest
 from resnet.config import help
 from resnet.config.run import VARIANTS
 
-PLUGINS = {
-    "hydra/sweeper/optuna": "which sweep=lr_search needs, is not installed; pip install hydra-optuna-sweeper==1.3.0"
-}
+OPTUNA = "which sweep=lr_search needs, is not installed; pip install hydra-optuna-sweeper==1.3.0"
 OPEN = "finetune.lr_multipliers"  # a mapping whose keys are the user's; to those of a recipe Hydra adds with ++ only
 # Message of OmegaConf or Hydra -> what follows the knob in ours: its value, and the way out.
 TRANSLATIONS = (
@@ -54,16 +52,13 @@ def explain() -> Iterator[None]:
         place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(f"{place}not YAML ({problem})") from None
-    except TypeError as error:
-        if str(error).startswith("argument of type"):  # Hydra's, of model=[1]
+    except (TypeError, ValueError) as error:
+        text = str(error) if type(error) in (TypeError, ValueError) else ""
+        if text.startswith(("argument of type", "Config group override")):  # Hydra's, of model=[1] and model=null
             raise UserError(no_option()) from None
-        raise
-    except ValueError as error:
-        if type(error) is ValueError and str(error).startswith("Config group override"):
-            raise UserError(no_option()) from None
-        if type(error) is ValueError and str(error).startswith("Only one of --run"):
+        if text.startswith("Only one of --run"):
             raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from None
-        if type(error) is ValueError and str(error).startswith("Exceeds the limit"):  # Python's own, of int()
+        if text.startswith("Exceeds the limit"):  # Python's own, of int()
             word = next((word for word in sys.argv[1:] if len(word) > 4300), "")
             raise UserError(f"{word[:40]}...: too long for a number; write a smaller one, or quote it twice") from None
         raise
@@ -86,8 +81,8 @@ def one_line(error: BaseException) -> str:
     place = f"{file[1].replace('/', '=')}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if error.missing_cfg_file in PLUGINS:
-            return f"{group}={option}: {PLUGINS[error.missing_cfg_file]}"
+        if error.missing_cfg_file == "hydra/sweeper/optuna":
+            return f"{group}={option}: {OPTUNA}"
         if error.options:
             return f"{place}{group}={option}: no such option; {nearest(option, list(error.options))}"
         return f"{place}{error.missing_cfg_file}: no such configuration; --help lists what there is"

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from resnet import files
 from resnet.config.run import VARIANTS, Run
 
-HELP_HEADER = """Train a ResNet: python -m resnet.train [group=option ...] [knob=value ...]"""
-HELP_TEMPLATE = """${hydra.help.header}
+TEMPLATE = """Train a ResNet: python -m resnet.train [group=option ...] [knob=value ...]
 ${help_text:}
 
 This run (override any knob with knob=value):
 
 $CONFIG
-${hydra.help.footer}
-"""
-HELP_FOOTER = """-m knob=a,b            a sweep: a job in a fresh process for every combination
+-m knob=a,b            a sweep: a job in a fresh process for every combination
 sweep.resume=<folder>  go on with a sweep; jobs that finished are skipped
 --cfg job --resolve    print the run and stop
 --hydra-help           what else Hydra can do
+
 """
-HELP = {"app_name": "resnet.train", "header": HELP_HEADER, "footer": HELP_FOOTER, "template": HELP_TEMPLATE}
 
 
 def options() -> Iterator[tuple[str, str, str]]:
@@ -31,18 +29,15 @@ def options() -> Iterator[tuple[str, str, str]]:
     for top in (files.tree("conf"), files.tree("experiments")):
         for path in sorted(top.glob("*/*.yaml")):
             comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-            texts = [line for line in comments if not line.startswith("@package")]
-            yield path.parent.name, path.stem, texts[0] if texts else ""
+            texts = (line for line in comments if not line.startswith("@package"))
+            yield path.parent.name, path.stem, next(texts, "")
 
 
 def help_text() -> str:
     """Every group and option, one line each, in the order of the defaults list."""
-    lines, group = [], ""
-    for name, option, text in options():
-        if name != group:
-            lines += ["", name]
-            group = name
-        lines.append(f"  {f'{name}={option}':<29} {text}".rstrip())
+    lines = []
+    for group, members in itertools.groupby(options(), lambda option: option[0]):
+        lines += ["", group, *(f"  {f'{group}={name}':<29} {text}".rstrip() for _, name, text in members)]
     return "\n".join(lines)
 
 

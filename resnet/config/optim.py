@@ -1,4 +1,4 @@
-"""Optimizers: conf/optim/."""
+"""Optimizers: conf/optim/. Weight decay is added to the gradient: g + weight_decay * w."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from resnet.config.checks import MISSING, Settings
 
 @dataclass
 class Optim(Settings):
-    """What every optimizer has. Weight decay is added to the gradient: g + weight_decay * w."""
-
     GROUP = "optim."
     name: str = MISSING
     lr: float = MISSING  # peak, after warm-up

@@ -21,8 +21,6 @@ from resnet.config.training import Ema, Finetune, OnNan, Progressive
 
 @dataclass
 class Run(Settings):
-    """One training, whole."""
-
     model: Model = MISSING
     optim: Optim = MISSING
     schedule: Schedule = MISSING
@@ -87,22 +85,15 @@ class Run(Settings):
         way_out = "only an evaluation can tell, and eval=false; use eval=true"
         self.check("stop_at_top1", goal is None or self.eval, way_out)
         check(bool(self.out.strip()), "out", repr(self.out), "give a folder")
-        self.check_lr_find()
-        self.check_batch()
-        self.check_device()
-        self.check_crops()
-        self.check_epochs()
-
-    def check_lr_find(self) -> None:
-        """Raise UserError for a range test that cannot be."""
         self.check_above(0, "lr_find_start")
         self.check_above(self.lr_find_start, "lr_find_end")
         self.check("lr_find_steps", self.lr_find_steps >= 20, "must be at least 20, or there is no curve")
         way_out = "MLPerf's log is of a training, and lr_find=true is none; use mlperf=false"
         self.check("mlperf", not (self.lr_find and self.mlperf), way_out)
+        self.check_groups()
 
-    def check_batch(self) -> None:
-        """Raise UserError for a batch that ranks and accumulated steps cannot share out."""
+    def check_groups(self) -> None:
+        """Raise UserError for settings of several groups that do not go together."""
         ranks, parts = self.cluster.ranks, self.cluster.gradient_accumulation
         shares, rest = ranks * parts, self.batch % (ranks * parts)
         accumulated = f" x {parts} accumulated steps" if parts > 1 else ""
@@ -112,9 +103,6 @@ class Run(Settings):
             f"does not divide over {ranks} ranks{accumulated} (cluster={self.cluster.name}); use "
             f"{max(shares, self.batch - rest)} or {self.batch + shares - rest}",
         )
-
-    def check_device(self) -> None:
-        """Raise UserError for arithmetic that the device does not have."""
         device, dtype, cluster = self.cluster.device, self.dtype, f"cluster={self.cluster.name}"
         way_out = f"XLA is for GPUs (on a CPU it was 5 times slower), and {cluster}; leave it false"
         check(not dtype.jit or device is Device.gpu, "dtype.jit", dtype.jit, way_out)
@@ -123,9 +111,6 @@ class Run(Settings):
         check(dtype.gaudi_conversion is None or converts, "dtype.gaudi_conversion", dtype.gaudi_conversion, way_out)
         float16 = dtype.policy is Policy.mixed_float16 and device is Device.hpu
         check(not float16, "dtype", dtype.name, f"{cluster} has no float16; use dtype=bf16")
-
-    def check_crops(self) -> None:
-        """Raise UserError for crops that cannot grow from the one size to the other."""
         full, start, multiple = self.train_size, self.progressive.start_size, self.progressive.multiple
         self.progressive.check(
             "start_size",
@@ -133,9 +118,6 @@ class Run(Settings):
             f"grows to {full} px (data.train_size, or data.image_size), which must not be smaller, and a multiple of "
             f"progressive.multiple={multiple}",
         )
-
-    def check_epochs(self) -> None:
-        """Raise UserError for a curve that ends within its warm-up, or before the run."""
         if isinstance(self.schedule, Horizon):
             horizon, warmup = self.schedule.horizon_epochs or self.epochs, self.schedule.warmup_epochs
             way_out = f"use more than schedule.warmup_epochs={warmup:g}, or a shorter warm-up"

@@ -1,4 +1,4 @@
-"""How the learning rate moves: conf/schedule/."""
+"""How the learning rate moves: conf/schedule/. Every schedule starts with a linear warm-up from 0 to optim.lr."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from resnet.config.checks import MISSING, Settings
 
 @dataclass
 class Schedule(Settings):
-    """How the learning rate moves; every schedule starts with a linear warm-up from 0 to optim.lr."""
-
     GROUP = "schedule."
     name: str = MISSING
     warmup_epochs: float = 0.0

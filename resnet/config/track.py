@@ -1,4 +1,4 @@
-"""Where metrics go: conf/track/."""
+"""Where metrics go besides <out>/metrics.jsonl: conf/track/."""
 
 from __future__ import annotations
 
@@ -12,25 +12,19 @@ from resnet.config.checks import MISSING, Settings
 
 @dataclass
 class Track(Settings):
-    """Where metrics go besides <out>/metrics.jsonl."""
-
     GROUP = "track."
     name: str = MISSING
 
 
 @dataclass
 class Off(Track):
-    """Nowhere."""
-
     name: str = "off"
 
 
 @dataclass
 class Mlflow(Track):
-    """An MLflow tracking store."""
-
     name: str = "mlflow"
-    uri: str = MISSING
+    uri: str = MISSING  # of the tracking store
     experiment: str = "resnet"
     run_name: str = MISSING
     tags: Any = None  # of one's own, as in {owner: me}, beside recipe, seed, device, versions and commit
@@ -57,10 +51,9 @@ SECRET = "RESNET_TRACK_URI"  # the environment variable that keeps the URI with 
 
 def strip_credentials(uri: str) -> str:
     """The URI without user and password, which go nowhere but into the environment of this process and its ranks."""
-    stripped = masked(uri)
-    if stripped != uri:
+    if masked(uri) != uri:
         os.environ[SECRET] = uri
-    return stripped
+    return masked(uri)
 
 
 def masked(uri: str) -> str:

@@ -25,7 +25,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -56,26 +55,31 @@ class Job:
 
     @property
     def out(self) -> Path:
-        """Its folder."""
         return Path(self.run.out)
+
+    @property
+    def name(self) -> str:
+        return f"job {self.number} ({' '.join(self.varying)})"
 
 
 class SubprocessLauncher(Launcher):
     """Hydra's launcher of this suite: checks all jobs, then runs them one after the other, each in its own process."""
 
-    config: DictConfig
-    context: HydraContext
-    track: Track
-
     def __init__(self, **_settings: Any) -> None:
-        self.out = Path()
+        self.config: DictConfig
+        self.context: HydraContext
+        self.track: Track
+        self.out: Path
         self.parent: str | None = None  # MLflow's id of the sweep
         self.jobs: list[Job] = []  # of all batches of the sweep so far
         self.failed: list[str] = []  # a line for each job that did not end well
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
-        """Hydra's hook."""
         self.context, self.config = hydra_context, config
+        # Whether the sweeper chooses jobs by the results of those before.
+        self.searches = config.hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic"
+        parser = OverridesParser.create(config_loader=hydra_context.config_loader)
+        self.overrides = parser.parse_overrides(list(config.hydra.overrides.task))
         logging.getLogger("optuna").setLevel(logging.WARNING)  # it reports each trial; so do we
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -100,17 +104,6 @@ class SubprocessLauncher(Launcher):
             self.train(job)
         return [to_job_return(job) for job in jobs]
 
-    @property
-    def searches(self) -> bool:
-        """Whether the sweeper chooses jobs by the results of those before."""
-        return bool(self.config.hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic")
-
-    @property
-    def overrides(self) -> list[Override]:
-        """The command line's overrides of the run."""
-        parser = OverridesParser.create(config_loader=self.context.config_loader)
-        return list(parser.parse_overrides(list(self.config.hydra.overrides.task)))
-
     def compose(self, overrides: list[str], number: int) -> Job:
         """The checked run of one job. Raises UserError naming the job."""
         same = {word.get_key_element() for word in self.overrides if not word.is_sweep_override()}
@@ -120,18 +113,16 @@ class SubprocessLauncher(Launcher):
             config.hydra.job.id, config.hydra.job.num = str(number), number
         HydraConfig.instance().set_config(config)
         try:
-            run = compose.freeze(compose.task_config(config))
+            run = compose.freeze(config)
         except UserError as error:
             raise UserError(f"job {number} ({' '.join(varying)}): {error}") from error
         if run.resume:
-            raise UserError(
-                f"resume={run.resume}: goes on with one run; leave it out of a sweep; with a sweep goes on {RESUME}="
-            )
+            raise UserError(f"resume={run.resume}: resumes one run; leave it out; {RESUME}= resumes a sweep")
         run.out = f"{run.out}/{number}"
         return Job(number, run, varying)
 
     def open(self, job: Job) -> None:
-        """Make the sweep's folder, and the MLflow run that the jobs nest under. Its parameters are what varies."""
+        """Make the sweep's folder, and the MLflow run that the jobs nest under, whose parameters are what varies."""
         self.out, self.track = job.out.parent, job.run.track
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -147,9 +138,8 @@ class SubprocessLauncher(Launcher):
             else:
                 params.pop(name, None)
         tags = {"sweep": "parent", **provenance.source_tags(Path(__file__).parent)}
-        self.parent = ignoring_mlflow_errors(
-            store.start_parent, self.out, self.track, f"sweep {self.out.name}", params, tags
-        )
+        name = f"sweep {self.out.name}"
+        self.parent = ignoring_mlflow_errors(store.start_parent, self.out, self.track, name, params, tags)
 
     def close(self, status: str) -> None:
         """Leave the table on the terminal, in the folder and in MLflow."""
@@ -173,15 +163,13 @@ class SubprocessLauncher(Launcher):
             job.code = 0
             return
         if self.searches and not content and (self.out / str(job.number + 1)).exists():
-            self.failed.append(
-                f"job {job.number} ({' '.join(job.varying)}): had failed, and those after it were chosen by that"
-            )
+            self.failed.append(f"{job.name}: had failed, and those after it were chosen by that")
             job.code = 1
             return
         rundir.claim(job.run, job.out)
         job.code = process(job.out)
         if job.code:
-            self.failed.append(f"job {job.number} ({' '.join(job.varying)}): exit status {job.code}, {job.out}")
+            self.failed.append(f"{job.name}: exit status {job.code}, {job.out}")
             status = "KILLED" if job.code < 0 or job.code > 128 else "FAILED"
             run_id = supervisor.mlflow_run(job.run, job.out)
             ignoring_mlflow_errors(store.close_run, job.run.track, run_id, status, only_if_running=True)
@@ -228,15 +216,13 @@ def closing_sweeps() -> Iterator[None]:
         raise UserError(f"{len(failed)} of the sweep's jobs failed: {'; '.join(failed)}")
 
 
-# ----------------------------------------------------------------------------------------------------------------- results
 def to_job_return(job: Job) -> JobReturn:
     """A job's end for Hydra; its value, for an optimizing sweeper, is top-1.
 
     0 when it failed: Optuna ignores trials that have failed, and would try the neighbours of a rate that diverged. Never
     Hydra's FAILED: that makes it raise the first failure and skip the batches that follow.
     """
-    end = JobReturn(overrides=job.varying)
-    end.status = JobStatus.COMPLETED
+    end = JobReturn(overrides=job.varying, status=JobStatus.COMPLETED)
     end.return_value = 0.0 if job.code else float((result.read(job.out) or {}).get("final/top1") or 0.0)
     return end
 
@@ -251,9 +237,8 @@ def table(jobs: Sequence[Job]) -> str:
         if "suggested_lr" in content:
             status = f"suggests lr {content['suggested_lr']:.3g}"
         shown = ("-" if top1 is None else f"{100 * top1:.2f} %", "-" if speed is None else f"{speed:,.1f}")
-        rows.append(
-            (1.0 if top1 is None else -top1, job.number, [str(job.number), " ".join(job.varying), *shown, status])
-        )
+        cells = [str(job.number), " ".join(job.varying), *shown, status]
+        rows.append((1.0 if top1 is None else -top1, job.number, cells))
     body = [["job", "overrides", "top-1", "images/s", "status"], *(cells for _, _, cells in sorted(rows))]
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in body]
@@ -268,7 +253,7 @@ def command_line() -> list[Run]:
     """
     composed: list[Run | UserError] = []
 
-    def keep(config: DictConfig) -> None:
+    def compose_run(config: DictConfig) -> None:
         try:
             with errors.explain():
                 composed.append(rundir.resume(config) if config.resume else compose.freeze(config))
@@ -279,10 +264,12 @@ def command_line() -> list[Run]:
     register()
     sys.argv[1:] = resume_argv(sys.argv[1:])
     with errors.explain(), closing_sweeps():
-        hydra.main(version_base="1.3", config_path=str(files.tree("conf")), config_name="config")(keep)()
+        hydra.main(version_base="1.3", config_path=str(files.tree("conf")), config_name="config")(compose_run)()
+    runs = []
     for run in composed:
         if isinstance(run, UserError):
             raise run
         rundir.check_folder(run, Path(run.out))
         rundir.check_init(run)
-    return [run for run in composed if isinstance(run, Run)]
+        runs.append(run)
+    return runs

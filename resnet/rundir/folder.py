@@ -23,7 +23,6 @@ from resnet.config.fingerprint import FREE, flat, may_change_on_resume
 from resnet.config.run import VARIANTS, Run
 
 READ_ERRORS = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # of PyYAML and OmegaConf, for nonsense
-NEL = "\x85"  # PyYAML writes it as a line break, and reads a space
 SCHEMA = 1  # of config.yaml, result.json and commit.json; raised when an older version would misread them
 VERSIONS_LINE = re.compile(r"# resnet (?P<resnet>\S+), schema (?P<schema>\d+)\n")
 PART = re.compile(r"\..+\.\d+\.part")  # files.part_of(): half of something, by a process that was killed
@@ -46,18 +45,13 @@ def check_versions(path: Path, content: dict[str, Any]) -> None:
 
 
 def save(run: Run, out: Path) -> None:
-    """Write <out>/config.yaml aside and rename it."""
-    try:
+    """Write <out>/config.yaml."""
+    text = f"# resnet {__version__}, schema {SCHEMA}\n" + OmegaConf.to_yaml(compose.to_config(run))
+    if "\x85" in text:  # PyYAML writes it as a line break, and reads a space
+        raise UserError("U+0085, a control character, stands in a name, and YAML would lose it; give another name")
+    with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        with files.atomic_write(out / "config.yaml") as file:
-            text = f"# resnet {__version__}, schema {SCHEMA}\n" + OmegaConf.to_yaml(compose.to_config(run))
-            if NEL in text:
-                raise UserError(
-                    "U+0085, a control character, stands in a name, and YAML would lose it; give another name"
-                )
-            file.write(text.encode())
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
+        files.write_text(out / "config.yaml", text)
 
 
 def load(out: Path) -> Run:

@@ -17,7 +17,7 @@ from typing import IO
 
 import psutil
 
-from resnet import UserError
+from resnet import UserError, files
 
 FILE = ".lock"
 BUSY = (errno.EACCES, errno.EAGAIN)
@@ -36,32 +36,18 @@ class Holder:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs on this host; False for other hosts, where it cannot be known."""
+        """Whether it runs, on this host."""
         with contextlib.suppress(psutil.Error):
-            return self.host == socket.gethostname() and abs(psutil.Process(self.pid).create_time() - self.born) < 2
+            return abs(psutil.Process(self.pid).create_time() - self.born) < 2
         return False
-
-    def refusal(self, out: Path) -> UserError:
-        """The error for a second process."""
-        return UserError(
-            f"out={out}: process {self.pid} on {self.host} trains here since {self.since}; wait for it, end it with "
-            f"`{self.stop_command()}`, or give another out="
-        )
-
-    def stop_command(self) -> str:
-        """The command that stops it; it saves a checkpoint first."""
-        kill = f"kill {self.pid}"
-        return kill if self.host == socket.gethostname() else shlex.join(["ssh", self.host, kill])
 
 
 @contextlib.contextmanager
 def hold(out: Path) -> Iterator[None]:
     """Be the only process that trains in `out`. Raises UserError if another one does, or nothing can be written there."""
-    try:
+    with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         file = (out / FILE).open("a+")  # the kernel unlocks it when the process dies
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give another folder") from error
     with file:
         take(file, out)
         me = psutil.Process()
@@ -86,8 +72,13 @@ def take(file: IO[str], out: Path) -> None:
             if error.errno not in (*BUSY, *UNSUPPORTED):
                 raise
             other, busy = holder(file), error.errno in BUSY
-        if other and other.pid != os.getpid() and (other.alive or (busy and other.host != socket.gethostname())):
-            raise other.refusal(out)
+        here = other is not None and other.host == socket.gethostname()
+        if other and other.pid != os.getpid() and (other.alive if here else busy):
+            kill = f"kill {other.pid}"  # it saves a checkpoint first
+            raise UserError(
+                f"out={out}: process {other.pid} on {other.host} trains here since {other.since}; wait for it, end it with "
+                f"`{kill if here else shlex.join(['ssh', other.host, kill])}`, or give another out="
+            )
         if not busy:
             return
         if time.monotonic() > deadline:

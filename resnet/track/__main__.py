@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from resnet import UserError, cli, rundir
@@ -47,20 +46,16 @@ def sync(out: Path, uri: str | None = None) -> str:
     return str(tracker.run_id)
 
 
-def work(words: Sequence[str]) -> None:
-    """The command, without the reporting of errors."""
-    action, *rest = words
-    uris = [word.removeprefix("uri=") for word in rest if word.startswith("uri=")]
-    folders = [Path(word).expanduser() for word in rest if not word.startswith("uri=")]
-    if action != "sync" or not folders:
-        raise UserError(f"resnet.track {' '.join(words)}: say sync and a run's folder; --help tells more")
-    for out in folders:
-        print(f"{out}: {sync(out, uris[-1] if uris else None)}")
-
-
 def main() -> None:
-    """The command."""
-    cli.command(HELP, work)
+    with cli.command(HELP) as (action, *words):
+        uris = [word.removeprefix("uri=") for word in words if word.startswith("uri=")]
+        folders = [Path(word).expanduser() for word in words if not word.startswith("uri=")]
+        if action != "sync" or not folders:
+            raise UserError(
+                f"resnet.track {' '.join([action, *words])}: say sync and a run's folder; --help tells more"
+            )
+        for out in folders:
+            print(f"{out}: {sync(out, uris[-1] if uris else None)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def frozen(composed):
     def make(*overrides):
         config = composed(*overrides)
         HydraConfig.instance().set_config(config)
-        return compose.freeze(compose.task_config(config))
+        return compose.freeze(config)
 
     yield make
     HydraConfig.instance().cfg = None

@@ -130,7 +130,7 @@ def frozen(tmp_path_factory):
             config = hydra_compose("config", [f"out={folder}/run", *overrides], return_hydra_config=True)
         config.hydra.runtime.cwd = str(folder)
         HydraConfig.instance().set_config(config)
-        return compose.freeze(compose.task_config(config))
+        return compose.freeze(config)
 
     yield make
     HydraConfig.instance().cfg = None

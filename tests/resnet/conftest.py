@@ -300,7 +300,7 @@ def frozen(raw):
     """`frozen("model=tiny", ...)`: the checked run."""
     from resnet.config import compose
 
-    return lambda *overrides: compose.freeze(compose.task_config(raw(*overrides)))
+    return lambda *overrides: compose.freeze(raw(*overrides))
 
 
 @pytest.fixture
@@ -315,6 +315,6 @@ def recipe(tmp_path, raw):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "mine.yaml").write_text(text)
         searched = f"hydra.searchpath=[file://{folder.parent}]"
-        return compose.freeze(compose.task_config(raw(searched, "recipe=mine", *overrides)))
+        return compose.freeze(raw(searched, "recipe=mine", *overrides))
 
     return make
