@@ -24,7 +24,7 @@ layers = tf.keras.layers
 def build(
     model: Model, classes: int, policy: str, batch_norm: Any = layers.BatchNormalization, amx: bool = False
 ) -> tf.keras.Model:
-    """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. tf.Tensor H and W from 8 pixels on.
+    """The network: normalized images [B, H, W, 3] -> logits [B, classes] float32. H and W are at least 8 pixels.
 
     `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
     the batch norm layer; a RowNorm includes the ReLU that follows it. `amx` is that of `Conv`.
@@ -53,23 +53,21 @@ def build(
     ) -> tuple[tf.Tensor, tf.Tensor]:
         if first:
             shortcut = norm(conv(shortcut, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
+        convs = [(inner, 3, stride, 1), (outer, 3, 1, 1)]
         if model.block is Block.bottleneck:
-            x = norm(conv(x, inner, 1, 1, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
-            x = norm(conv(x, inner, 3, stride, f"{name}.conv2", model.groups), f"{name}.bn2", f"{name}.act2")
-            x = norm(conv(x, outer, 1, 1, f"{name}.conv3"), f"{name}.bn3", last=True)
-        else:
-            x = norm(conv(x, inner, 3, stride, f"{name}.conv1"), f"{name}.bn1", f"{name}.act1")
-            x = norm(conv(x, outer, 3, 1, f"{name}.conv2"), f"{name}.bn2", last=True)
+            convs = [(inner, 1, 1, 1), (inner, 3, stride, model.groups), (outer, 1, 1, 1)]
+        for number, (filters, size, step, groups) in enumerate(convs, 1):
+            last = number == len(convs)
+            x = conv(x, filters, size, step, f"{name}.conv{number}", groups)
+            x = norm(x, f"{name}.bn{number}", "" if last else f"{name}.act{number}", last)
         if batch_norm is RowNorm and policy == "mixed_bfloat16":
             return AddRelu(dtype=policy, name=f"{name}.act")([x, shortcut])
         return (relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act"),) * 2
 
     images = layers.Input([None, None, 3], name="images")
     x = norm(conv(images, model.filters, 7, 2, "conv1"), "bn1", "act1")
-    # After a ReLU nothing is below 0, so padding with 0 is like padding with -inf.
-    x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)
-    x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
-    shortcut = x
+    x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)  # as good as -inf: after a ReLU nothing is below 0
+    shortcut = x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
     for stage, depth in enumerate(model.depths):
         inner = model.width * model.groups * 2**stage
         outer = model.filters * model.block.value * 2**stage

@@ -43,7 +43,7 @@ def parse(words: Sequence[str]) -> Knobs:
 
 def help_text() -> str:
     """Every command and knob, a line each."""
-    lines = ["Images to TFRecord shards, and a look at them: python -m resnet.prepare knob=value ..."]
+    lines = ["Convert images to TFRecord shards, check shards, show images: python -m resnet.prepare knob=value ..."]
     shared = list(cli.hints(Writing))
     for name, kind in COMMANDS.items():
         own = [knob for knob in cli.hints(kind) if knob not in shared or not issubclass(kind, Writing)]

@@ -46,44 +46,44 @@ class Knobs:
 class Writing(Knobs):
     """The knobs of every source of images."""
 
-    out: str = knob(REQUIRED, "the folder to make")
+    out: str = knob(REQUIRED, "folder to write")
     layout: Literal["img_train", "train", "flat"] = knob(
         "img_train", "names: img_train/img_train-00000-of-01024, train/train-..., or train-... (flat)"
     )
-    resize: int | None = knob(None, "encode anew with this short side in pixels; smaller images stay as they are")
-    quality: int = knob(95, "of what is encoded anew, 1 to 100")
-    seed: int = knob(1, "of the order of the images, and of the draw for validation")
-    train_shards: int | None = knob(None, "how many (ImageNet 1024, others one for 1,000 images)")
-    val_shards: int | None = knob(None, "how many (ImageNet 128, others one for 1,000 images)")
-    max_rejected: float = knob(0.001, "share of the images that may be broken")
-    processes: int | None = knob(None, "how many at work (one for each core)")
+    resize: int | None = knob(None, "re-encode with this short side in pixels; smaller images are not changed")
+    quality: int = knob(95, "JPEG quality of re-encoded images, 1 to 100")
+    seed: int = knob(1, "seed of the image order and of the validation split")
+    train_shards: int | None = knob(None, "number of shards (ImageNet 1024, others one per 1,000 images)")
+    val_shards: int | None = knob(None, "number of shards (ImageNet 128, others one per 1,000 images)")
+    max_rejected: float = knob(0.001, "share of images that may be unreadable")
+    processes: int | None = knob(None, "worker processes (one per core)")
 
 
 @dataclass(kw_only=True)
 class Imagenet(Writing):
-    """ILSVRC 2012: the tars as downloaded, or what comes of unpacking them"""
+    """ILSVRC 2012: the tar files as downloaded, or unpacked"""
 
     dir: str | None = knob(
-        None, "has ILSVRC2012_img_{train,val}.tar, or img_train/ (train/) and img_val/ (val/), in it"
+        None, "folder with ILSVRC2012_img_{train,val}.tar, or img_train/ (train/) and img_val/ (val/)"
     )
-    train: str | None = knob(None, "the training tar or folder, if it lies elsewhere")
-    val: str | None = knob(None, "the validation tar or folder, if it lies elsewhere")
+    train: str | None = knob(None, "training tar or folder, if it is elsewhere")
+    val: str | None = knob(None, "validation tar or folder, if it is elsewhere")
     labels: str | None = knob(
-        None, "synsets of the validation images, a line each by file name (dir/synset_labels.txt)"
+        None, "synsets of the validation images, one per line by file name (dir/synset_labels.txt)"
     )
     texts: str | None = knob(None, "lines `synset text` (dir/imagenet_metadata.txt or dir/LOC_synset_mapping.txt)")
 
 
 @dataclass(kw_only=True)
 class Folder(Writing):
-    """your own: jpg, jpeg, png, webp, bmp in a folder for each class"""
+    """your own images: jpg, jpeg, png, webp, bmp, one folder per class"""
 
     dir: str | None = knob(
-        None, "has the classes' folders in it, or train/ and val/ (valid/, validation/) that have them"
+        None, "folder with one folder per class, or with train/ and val/ (valid/, validation/) of such"
     )
-    train: str | None = knob(None, "the training tree, if it lies elsewhere")
-    val: str | None = knob(None, "the validation tree, if it lies elsewhere")
-    val_fraction: float | None = knob(None, "share of every class held out where there is no validation tree (0.1)")
+    train: str | None = knob(None, "training tree, if it is elsewhere")
+    val: str | None = knob(None, "validation tree, if it is elsewhere")
+    val_fraction: float | None = knob(None, "share of each class held out if there is no validation tree (0.1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,23 +95,23 @@ class Folder(Writing):
 class Digits(Knobs):
     """scikit-learn's hand-written digits, embedded"""
 
-    out: str = knob(REQUIRED, "the folder to make")
+    out: str = knob(REQUIRED, "folder to write")
 
 
 @dataclass(kw_only=True)
 class Check(Knobs):
-    """hold shards against their manifest: CRC of every file and record, counts, labels"""
+    """verify shards by their manifest: CRC of every file and record, counts, labels"""
 
-    check: str = knob(REQUIRED, "the folder of shards")
-    deep: bool = knob(False, "decode every image, too")
-    processes: int | None = knob(None, "how many at work (one for each core)")
+    check: str = knob(REQUIRED, "folder of shards")
+    deep: bool = knob(False, "also decode every image")
+    processes: int | None = knob(None, "worker processes (one per core)")
 
 
 @dataclass(kw_only=True)
 class Show(Knobs):
-    """a picture of training images as the network sees them, and of evaluation images"""
+    """draw training images as the network gets them, and evaluation images"""
 
-    show: str = knob(REQUIRED, "the folder of shards")
-    out: str = knob("sheet.png", "the PNG to write")
-    images: int = knob(24, "how many of either")
-    seed: int = knob(1, "of the order and of the crops")
+    show: str = knob(REQUIRED, "folder of shards")
+    out: str = knob("sheet.png", "PNG file to write")
+    images: int = knob(24, "number of each")
+    seed: int = knob(1, "seed of the order and of the crops")

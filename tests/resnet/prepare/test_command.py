@@ -52,7 +52,7 @@ def test_help_is_quick(tmp_path):
     began = time.monotonic()
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.startswith("Images to TFRecord shards")
+    assert done.stdout.startswith("Convert images to TFRecord shards")
     assert time.monotonic() - began < 5  # a second, on an idle machine
 
 
