@@ -1,8 +1,8 @@
 """`python -m resnet.bench`: speed and memory, measured beside other implementations."""
 
 
-def main() -> int:
-    """The console script; returns the exit status."""
+def main() -> None:
+    """The console script."""
     from resnet.bench import __main__ as command
 
-    return command.main()
+    command.main()

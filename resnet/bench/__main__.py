@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,55 +36,48 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def measure(command: str, words: Sequence[str]) -> int:
-    """Measure, print the result, write it where out= says; the exit status. Raises UserError.
+def measure(command: str, *words: str) -> None:
+    """Measure, print the result, write it where out= says. Raises UserError.
 
-    Interrupted, it does the same with the rounds that were complete.
+    Interrupted, it does the same with the rounds that were complete, then raises SystemExit.
     """
     if command not in COMMANDS:
         raise UserError(f"{command}: no such benchmark; {cli.nearest(command, list(COMMANDS))}")
     kind, work = COMMANDS[command]
     values = {"dir" if name == "data.dir" else name: text for name, text in cli.split(words).items()}  # as in training
     knobs = cli.parse(kind, values, f"resnet.bench {command}")
-    result = Result(reproducing(command, words))
+    again = ["python", "-m", "resnet.bench", command, *(word for word in words if not word.startswith("out="))]
+    result = Result(shlex.join(again))
     try:
         result.facts = machine()
         work(knobs, result)
     except KeyboardInterrupt:
         result.interrupted = True
-        if not result.rows and not result.tables:
+        if not result.rows:
             print("interrupted before a round was complete; there is nothing to print", file=sys.stderr)
-            return cli.INTERRUPTED
+            sys.exit(cli.INTERRUPTED)
         result.notes.append("Interrupted: the rows above were complete, others are missing.")
     result.facts["load at the end"] = f"{os.getloadavg()[0]:.1f}"
     print(result.markdown())  # first: what was measured is not to be lost to a full disk
     if knobs.out:
         for path in result.write(Path(knobs.out), command):
             print(f"{path} written", file=sys.stderr)
-    return cli.INTERRUPTED if result.interrupted else cli.DONE
-
-
-def reproducing(command: str, words: Sequence[str]) -> str:
-    """The command that measures this again, quoted for a shell; out= is no part of it."""
-    return shlex.join(["python", "-m", "resnet.bench", command, *(word for word in words if word[:4] != "out=")])
+    if result.interrupted:
+        sys.exit(cli.INTERRUPTED)
 
 
 def machine() -> dict[str, str]:
     """The machine and its software, from a child: this process never imports TensorFlow."""
     with Child("children", ["machine"]) as child:
-        return child.wait().facts
+        return child.facts
 
 
-def main() -> int:
-    """The exit status."""
-    command, *rest = sys.argv[1:] or ["--help"]
-    if {"--help", "-h"} & {command, *rest}:
-        print(help_text())
-        return cli.DONE
+def main() -> None:
+    """The command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    with cli.reported():
-        return measure(command, rest)
+    with cli.command(help_text()) as words:
+        measure(*words)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

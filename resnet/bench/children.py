@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from resnet.bench import flops, workers
-from resnet.bench.workers import Work
+from resnet.bench.workers import Sides, Work, timed
 from resnet.config import compose
 from resnet.config.data import Records
 from resnet.config.run import Run
@@ -33,11 +34,9 @@ from resnet.training.run_log import RunLog
 from resnet.training.step import TrainStep
 from resnet.training.watchdog import Watchdog
 
-Sides = tuple[dict[str, Any], Mapping[str, Work]]
 VERSIONS = {"versions": f"TensorFlow {tf.__version__}"}
 NAIVE = "naive: decode, slice, resize, flip, normalize each image"
 CROPS = "decode_and_crop_jpeg alone"
-HALF_LIFE_STEPS = 1000.0  # of the averaged weights
 
 
 def machine() -> Sides:
@@ -71,7 +70,7 @@ def step(words: str, optim: str = "sgd", variant: str = "", folder: str = "") ->
     run = replace(run, optim=compose.one_group("optim", f"optim={optim}", f"batch={run.batch}"))
     if variant == "tracked":
         settings = Mlflow(uri=f"sqlite:///{folder}/mlflow.db", run_name="bench")
-        run = replace(run, ema=Ema(half_life_steps=HALF_LIFE_STEPS), track=settings, out=folder)
+        run = replace(run, ema=Ema(half_life_steps=1000.0), track=settings, out=folder)
     world = device.init(run.cluster, run.dtype)
     device.seed(run.seed)
     source = open_source(run.data)
@@ -82,17 +81,14 @@ def step(words: str, optim: str = "sgd", variant: str = "", folder: str = "") ->
     inputs, flag = train_step.inputs(0, 1, [1e-4]), tf.constant(0.0)
     after = tracking(run, plan, source, trained, world) if variant == "tracked" else lambda _losses: None
 
-    def work(steps: int) -> float:
-        train_step.train(*inputs, flag)  # warms up
-        began = time.perf_counter()
-        for _ in range(steps):
-            losses, _ = train_step.train(*inputs, flag)
-            after(losses)
-        losses.numpy()
-        return time.perf_counter() - began
+    def one() -> Any:
+        losses, _ = train_step.train(*inputs, flag)
+        after(losses)
+        return losses
 
     size = run.data.train_size or run.data.image_size
-    return {**VERSIONS, "threads": ranks.cpu_count(), "gflop": flops.gflop(trained.network, size)}, {"": work}
+    facts = {**VERSIONS, "threads": ranks.cpu_count(), "gflop": flops.gflop(trained.network, size)}
+    return facts, {"": timed(one, lambda losses: losses.numpy())}
 
 
 def tracking(
@@ -132,6 +128,7 @@ def evaluate(words: str) -> Sides:
     source, network = open_source(run.data), state.TrainState(run, world).network
     forward_pass = tf.function(lambda images: network(images, training=False))
     images = tf.random.normal([run.batch, run.data.image_size, run.data.image_size, 3])
+    forward = timed(lambda: forward_pass(images), lambda logits: logits.numpy())
     evaluator = Evaluator(run, source, [network], world, Watchdog(run.cluster.stall_s, 0, print))
     graph: Any = evaluator.step
     facts: dict[str, Any] = dict(VERSIONS)
@@ -142,13 +139,6 @@ def evaluate(words: str) -> Sides:
         evaluator.batches = pipeline.evaluation(source, run.batch)
         evaluator()
         facts["graphs"] = graph.experimental_get_tracing_count()
-        return time.perf_counter() - began
-
-    def forward(steps: int) -> float:
-        began = time.perf_counter()
-        for _ in range(steps):
-            logits = forward_pass(images)
-        logits.numpy()
         return time.perf_counter() - began
 
     return facts, {"evaluation": evaluation, "forward": forward}
@@ -185,15 +175,7 @@ def reading(dataset: Any) -> Work:
     Every call opens the dataset and closes it again: its threads would read ahead while another side is measured.
     """
 
-    def work(batches: int) -> float:
-        iterator = iter(dataset)
-        next(iterator)
-        began = time.perf_counter()
-        for _ in range(batches):
-            next(iterator)
-        return time.perf_counter() - began
-
-    return work
+    return lambda batches: timed(partial(next, iter(dataset)))(batches)
 
 
 def naive(source: Source, batch: int) -> Any:
@@ -237,5 +219,4 @@ def peak(dtype: str) -> Sides:
 
 
 if __name__ == "__main__":
-    builders = (machine, step, evaluate, read, pipelines, peak)
-    workers.serve({builder.__name__: builder for builder in builders})
+    workers.serve({builder.__name__: builder for builder in (machine, step, evaluate, read, pipelines, peak)})

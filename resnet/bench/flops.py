@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from resnet.bench.workers import Work
 
-SIZES = 1024, 2048, 4096  # of square matrices
 TURN_S = 0.15  # of each size in a turn, at least
 DTYPES = {"bf16": tf.bfloat16, "fp32": tf.float32}
 
@@ -24,24 +23,20 @@ def gflop(network: Any, size: int) -> float:
     packing = [layer for layer in network.layers if getattr(layer, "amx", False)]
     for layer in packing:
         layer.amx = False
-    try:
-        forward = tf.function(lambda image: network(image, training=True))
-        graph = forward.get_concrete_function(tf.TensorSpec([1, size, size, 3], tf.float32)).graph
-    finally:
-        for layer in packing:
-            layer.amx = True
-    counts = [operations(op) for op in graph.get_operations() if op.type in ("Conv2D", "MatMul")]
-    return (3 * sum(counts) - counts[0]) / 1e9
+    forward = tf.function(lambda image: network(image, training=True))
+    graph = forward.get_concrete_function(tf.TensorSpec([1, size, size, 3], tf.float32)).graph
+    for layer in packing:
+        layer.amx = True
+    counts = []  # of each operation, forward
+    for op in graph.get_operations():
+        if op.type in ("Conv2D", "MatMul"):
+            left, weights = (tensor.shape for tensor in op.inputs)
+            inner = weights[:-1].num_elements() if op.type == "Conv2D" else left[-1]
+            counts.append(2 * op.outputs[0].shape.num_elements() * inner)
+    return float(3 * sum(counts) - counts[0]) / 1e9
 
 
-def operations(op: Any) -> int:
-    """Of one convolution or matrix product of a graph, forward."""
-    outputs, weights = op.outputs[0].shape, op.inputs[1].shape
-    inner = weights[:-1].num_elements() if op.type == "Conv2D" else op.inputs[0].shape[-1]
-    return int(2 * outputs.num_elements() * inner)
-
-
-def products(dtype: str, sizes: Sequence[int] = SIZES) -> Work:
+def products(dtype: str, sizes: Sequence[int] = (1024, 2048, 4096)) -> Work:
     """(ignored) -> the seconds that a GFLOP takes at the best of these sizes. Every call measures again."""
     pairs = [[tf.cast(tf.random.normal([size, size]), DTYPES[dtype]) for _ in range(2)] for size in sizes]
     return lambda _steps: min(seconds_per_gflop(left, right) for left, right in pairs)

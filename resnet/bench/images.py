@@ -6,10 +6,9 @@ import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet.data import tfexample
 from resnet.data.shards import write_split
@@ -18,16 +17,15 @@ SHARDS = 4  # of each part
 PARTS = "img_train", "img_val"
 
 
-def photo(random: np.random.Generator, height: int = 375, width: int = 500, quality: int = 94) -> bytes:
+def photo(random: np.random.Generator) -> bytes:
     """A JPEG with the size of an ImageNet photograph: smooth shapes under fine grain, about 100 KB."""
-    layers: list[Any] = []
+    pixels = np.zeros([375, 500, 3], np.float32)
     cells = (3, 8, 24, 80)
     for count in cells:
         small = Image.fromarray(random.integers(0, 256, [count, count, 3], np.uint8))
-        layers.append(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32) / count**0.5)
-    shapes = sum(layers) / sum(1 / count**0.5 for count in cells)
-    pixels = shapes + random.normal(0, 9, [height, width, 1])
-    return jpeg(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), quality)
+        pixels += np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), np.float32) / count**0.5
+    pixels = pixels / sum(1 / count**0.5 for count in cells) + random.normal(0, 9, [375, 500, 1])
+    return jpeg(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), 94)
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:
@@ -37,12 +35,10 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
     return file.getvalue()
 
 
-def resized(encoded: bytes, side: int, quality: int) -> bytes:
-    """Encoded again, with the short side `side`."""
+def resized(encoded: bytes, height: int, quality: int) -> bytes:
+    """Encoded again, in this height."""
     with Image.open(io.BytesIO(encoded)) as image:
-        scale = side / min(image.size)
-        size = (round(image.width * scale), round(image.height * scale))
-        return jpeg(image.resize(size, Image.Resampling.BICUBIC), quality)
+        return jpeg(ImageOps.contain(image, (image.width, height)), quality)
 
 
 def photos(count: int) -> list[bytes]:
@@ -51,9 +47,9 @@ def photos(count: int) -> list[bytes]:
     return [photo(random) for _ in range(count)]
 
 
-def shards(folder: Path, encoded: Sequence[bytes], images: int | None = None) -> Path:
+def shards(folder: Path, encoded: Sequence[bytes], images: int) -> Path:
     """`folder` with shards to train and to evaluate on, each of `images` images: these, repeated if need be."""
     records = [tfexample.image(one, 0, 0, 1, b"n", b"", b"n.jpg") for one in encoded]
     for part in PARTS:
-        write_split(folder, part, list(itertools.islice(itertools.cycle(records), images or len(records))), SHARDS)
+        write_split(folder, part, list(itertools.islice(itertools.cycle(records), images)), SHARDS)
     return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from resnet import UserError
 from resnet.bench import images
-from resnet.bench.result import Knobs, Result, Row, median_ratio
+from resnet.bench.result import Knobs, Result, Row, markdown_table, median_ratio
 from resnet.bench.workers import Child
 from resnet.cli import knob
 
@@ -45,28 +45,28 @@ def measure(knobs: Input, result: Result) -> None:
         "image by image; the limit is decode_and_crop_jpeg alone."
     )
     result.facts |= {"cores": str(knobs.cores), "threads": f"{knobs.cores}, as many as cores (TensorFlow's default)"}
-    batches = knobs.images // knobs.batch
     with tempfile.TemporaryDirectory() as place:
         small = [images.resized(encoded, 256, 75) for encoded in large]
-        folders = [images.shards(Path(place, name), photos) for name, photos in (("large", large), ("small", small))]
+        folders = [
+            images.shards(Path(place, name), photos, PHOTOS) for name, photos in (("large", large), ("small", small))
+        ]
         words = [*map(str, folders), str(knobs.batch), *([knobs.dir] if knobs.dir else [])]
-        with Child("children", ["pipelines", *words], cores=set(cores)) as child:
-            names = child.wait().facts["pipelines"]
+        with Child("children", ["pipelines", *words], cores=cores) as child:
 
             def rate(name: str) -> Callable[[], float]:
-                return lambda: batches * knobs.batch / child.turn(batches, name) / knobs.cores
+                return lambda: knobs.batch / child.step_time(knobs.images // knobs.batch, name) / knobs.cores
 
+            names = child.facts["pipelines"]
             rates = result.measure({name: rate(name) for name in names}, knobs.rounds, "images/s a core")
-    naive, limit = rates[names[0]], rates[names[1]]
-    ours = rates["training, 500x375"]
+    naive, limit, ours = rates[names[0]], rates[names[1]], rates["training, 500x375"]
     result.rows.append(Row("reading to train, images/s a core", ours, naive, "naive tf.data", limit))
     result.tables.append(table(rates, names[0]))
 
 
 def table(rates: dict[str, list[float]], against: str) -> str:
     """Markdown; the ratio is the median of the rounds' own ratios."""
-    lines = ["| pipeline | images/s a core | to naive |", "|---|---|---|"]
-    for name, values in rates.items():
-        ratio = median_ratio(values, rates[against])
-        lines.append(f"| {name} | {statistics.median(values):,.0f} | {ratio:.2f} |")
-    return "\n".join(lines)
+    rows = [
+        [name, f"{statistics.median(values):,.0f}", f"{median_ratio(values, rates[against]):.2f}"]
+        for name, values in rates.items()
+    ]
+    return markdown_table(["pipeline", "images/s a core", "to naive"], rows)

@@ -9,11 +9,26 @@ from typing import Any
 import tensorflow as tf
 
 from resnet.bench import flops, workers
-from resnet.bench.workers import Work
 from resnet.config.model import Block, Model
 from resnet.model.resnet import build
 
 POLICIES = {"bf16": "mixed_bfloat16", "fp32": "float32"}
+
+
+class Clock(tf.keras.callbacks.Callback):
+    """The time.time() of each step's begin and end; with `wait` when its loss has been fetched."""
+
+    def __init__(self, wait: bool) -> None:
+        super().__init__()
+        self._supports_tf_logs = not wait  # without, Keras fetches the loss before the call
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+
+    def on_train_batch_begin(self, _number: int, _logs: Any = None) -> None:
+        self.begins.append(time.time())
+
+    def on_train_batch_end(self, _number: int, _logs: Any = None) -> None:
+        self.ends.append(time.time())
 
 
 def compile_network(network: Any) -> Any:
@@ -30,55 +45,39 @@ def application(dtype: str, size: int) -> Any:
     return compile_network(tf.keras.applications.ResNet50(weights=None, input_shape=shape, classifier_activation=None))
 
 
-def random_batch(batch: int, size: int) -> tuple[Any, Any]:
+def random_batch(batch: str, size: str) -> tuple[Any, Any]:
     """Images and labels."""
-    return tf.random.normal([batch, size, size, 3]), tf.random.uniform([batch], 0, 1000, tf.int32)
+    return tf.random.normal([int(batch), int(size), int(size), 3]), tf.random.uniform([int(batch)], 0, 1000, tf.int32)
 
 
-def step(dtype: str, batch: str, size: str) -> tuple[dict[str, Any], dict[str, Work]]:
+def step(dtype: str, batch: str, size: str) -> workers.Sides:
     """keras.applications.ResNet50 with model.fit, with every advantage.
 
     One batch of normalized float images that is never read again, no weight decay, no metric but the loss, and a clock that
     leaves out what model.fit does before its first step and after its last.
     """
     network = application(dtype, int(size))
-    dataset = tf.data.Dataset.from_tensors(random_batch(int(batch), int(size))).cache().repeat()
-
-    class Clock(tf.keras.callbacks.Callback):
-        _supports_tf_logs = True  # or Keras would fetch the loss at every step
-
-        def on_train_batch_begin(self, number: int, _logs: Any = None) -> None:
-            if number == 1:  # the one before warms up
-                self.first = time.perf_counter()
-
-        def on_train_batch_end(self, _number: int, _logs: Any = None) -> None:
-            self.last = time.perf_counter()
+    dataset = tf.data.Dataset.from_tensors(random_batch(batch, size)).cache().repeat()
 
     def work(steps: int) -> float:
-        clock = Clock()
+        clock = Clock(wait=False)
         network.fit(dataset, steps_per_epoch=steps + 1, epochs=1, verbose=0, callbacks=[clock])
-        return float(clock.last - clock.first)
+        return clock.ends[-1] - clock.begins[1]  # the first step warms up
 
     versions = f"TensorFlow {tf.__version__}, its keras.applications"
     return {"versions": versions, "gflop": flops.gflop(network, int(size))}, {"": work}
 
 
-def start(network: str, dtype: str, batch: str, size: str) -> tuple[dict[str, Any], dict[str, Work]]:
+def start(network: str, dtype: str, batch: str, size: str) -> workers.Sides:
     """A plain script: model.compile and model.fit for one step, with the network of resnet.model that is `network` in JSON.
 
     The fact `first_step_at` is the time.time() at the end of the step.
     """
     row = json.loads(network)
     model = compile_network(build(Model(**{**row, "block": Block[row["block"]]}), 1000, POLICIES[dtype]))
-    times: list[float] = []
-
-    class Clock(tf.keras.callbacks.Callback):  # Keras fetches the loss before it calls it
-        def on_train_batch_end(self, _number: int, _logs: Any = None) -> None:
-            times.append(time.time())
-
-    images, labels = random_batch(int(batch), int(size))
-    model.fit(images, labels, batch_size=int(batch), epochs=1, verbose=0, callbacks=[Clock()])
-    return {"first_step_at": times[0]}, {}
+    clock = Clock(wait=True)
+    model.fit(*random_batch(batch, size), batch_size=int(batch), epochs=1, verbose=0, callbacks=[clock])
+    return {"first_step_at": clock.ends[0]}, {}
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from resnet import UserError
 from resnet.cli import knob
 from resnet.config.checks import Settings
 
-HEAD = "| what | ours | theirs | against | ratio | of the limit |"
+HEAD = "what", "ours", "theirs", "against", "ratio", "of the limit"
 
 
 @dataclass(kw_only=True)
@@ -47,6 +47,11 @@ class NetworkKnobs(Knobs):
         """What rows are called."""
         return f"{self.model} {self.dtype}"
 
+    def words(self, *data: str) -> list[str]:
+        """Words of a training of this network, on synthetic images, which cost nothing to read, unless `data` says others."""
+        network = f"model={self.model}", f"dtype={self.dtype}", f"batch={self.batch}"
+        return [*network, *(data or ["data=synthetic"]), f"data.image_size={self.size}"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -67,15 +72,14 @@ class Row:
     @property
     def fraction(self) -> float | None:
         """The share of the machine's limit that ours reaches, the median over the rounds; 1 is all of it."""
-        if not self.limit:
-            return None
-        return median_ratio(self.limit, self.ours) if self.less_is_better else median_ratio(self.ours, self.limit)
+        best, worst = (self.limit, self.ours) if self.less_is_better else (self.ours, self.limit)
+        return median_ratio(best, worst) if self.limit else None
 
     def cells(self) -> list[str]:
         """In the order of HEAD."""
         ratio, fraction = ("" if value is None else f"{value:.3f}" for value in (self.ratio, self.fraction))
-        theirs = brief(statistics.median(self.theirs)) if self.theirs else ""
-        return [self.what, brief(statistics.median(self.ours)), theirs, self.against, ratio, fraction]
+        ours, theirs = (brief(statistics.median(side)) if side else "" for side in (self.ours, self.theirs))
+        return [self.what, ours, theirs, self.against, ratio, fraction]
 
 
 def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
@@ -86,6 +90,12 @@ def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
 def brief(value: float) -> str:
     """Four digits, or the whole number where it has more."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells under their titles."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 @dataclass
@@ -123,27 +133,17 @@ class Result:
 
     def markdown(self) -> str:
         """A page, or a part of one."""
-        parts = [
-            f"`{self.command}`",
-            " ".join(self.about.split()),
-            "; ".join(f"{name} {value}" for name, value in self.facts.items()),
-        ]
-        if self.rows:
-            rows = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
-            parts.append("\n".join([*rows, *(f"| {' | '.join(row.cells())} |" for row in self.rows)]))
-        return "\n\n".join([*parts, *self.tables, *self.notes])
-
-    def json(self) -> dict[str, Any]:
-        """What was measured, and the ratios."""
-        rows = [{**asdict(row), "ratio": row.ratio, "fraction_of_limit": row.fraction} for row in self.rows]
-        return {**asdict(self), "rows": rows}
+        facts = "; ".join(f"{name} {value}" for name, value in self.facts.items())
+        rows = [markdown_table(HEAD, (row.cells() for row in self.rows))] if self.rows else []
+        return "\n\n".join([f"`{self.command}`", " ".join(self.about.split()), facts, *rows, *self.tables, *self.notes])
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Write <name>.json and <name>.md in `folder`, which is created. Raises UserError where it can't be."""
+        rows = [{**asdict(row), "ratio": row.ratio, "fraction_of_limit": row.fraction} for row in self.rows]
+        paths = [folder / f"{name}.json", folder / f"{name}.md"]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            paths = [folder / f"{name}.json", folder / f"{name}.md"]
-            paths[0].write_text(json.dumps(self.json(), indent=1) + "\n")
+            paths[0].write_text(json.dumps({**asdict(self), "rows": rows}, indent=1) + "\n")
             paths[1].write_text(f"# {name}\n\n{self.markdown()}\n")
         except OSError as error:
             raise UserError(f"out={folder}: cannot be written to ({error.strerror}); give another folder") from error

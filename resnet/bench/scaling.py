@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from resnet import UserError
-from resnet.bench.result import NetworkKnobs, Result, Row, median_ratio
-from resnet.bench.train import new_folder, run_trainings, words_of
+from resnet.bench.result import NetworkKnobs, Result, Row, markdown_table, median_ratio
+from resnet.bench.train import run_trainings, words_of
 from resnet.cli import knob
 
 
@@ -44,14 +45,14 @@ def measure(knobs: Scaling, result: Result) -> None:
             """The sum over `copies` trainings at once, each of so many ranks, on a core a rank."""
             more = "log_every_steps=1", "track=off", f"cluster.ranks={ranks}", "cluster.threads=1"
             words = words_of(replace(knobs, batch=knobs.batch * ranks), knobs.steps, *more)
-            own = [cores[copy * ranks : (copy + 1) * ranks] for copy in range(copies)]
-            contents = run_trainings([(words, new_folder(place)) for _ in range(copies)], own)
+            jobs = [(words, Path(tempfile.mkdtemp(dir=place))) for _ in range(copies)]
+            contents = run_trainings(jobs, [cores[copy * ranks : (copy + 1) * ranks] for copy in range(copies)])
             return sum(float(content["final/images_per_s_median"]) for content in contents)
 
-        sides: dict[str, Callable[[], float]] = {
-            "1 rank": lambda: images_per_s(1, 1),
-            f"{many} processes": lambda: images_per_s(1, many),
-            f"{many} ranks": lambda: images_per_s(many, 1),
+        sides = {
+            "1 rank": partial(images_per_s, 1, 1),
+            f"{many} processes": partial(images_per_s, 1, many),
+            f"{many} ranks": partial(images_per_s, many, 1),
         }
         rates = result.measure(sides, knobs.rounds, "images/s")
     alone, processes, together = rates.values()
@@ -63,10 +64,10 @@ def measure(knobs: Scaling, result: Result) -> None:
 def table(rates: dict[str, list[float]], ranks: int) -> str:
     """Markdown: images/s, and efficiency against one rank and against the separate processes; medians of the rounds."""
     alone, processes, _ = rates.values()
-    lines = ["| | images/s | to 1 rank, times as many | to separate processes |", "|---|---|---|---|"]
+    rows = []
     for name, values in rates.items():
         times = 1 if values is alone else ranks
         to_alone = median_ratio(values, [times * one for one in alone])
         to_processes = "" if values is alone else f"{median_ratio(values, processes):.3f}"
-        lines.append(f"| {name} | {statistics.median(values):.2f} | {to_alone:.3f} | {to_processes} |")
-    return "\n".join(lines)
+        rows.append([name, f"{statistics.median(values):.2f}", f"{to_alone:.3f}", to_processes])
+    return markdown_table(["", "images/s", "to 1 rank, times as many", "to separate processes"], rows)

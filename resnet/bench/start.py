@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from resnet import UserError
 from resnet.bench.result import NetworkKnobs, Result, Row
-from resnet.bench.train import new_folder, run_trainings, step_times, words_of
+from resnet.bench.train import run_trainings, step_times, words_of
 from resnet.bench.workers import Child
 from resnet.cli import knob
 from resnet.config import compose
@@ -46,37 +47,56 @@ def measure(knobs: Start, result: Result) -> None:
 
 def first_steps(knobs: Start, result: Result) -> None:
     """To the end of the first step."""
-    network = network_json(knobs.model)
+    row = asdict(compose.for_inference([f"model={knobs.model}"]).model)
+    network = json.dumps({**row, "block": row["block"].name})
     with tempfile.TemporaryDirectory() as place:
 
         def ours(*words: str) -> float:
-            out, began = new_folder(place), time.time()
+            out, began = Path(tempfile.mkdtemp(dir=place)), time.time()
             run_trainings([(words_of(knobs, 1, *words), out)])
             return min(step_times(out).values()) - began
+
+        def mlflow() -> float:
+            return ours(f"track.uri=sqlite:///{tempfile.mkdtemp(dir=place)}/mlflow.db", "track.log_model=false")
 
         def keras() -> float:
             began = time.time()
             words = ["start", network, knobs.dtype, str(knobs.batch), str(knobs.size)]
             with Child("keras_child", words) as child:
-                return float(child.wait().facts["first_step_at"]) - began
+                return float(child.facts["first_step_at"]) - began
 
         sides: dict[str, Callable[[], float]] = {
             "track=off": lambda: ours("track=off"),
-            "MLflow": lambda: ours(f"track.uri=sqlite:///{new_folder(place)}.db", "track.log_model=false"),
+            "MLflow": mlflow,
             "keras": keras,
             "import": lambda: run_process([sys.executable, "-c", "import tensorflow"], 0)[0],
         }
         seconds = result.measure(sides, knobs.rounds, f"{knobs.label} first step, s")
+    theirs, limit = seconds["keras"], seconds["import"]
     for side in ("track=off", "MLflow"):
         what = f"{knobs.label}, start to first step with {side}, s"
-        theirs, limit = seconds["keras"], seconds["import"]
         result.rows.append(Row(what, seconds[side], theirs, "a plain Keras script", limit, less_is_better=True))
 
 
-def network_json(model: str) -> str:
-    """The network's row of conf/model."""
-    row = asdict(compose.for_inference([f"model={model}"]).model)
-    return json.dumps({**row, "block": row["block"].name})
+def answers(knobs: Start, result: Result) -> None:
+    """--help and a refusal, and how many modules of TensorFlow they imported."""
+
+    def answer_s(words: Sequence[str], status: int) -> float:
+        return run_process([sys.executable, "-m", "resnet.train", *words], status)[0]
+
+    sides = {name: partial(answer_s, words, status) for name, words, status in ANSWERS}
+    seconds = result.measure(sides, knobs.rounds, "answers, s")
+    result.rows += [Row(f"{name}, s", seconds[name], less_is_better=True) for name in sides]
+    for name, words, status in ANSWERS:
+        count = float(imported("tensorflow", words, status))
+        result.rows.append(Row(f"{name}, modules of TensorFlow imported", [count], less_is_better=True))
+
+
+def imported(package: str, words: Sequence[str], status: int) -> int:
+    """How many modules of a package `python -m resnet.train` imports with these words."""
+    _, stderr = run_process([sys.executable, "-X", "importtime", "-m", "resnet.train", *words], status)
+    names = [line.rpartition("|")[2].strip() for line in stderr.splitlines() if line.startswith("import time:")]
+    return sum(name == package or name.startswith(f"{package}.") for name in names)
 
 
 def run_process(command: Sequence[str], status: int) -> tuple[float, str]:
@@ -88,25 +108,3 @@ def run_process(command: Sequence[str], status: int) -> tuple[float, str]:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{' '.join(command[1:4])}: exit status {process.returncode}, not {status}: {last}")
     return seconds, process.stderr
-
-
-def answers(knobs: Start, result: Result) -> None:
-    """--help and a refusal, and how many modules of TensorFlow they imported."""
-    command = [sys.executable, "-m", "resnet.train"]
-
-    def answer_s(words: Sequence[str], status: int) -> float:
-        return run_process([*command, *words], status)[0]
-
-    sides = {name: partial(answer_s, words, status) for name, words, status in ANSWERS}
-    seconds = result.measure(sides, knobs.rounds, "answers, s")
-    result.rows += [Row(f"{name}, s", seconds[name], less_is_better=True) for name in sides]
-    for name, words, status in ANSWERS:
-        count = imported("tensorflow", words, status)
-        result.rows.append(Row(f"{name}, modules of TensorFlow imported", [float(count)], less_is_better=True))
-
-
-def imported(package: str, words: Sequence[str], status: int) -> int:
-    """How many modules of a package `python -m resnet.train` imports with these words."""
-    _, stderr = run_process([sys.executable, "-X", "importtime", "-m", "resnet.train", *words], status)
-    names = [line.rpartition("|")[2].strip() for line in stderr.splitlines() if line.startswith("import time:")]
-    return sum(name == package or name.startswith(f"{package}.") for name in names)

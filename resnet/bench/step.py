@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from resnet.bench import workers
 from resnet.bench.result import NetworkKnobs, Result, Row
 from resnet.bench.workers import Child, Unavailable
 from resnet.cli import knob
@@ -20,7 +21,7 @@ VARIANTS = {
 }
 GROUPS = "keras", "timm", *VARIANTS
 TIMM = {"resnext50": "resnext50_32x4d", "resnext101": "resnext101_32x4d"}  # others have our names
-KERAS, KERAS_MODEL = "keras.applications, model.fit", "resnet50"
+KERAS = "keras.applications, model.fit"
 ABOUT = """
 One optimizer step on synthetic images. Every side is a process of its own that lives through all rounds and waits
 while another works; a turn is a step to warm up and then `steps` by the clock. Keras trains its v1 of the network
@@ -59,16 +60,17 @@ def measure(knobs: Step, result: Result) -> None:
 
 def ours(knobs: Step, *words: str) -> Child:
     """Our side."""
-    parts = f"model={knobs.model} dtype={knobs.dtype} batch={knobs.batch} data=synthetic data.image_size={knobs.size}"
-    return Child("children", ["step", parts, *words])
+    return Child("children", ["step", " ".join(knobs.words()), *words])
 
 
 def seconds_of(knobs: Step, result: Result, children: dict[str, Child], what: str) -> dict[str, list[float]]:
     """Seconds a step of these children by rounds; a GFLOP's of the `peak`."""
-    with workers.start(children):
-        known = result.facts.get("sides", "").split(", ")
-        versions = [*filter(None, known), *(child.facts["versions"] for child in children.values())]
-        result.facts["sides"] = ", ".join(dict.fromkeys(versions))
+    versions = [result.facts["sides"]] if "sides" in result.facts else []
+    with contextlib.ExitStack() as stack:
+        for name, child in children.items():
+            print(f"starting {name}", file=sys.stderr, flush=True)
+            versions.append(stack.enter_context(child).facts["versions"])
+        result.facts["sides"] = ", ".join(dict.fromkeys(", ".join(versions).split(", ")))
         turns = {
             name: partial(child.step_time, 1 if name == "peak" else knobs.steps) for name, child in children.items()
         }
@@ -84,7 +86,7 @@ def keras(knobs: Step, result: Result) -> None:
     """Keras's step, the machine's peak, and the memory of both sides."""
     label, batch = knobs.label, knobs.batch
     children = {"ours": ours(knobs), "peak": Child("children", ["peak", knobs.dtype])}
-    if knobs.model == KERAS_MODEL:
+    if knobs.model == "resnet50":
         children["keras"] = Child("keras_child", ["step", knobs.dtype, str(batch), str(knobs.size)])
     else:
         result.notes.append(f"keras.applications has no {knobs.model}; left out.")

@@ -12,41 +12,31 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-import time
-import types
 from typing import Any
 
 from resnet.bench import workers
-from resnet.bench.workers import Work
 
 
 class Placeholder(type):
-    """A name that has any name below it."""
+    """An empty class, or module, that has any name below it."""
 
     def __getattr__(cls, name: str) -> Any:
-        return placeholder(name)
-
-
-def placeholder(name: str) -> Any:
-    """An empty class."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return Placeholder(name, (), {})
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Placeholder(name, (), {})
 
 
 class Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """torchvision, and everything in it, as modules of placeholders."""
+    """torchvision, and everything in it, as placeholders."""
 
     def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> Any:
         mine = name.partition(".")[0] == "torchvision"
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if mine else None
 
-    def create_module(self, spec: Any) -> types.ModuleType:
-        module = types.ModuleType(spec.name)
-        vars(module).update(__path__=[], __getattr__=placeholder)
-        return module
+    def create_module(self, spec: Any) -> Any:
+        return Placeholder(spec.name, (), {})
 
-    def exec_module(self, _module: types.ModuleType) -> None:
+    def exec_module(self, _module: Any) -> None:
         """Nothing is in it."""
 
 
@@ -61,12 +51,13 @@ def import_timm() -> Any:
     return importlib.import_module("timm")
 
 
-def step(compiled: bool, model: str, dtype: str, batch: str, size: str) -> tuple[dict[str, Any], dict[str, Work]]:
+def step(compiled: bool, model: str, dtype: str, batch: str, size: str) -> workers.Sides:
     """The train step, eager or by torch.compile."""
     try:
         torch, timm = importlib.import_module("torch"), import_timm()
     except ImportError as error:
-        workers.unavailable(f"{sys.executable} has no {error.name}")
+        print(f"{sys.executable} has no {error.name}", file=sys.stderr)
+        sys.exit(workers.MISSING)
     torch.manual_seed(0)
     network = timm.create_model(model, pretrained=False, num_classes=1000)
     network = network.to(memory_format=torch.channels_last).train()
@@ -83,15 +74,8 @@ def step(compiled: bool, model: str, dtype: str, batch: str, size: str) -> tuple
         loss.backward()
         optimizer.step()
 
-    def work(steps: int) -> float:
-        train_step()  # warms up
-        began = time.perf_counter()
-        for _ in range(steps):
-            train_step()
-        return time.perf_counter() - began
-
     versions = f"timm {timm.__version__}, PyTorch {torch.__version__}"
-    return {"versions": versions, "threads": torch.get_num_threads()}, {"": work}
+    return {"versions": versions, "threads": torch.get_num_threads()}, {"": workers.timed(train_step)}
 
 
 if __name__ == "__main__":

@@ -73,36 +73,20 @@ def run_trainings(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_S)
             process.kill()
-    results = [result_file.read(out) for _, out in jobs]
-    for process, lines, content in zip(processes, errors, results, strict=True):
+    results = []
+    for (_, out), process, lines in zip(jobs, processes, errors, strict=True):
+        content = result_file.read(out)
         if process.returncode or content is None:
             last = lines[-1] if lines else f"exit status {process.returncode} without a message"
             raise UserError(f"a training failed: {last}")
-    return [content for content in results if content]
+        results.append(content)
+    return results
 
 
-def new_folder(place: str) -> Path:
-    """For a training, in `place`."""
-    return Path(tempfile.mkdtemp(dir=place), "run")
-
-
-def words_of(knobs: NetworkKnobs, steps: int, *more: str, data: str = "synthetic", save_every: int = 0) -> list[str]:
-    """Words of a training of so many steps and nothing else, on synthetic images, which cost nothing to read, or a folder's."""
-    return [
-        f"model={knobs.model}",
-        f"dtype={knobs.dtype}",
-        f"batch={knobs.batch}",
-        *(["data=synthetic"] if data == "synthetic" else ["data=imagenet", f"data.dir={data}"]),
-        f"data.image_size={knobs.size}",
-        f"steps={steps}",
-        f"epochs={steps}",
-        "schedule=constant",
-        "optim=sgd",
-        "optim.lr=1e-4",
-        "eval=false",
-        f"save_every_steps={save_every or 10 * steps}",
-        *more,
-    ]
+def words_of(knobs: NetworkKnobs, steps: int, *more: str, data: Sequence[str] = (), save_every: int = 0) -> list[str]:
+    """Words of a training of so many steps and nothing else."""
+    length = f"steps={steps} epochs={steps} save_every_steps={save_every or 10 * steps}"
+    return [*knobs.words(*data), *f"{length} schedule=constant optim=sgd optim.lr=1e-4 eval=false".split(), *more]
 
 
 def step_times(out: Path) -> dict[int, float]:
@@ -131,16 +115,15 @@ def end_to_end(knobs: Train, result: Result) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = images.shards(Path(place, "shards"), images.photos(PHOTOS), knobs.steps * knobs.batch)
 
-        def images_per_s(data: str) -> float:
-            job = words_of(knobs, knobs.steps, "track=off", data=data), new_folder(place)
+        def images_per_s(*data: str) -> float:
+            job = words_of(knobs, knobs.steps, "track=off", data=data), Path(tempfile.mkdtemp(dir=place))
             return float(run_trainings([job])[0]["final/images_per_s"])
 
         words = ["read", str(folder), str(knobs.batch), str(knobs.size)]
         with Child("children", words, cores={cores[0]}) as reader:
-            reader.wait()
             sides = {
-                "shards": lambda: images_per_s(str(folder)),
-                "synthetic": lambda: images_per_s("synthetic"),
+                "shards": lambda: images_per_s("data=imagenet", f"data.dir={folder}"),
+                "synthetic": images_per_s,
                 "reading": lambda: knobs.batch / reader.step_time(knobs.steps),
             }
             rates = result.measure(sides, knobs.rounds, f"{knobs.label} training, images/s")
@@ -155,9 +138,7 @@ def end_to_end(knobs: Train, result: Result) -> None:
 
 def evaluation(knobs: Train, result: Result) -> None:
     """A whole evaluation beside forward passes, and the graphs that all of them took."""
-    words = f"model={knobs.model} dtype={knobs.dtype} batch={knobs.batch} data=synthetic data.image_size={knobs.size}"
-    with Child("children", ["evaluate", words]) as child:
-        child.wait()
+    with Child("children", ["evaluate", " ".join(knobs.words())]) as child:
         sides = {side: partial(child.step_time, knobs.eval_steps, side) for side in ("evaluation", "forward")}
         seconds = result.measure(sides, knobs.rounds, f"{knobs.label} evaluation, s a batch")
     ours, forward = ([knobs.batch / spent for spent in seconds[side]] for side in sides)
@@ -181,21 +162,14 @@ def checkpoints(knobs: Train, result: Result) -> None:
                 raise
             result.interrupted = True
         times = step_times(out)
-    pairs = [stretches(times, number * every, knobs.stretch) for number in range(1, knobs.rounds + 1)]
-    complete = [pair for pair in pairs if pair]
+    ours, without = [], []
+    for saved in range(every, every * knobs.rounds + 1, every):
+        if saved + every in times:  # the end of the second stretch
+            before, between, after = (times[saved + number * knobs.stretch] for number in range(3))
+            without.append((after - between) * EPOCH_STEPS / knobs.stretch)
+            ours.append(without[-1] + (between - before) - (after - between))
     if result.interrupted:
-        result.notes.append(f"Interrupted: checkpoints: {len(complete)} of {knobs.rounds} rounds.")
-    if complete:
-        without = [free * EPOCH_STEPS / knobs.stretch for _, free in complete]
-        ours = [epoch + saving - free for epoch, (saving, free) in zip(without, complete, strict=True)]
+        result.notes.append(f"Interrupted: checkpoints: {len(ours)} of {knobs.rounds} rounds.")
+    if ours:
         what = f"{knobs.label}, {EPOCH_STEPS} steps with a checkpoint, s"
         result.rows.append(Row(what, ours, without, "without one", less_is_better=True))
-
-
-def stretches(times: dict[int, float], saved: int, stretch: int) -> tuple[float, float] | None:
-    """Seconds of the stretch of steps after the checkpoint of step `saved`, and of the next one; None before their end."""
-    steps = [saved + number * stretch for number in range(3)]
-    if not set(steps) <= set(times):
-        return None
-    before, between, after = (times[step] for step in steps)
-    return between - before, after - between

@@ -1,7 +1,7 @@
 """Processes that take turns: each side of a benchmark has memory, threads and graphs of its own, and one works at a time.
 
-A child reports its facts when it is warm, then answers each turn with its seconds, one JSON object a line. Another Python may run
-it, so this module imports only the standard library.
+A child reports its facts when it is warm, then answers each turn with its seconds, one JSON object a line; both go over a socket,
+its stdin. Another Python may run it, so this module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,15 @@ from resnet import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = 77  # exit status of a child that lacks what it should measure; its last line says what
-ANSWERS = "RESNET_BENCH_ANSWERS"  # environment variable: the file descriptor for answers
 # sys.path without the working directory. Another Python finds this project last, so that its own packages come first.
 BOOTSTRAP = """import runpy, sys
-root, first, module = sys.argv[1:4]
-sys.argv[1:4] = []
 sys.path[:] = [path for path in sys.path if path]
-sys.path.insert(0 if first else len(sys.path), root)
-runpy.run_module(module, run_name="__main__", alter_sys=True)"""
+sys.path.insert(int(sys.argv.pop(1)), sys.argv.pop(1))
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 Work = Callable[[int], float]  # steps -> their seconds
+Sides = tuple[
+    dict[str, Any], Mapping[str, Work]
+]  # a child's facts, and the work of its sides; of the only one it is ""
 
 
 class Unavailable(UserError):
@@ -36,93 +39,67 @@ class Unavailable(UserError):
 
 
 class Child:
-    """A process that runs resnet.bench.<module> with `words`. A context, which kills it at its end."""
+    """Context of a process that runs resnet.bench.<module> with `words`: warm when it begins, killed at its end.
+
+    Raises Unavailable, or UserError with the last line of the process, if it fails.
+    """
 
     def __init__(
-        self, module: str, words: Sequence[str], python: str = sys.executable, cores: set[int] | None = None
+        self, module: str, words: Sequence[str], python: str = sys.executable, cores: Collection[int] = ()
     ) -> None:
-        first = "1" if python == sys.executable else ""
+        position = "0" if python == sys.executable else "999"
         self.name = " ".join([module, *words[:1]])
-        self.command = [python, "-c", BOOTSTRAP, str(ROOT), first, f"resnet.bench.{module}", *words]
+        self.command = [python, "-c", BOOTSTRAP, position, str(ROOT), f"resnet.bench.{module}", *words]
         self.cores = cores
-        self.facts: dict[str, Any] = {}  # what the child reports of itself; after a turn also `peak_mb`
+        self.facts: dict[str, Any] = {}  # what the child reports of itself; after a turn also `seconds` and `peak_mb`
 
     def __enter__(self) -> Child:
-        self.output = tempfile.TemporaryFile("w+", errors="replace")
-        reading, writing = os.pipe()
-        self.answers = os.fdopen(reading)
-        try:
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=self.output,
-                stderr=self.output,
-                text=True,
-                pass_fds=[writing],
-                env={**os.environ, "PYTHONUNBUFFERED": "1", ANSWERS: str(writing)},
-            )
-        except OSError as error:
-            self.output.close()
-            self.answers.close()
-            raise Unavailable(f"{self.command[0]}: cannot be run ({error.strerror})") from error
-        finally:
-            os.close(writing)
-        if self.cores:
-            os.sched_setaffinity(self.process.pid, self.cores)  # long before TensorFlow counts them
+        with contextlib.ExitStack() as stack:
+            self.output = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            self.channel, theirs = map(stack.enter_context, socket.socketpair())
+            self.answers = stack.enter_context(self.channel.makefile())
+            env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            try:
+                self.process = subprocess.Popen(
+                    self.command, stdin=theirs.fileno(), stdout=self.output, stderr=self.output, env=env
+                )
+            except OSError as error:
+                raise Unavailable(f"{self.command[0]}: cannot be run ({error.strerror})") from error
+            stack.callback(self.process.wait)
+            stack.callback(self.process.kill)
+            theirs.close()
+            if self.cores:
+                os.sched_setaffinity(self.process.pid, self.cores)  # long before TensorFlow counts them
+            self.facts = self.answer()
+            self.close = stack.pop_all().close
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.process.kill()
-        with contextlib.suppress(BrokenPipeError):  # of a turn that the child never read
-            self.process.communicate()
-        self.output.close()
-        self.answers.close()
-
-    def wait(self) -> Child:
-        """Wait until it is warm. Raises Unavailable, or UserError with its last line if it fails."""
-        self.facts = self.answer()
-        return self
-
-    def turn(self, steps: int, side: str = "") -> float:
-        """Seconds of so many steps, of one side where the child has several. Raises UserError with its last line if it fails."""
-        assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # answer() says why
-            self.process.stdin.write(f"{steps} {side}\n")
-            self.process.stdin.flush()
-        answer = self.answer()
-        self.facts |= answer
-        return float(answer["seconds"])
+        self.close()
 
     def step_time(self, steps: int, side: str = "") -> float:
-        """Seconds a step, of a turn of so many."""
-        return self.turn(steps, side) / steps
+        """Seconds a step in a turn of so many, of one side where the child has several."""
+        with contextlib.suppress(OSError):  # answer() says why
+            self.channel.sendall(f"{steps} {side}\n".encode())
+        self.facts |= self.answer()
+        return float(self.facts["seconds"]) / steps
 
     def answer(self) -> dict[str, Any]:
         """The next line that it answers."""
-        line = self.answers.readline()
-        if line:
-            return dict(json.loads(line))
+        with contextlib.suppress(ConnectionResetError):  # it ended before it read its turn
+            if line := self.answers.readline():
+                return dict(json.loads(line))
         status = self.process.wait()
         self.output.seek(0)
         last = (self.output.read().strip().splitlines() or [f"exit status {status} without a message"])[-1]
         raise Unavailable(last) if status == MISSING else UserError(f"{self.name} failed: {last}")
 
 
-@contextlib.contextmanager
-def start(sides: Mapping[str, Child]) -> Iterator[Mapping[str, Child]]:
-    """Start and warm up these children one after the other; kill them at the end."""
-    with contextlib.ExitStack() as stack:
-        for name, child in sides.items():
-            print(f"starting {name}", file=sys.stderr, flush=True)
-            stack.enter_context(child).wait()
-        yield sides
-
-
 # -------------------------------------------------------------------------------------------------------------- the child
-def serve(builders: Mapping[str, Callable[..., tuple[dict[str, Any], Mapping[str, Work]]]]) -> None:
+def serve(builders: Mapping[str, Callable[..., Sides]]) -> None:
     """Be a child: build what the first argument names, do a step of each side, then take turns until the parent has gone.
 
-    A builder returns (facts, {side: work}), the side "" where it is the only one. `work` may change the facts.
+    `work` may change the facts.
     """
     name, *words = sys.argv[1:]
     facts, sides = builders[name](*words)
@@ -132,23 +109,24 @@ def serve(builders: Mapping[str, Callable[..., tuple[dict[str, Any], Mapping[str
     for line in sys.stdin:
         steps, _, side = line.rstrip("\n").partition(" ")
         seconds = sides[side](int(steps))
-        answer({**facts, "seconds": seconds, "peak_mb": peak_mb()})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # MB of 1e6 bytes
+        answer({**facts, "seconds": seconds, "peak_mb": peak})
 
 
 def answer(content: dict[str, Any]) -> None:
     """Send a line to the parent."""
-    os.write(int(os.environ.get(ANSWERS, 1)), f"{json.dumps(content)}\n".encode())
+    os.write(sys.stdin.fileno(), f"{json.dumps(content)}\n".encode())
 
 
-def unavailable(what: str) -> None:
-    """End a child that cannot measure anything here."""
-    print(what, file=sys.stderr)
-    sys.exit(MISSING)
+def timed(step: Callable[[], Any], wait: Callable[[Any], object] = lambda _last: None) -> Work:
+    """Steps, after one to warm up; `wait` is called with what the last one returns."""
 
+    def work(steps: int) -> float:
+        step()
+        began = time.perf_counter()
+        for _ in range(steps):
+            last = step()
+        wait(last)
+        return time.perf_counter() - began
 
-def peak_mb() -> float:
-    """The peak resident memory of this process, MB of 1e6 bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
+    return work

@@ -10,6 +10,7 @@ import pytest
 
 from resnet.bench import __main__ as bench
 from resnet.bench.result import Knobs, Row
+from resnet.bench.step import Step
 
 ROW = Row("step (bf16), images/s", [12.0, 30.0], [10.0, 20.0], "Keras, fit", [24.0, 40.0])
 
@@ -23,7 +24,7 @@ def toy(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("toy")
 def test_a_result_is_printed_with_its_command_and_written_to_out(tmp_path, capsys):
-    assert bench.measure("toy", ["out=a folder"]) == 0
+    bench.measure("toy", "out=a folder")
     assert "`python -m resnet.bench toy`" in capsys.readouterr().out
     assert json.loads((tmp_path / "a folder" / "toy.json").read_text())["command"] == "python -m resnet.bench toy"
 
@@ -41,7 +42,9 @@ def test_a_result_is_printed_before_it_is_written(tmp_path, monkeypatch, capsys,
 
 def test_help_names_every_command_and_imports_no_tensorflow():
     code = (
-        "import sys; from resnet import bench; sys.argv[1:] = []; bench.main(); sys.exit('tensorflow' in sys.modules)"
+        "import contextlib, sys; from resnet import bench; sys.argv[1:] = []\n"
+        "with contextlib.suppress(SystemExit): bench.main()\n"
+        "sys.exit('tensorflow' in sys.modules)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
@@ -64,9 +67,11 @@ def test_an_error_is_one_line(monkeypatch, capsys, exit_status, words, error):
     assert stderr.startswith(f"error: {error}") and len(stderr.splitlines()) == 1
 
 
-def test_a_reproducing_command_is_quoted_for_a_shell():
-    words = ["torch_python=a b", "out=x"]
-    assert bench.reproducing("step", words) == "python -m resnet.bench step 'torch_python=a b'"
+@pytest.mark.usefixtures("toy")
+def test_a_reproducing_command_is_quoted_for_a_shell(monkeypatch, capsys):
+    monkeypatch.setitem(bench.COMMANDS, "toy", (Step, bench.COMMANDS["toy"][1]))
+    bench.measure("toy", "torch_python=a b", "out=x")
+    assert capsys.readouterr().out.startswith("`python -m resnet.bench toy 'torch_python=a b'`\n")
 
 
 # ----------------------------------------------------------------------------------------------------------- interruptions
@@ -91,7 +96,7 @@ def work(knobs, result):
 
 bench.machine = lambda: {"cores": "2"}
 bench.COMMANDS["toy"] = Toy, work
-sys.exit(bench.main())
+bench.main()
 """
 
 
@@ -115,11 +120,11 @@ def test_an_interrupted_benchmark_keeps_its_complete_rounds(tmp_path, number, co
 
 
 @pytest.mark.usefixtures("toy")
-def test_rows_of_earlier_comparisons_are_kept_when_the_next_one_is_interrupted(monkeypatch, capsys):
+def test_rows_of_earlier_comparisons_are_kept_when_the_next_one_is_interrupted(monkeypatch, capsys, exit_status):
     def work(_knobs, result):
         result.rows.append(ROW)
         raise KeyboardInterrupt
 
     monkeypatch.setitem(bench.COMMANDS, "toy", (Knobs, work))
-    assert bench.measure("toy", []) == 130
+    assert exit_status(lambda: bench.measure("toy")) == 130
     assert "| step (bf16), images/s | 21 |" in capsys.readouterr().out

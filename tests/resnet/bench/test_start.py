@@ -11,11 +11,6 @@ from resnet.bench import start
 from resnet.bench.result import Result
 
 
-def test_the_row_of_a_network_is_that_of_conf():
-    row = json.loads(start.network_json("resnext50"))
-    assert (row["depths"], row["groups"], row["width"], row["block"]) == ([3, 4, 6, 3], 32, 4, "bottleneck")
-
-
 def test_modules_of_a_package_are_counted_and_those_of_the_like_name_are_not(monkeypatch):
     names = ("  tensorflow.python", "tensorflow", "tensorflow_io", "re")
     lines = "\n".join(f"import time:  1 |  2 | {name}" for name in names)

@@ -1,13 +1,13 @@
 """The step benchmark: its rows against figures of made-up sides, what it refuses, and small real ones."""
 
-import contextlib
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
 from resnet import UserError
-from resnet.bench import step, timm_child, workers
+from resnet.bench import step, timm_child
 from resnet.bench.result import Result
 from resnet.bench.step import Step
 from resnet.bench.workers import Unavailable
@@ -25,11 +25,20 @@ SIDES = {
 class Side:
     """In place of a child: paces that are known."""
 
+    started: ClassVar[list] = []
+
     def __init__(self, module, words, python=None):
         self.words, self.python = words, python
         paces, gflop, peak_mb = SIDES[f"{module} {words[0]}"]
         self.facts = {"versions": f"{module} 1", "gflop": gflop, "peak_mb": peak_mb}
         self.paces = iter(paces)
+
+    def __enter__(self):
+        self.started.append(self)
+        return self
+
+    def __exit__(self, *_error):
+        pass
 
     def step_time(self, _steps):
         return next(self.paces)
@@ -37,17 +46,10 @@ class Side:
 
 @pytest.fixture
 def started(monkeypatch):
-    """The children of every comparison, by name."""
-    children = []
-
-    @contextlib.contextmanager
-    def start(sides):
-        children.append(sides)
-        yield sides
-
+    """The children of all comparisons."""
     monkeypatch.setattr(step, "Child", Side)
-    monkeypatch.setattr(workers, "start", start)
-    return children
+    monkeypatch.setattr(Side, "started", [])
+    return Side.started
 
 
 def measured(**knobs):
@@ -78,10 +80,10 @@ def test_timm_is_compared_eager_and_compiled():
 
 def test_our_step_is_compared_with_itself(started):
     result = measured(against="onednn,lars,all")
-    assert [[child.words[2:4] for child in sides.values()] for sides in started] == [
-        [["sgd", ""], ["sgd", "plain"]],
-        [["lars", ""], ["sgd", ""]],
-        [["sgd", "tracked"], ["sgd", ""]],
+    assert [child.words[2:4] for child in started] == [
+        *(["sgd", ""], ["sgd", "plain"]),
+        *(["lars", ""], ["sgd", ""]),
+        *(["sgd", "tracked"], ["sgd", ""]),
     ]
     assert [(row.what, row.against, row.less_is_better) for row in result.rows] == [
         ("resnet50 bf16 step, images/s", "plain layers (no gradients of conv.py, no RowNorm)", False),
@@ -100,10 +102,10 @@ def test_a_side_that_is_not_available_is_a_note_and_not_a_row(monkeypatch):
         "timm left out: torch_python= names no Python that has it.",
     ]
 
-    def unavailable(_sides):
+    def unavailable(_side):
         raise Unavailable("/usr/bin/python3 has no torch")
 
-    monkeypatch.setattr(workers, "start", unavailable)
+    monkeypatch.setattr(Side, "__enter__", unavailable)
     notes = measured(against="timm", torch_python="python").notes
     assert notes == ["timm left out: /usr/bin/python3 has no torch."]
 
@@ -117,7 +119,7 @@ def test_an_interruption_ends_the_comparisons_after_the_row_of_its_rounds(starte
     monkeypatch.setattr(Side, "step_time", interrupted)
     result = measured(against="lars,all")
     assert [(row.what, row.ours) for row in result.rows] == [("resnet50 bf16 LARS step, s", [2.0, 4.0])]
-    assert result.interrupted and len(started) == 1
+    assert result.interrupted and len(started) == 2
 
 
 @pytest.mark.parametrize(

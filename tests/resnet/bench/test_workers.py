@@ -1,14 +1,14 @@
 """Children that take turns: what they read and answer, and what is left of them when something goes wrong."""
 
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from resnet import UserError
-from resnet.bench import workers
 from resnet.bench.result import Result
-from resnet.bench.workers import MISSING, ROOT, Child, Unavailable
+from resnet.bench.workers import ROOT, Child, Unavailable
 
 HEAD = f"import sys; sys.path.append({str(ROOT)!r})\nfrom resnet.bench.workers import *\n"
 ONE = "serve({'toy': lambda: ({}, {'': lambda steps: 1.0})})"
@@ -26,8 +26,8 @@ def gone(process):
 
 def test_a_turn_is_so_many_steps_and_their_seconds():
     with child("serve({'toy': lambda: ({'versions': 'x 1'}, {'': lambda steps: steps * 0.5})})") as one:
-        assert one.wait().facts == {"versions": "x 1"}
-        assert (one.turn(4), one.step_time(4)) == (2.0, 0.5)
+        assert one.facts == {"versions": "x 1"}
+        assert one.step_time(4) == 0.5
         assert 1 < one.facts["peak_mb"] < 1000
     assert gone(one.process)
 
@@ -35,33 +35,29 @@ def test_a_turn_is_so_many_steps_and_their_seconds():
 def test_a_child_may_have_several_sides():
     code = "serve({'toy': lambda: ({}, {'a b': lambda steps: 1.0 * steps, 'c': lambda steps: 2.0 * steps})})"
     with child(code) as one:
-        one.wait()
-        assert (one.turn(3, "a b"), one.turn(3, "c")) == (3.0, 6.0)
+        assert (one.step_time(3, "a b"), one.step_time(3, "c")) == (1.0, 2.0)
 
 
 def test_what_else_a_child_prints_is_no_answer():
     loud = "import os\ndef work(steps):\n    print('hello')\n    os.system('echo world')\n    return 1.0\n"
     with child(loud + "print('early')\nserve({'toy': lambda: ({}, {'': work})})") as one:
-        assert one.wait().turn(1) == 1.0
+        assert one.step_time(1) == 1.0
 
 
 def test_a_child_may_change_its_facts():
     code = "facts = {'graphs': 0}\ndef work(steps):\n    facts['graphs'] += 1\n    return 1.0\n"
     with child(code + "serve({'toy': lambda: (facts, {'': work})})") as one:
-        one.wait().turn(1)
-        one.turn(1)
+        one.step_time(1)
+        one.step_time(1)
         assert one.facts["graphs"] == 3  # the first warms up
 
 
 def test_only_one_works_at_a_time_and_in_turn(tmp_path):
     log = tmp_path / "log"
     code = "def work(steps):\n    open({log!r}, 'a').write({name!r})\n    return 1.0\n"
-    sides = {
-        name: child(code.format(log=str(log), name=name) + "serve({'toy': lambda: ({}, {'': work})})") for name in "ab"
-    }
-    with workers.start(sides) as children:
-        turns = {name: lambda one=one: one.turn(1) for name, one in children.items()}
-        rates = Result().measure(turns, 3, "toy")
+    a, b = (child(code.format(log=str(log), name=name) + "serve({'toy': lambda: ({}, {'': work})})") for name in "ab")
+    with a, b:
+        rates = Result().measure({"a": lambda: a.step_time(1), "b": lambda: b.step_time(1)}, 3, "toy")
     assert log.read_text() == "ab" + "ababab"
     assert rates == {"a": [1.0] * 3, "b": [1.0] * 3}
 
@@ -73,23 +69,23 @@ def test_a_child_that_fails_is_reported_with_its_last_line_and_leaves_nothing(wh
     one, other = child(fail if when == "starting" else late, "keras_child"), child(ONE)
     with (
         pytest.raises(UserError, match=r"^keras_child failed: RuntimeError: no more room$"),
-        workers.start({"other": other, "one": one}) as children,
+        other,
+        one,
     ):
-        children["one"].turn(9)
+        one.step_time(9)
     assert gone(one.process) and gone(other.process)
 
 
 def test_a_child_that_was_killed_is_reported_by_its_status():
     one = child("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(UserError, match=r"^toy failed: exit status -9 without a message$"), one:
-        one.wait()
+        pass
     assert gone(one.process)
 
 
 def test_a_child_that_lacks_something_is_no_failure():
-    with pytest.raises(Unavailable, match=r"^no such package$"), child("unavailable('no such package')") as one:
-        one.wait()
-    assert one.process.returncode == MISSING
+    with pytest.raises(Unavailable, match=r"^no such package$"), child("sys.exit(print('no such package') or MISSING)"):
+        pass
 
 
 def test_an_interpreter_that_does_not_exist_is_reported(tmp_path):
@@ -103,20 +99,18 @@ def test_a_child_is_bound_to_its_cores():
     one = child(code + "serve({'toy': lambda: ({'cores': cores}, {})})")
     one.cores = {0}
     with one:
-        assert one.wait().facts["cores"] == [0]
+        assert one.facts["cores"] == [0]
 
 
 def test_a_child_ends_with_its_parent():
     with child(ONE) as one:
-        one.wait()
-        one.process.stdin.close()
+        one.channel.shutdown(socket.SHUT_RDWR)
         assert one.process.wait(30) == 0
-        one.process.stdin = None
 
 
 def test_a_module_in_the_working_directory_is_not_a_package_and_a_python_without_pytorch_says_so(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise RuntimeError('not PyTorch')")
     monkeypatch.chdir(tmp_path)
     words = ["eager", "resnet50", "fp32", "1", "32"]
-    with pytest.raises(Unavailable, match=rf"^{sys.executable} has no torch$"), Child("timm_child", words) as one:
-        one.wait()
+    with pytest.raises(Unavailable, match=rf"^{sys.executable} has no torch$"), Child("timm_child", words):
+        pass
