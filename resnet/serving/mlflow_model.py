@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import os
-import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -57,21 +56,24 @@ def package(saved: Path, run: Run, folder: Path) -> Path:
         ParamSchema([ParamSpec("top", DataType.long, 5)]),
     )
     size = run.data.image_size
+    requirements = []
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            requirements.append(f"{name}=={metadata.version(name)}")
     model = Model(metadata={"model": run.model.name, "classes": run.data.classes, "image_size": size})
-    with files.atomic_dir(folder) as aside, quiet():
+    with files.atomic_dir(folder, replace=True) as aside, quiet():
         mlflow.pyfunc.save_model(
             str(aside),
             python_model=str(CODE),
             artifacts={SAVED: str(saved)},
             signature=signature,
             input_example=example(size),
-            pip_requirements=requirements(),
+            pip_requirements=requirements,
             mlflow_model=model,
         )
         flavor = model.flavors["python_function"]  # without paths of this machine
         flavor["model_code_path"], flavor["artifacts"][SAVED]["uri"] = CODE.name, None
         model.save(str(aside / "MLmodel"))
-        shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
@@ -83,12 +85,3 @@ def example(size: int) -> Any:
     file = io.BytesIO()
     Image.linear_gradient("L").resize((size, size)).convert("RGB").save(file, "JPEG")
     return pd.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
-
-
-def requirements() -> list[str]:
-    """What serving needs, pinned to what is installed here."""
-    pinned = []
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            pinned.append(f"{name}=={metadata.version(name)}")
-    return pinned

@@ -1,12 +1,12 @@
 """The MLflow model around a SavedModel of this suite. This file is copied beside it, and imports nothing of resnet.
 
 A request is a column `image`. Each is a JPEG (bytes; in JSON as base64) or pixels (whole numbers in 0..255, [H, W, 3]).
+MlflowException is what the server answers with status 400.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Any
 
 import mlflow
@@ -23,11 +23,12 @@ class Classifier(mlflow.pyfunc.PythonModel):
     """Loads the artifact `saved_model`, and answers with the likeliest classes."""
 
     def load_context(self, context: Any) -> None:
-        """Called once by MLflow."""
         self.loaded = tf.saved_model.load(context.artifacts["saved_model"])
         self.classify = self.loaded.signatures["uint8"]
         self.size = self.classify.structured_input_signature[1]["images"].shape[1]
-        self.names = [name.decode("utf-8", "backslashreplace") for name in self.loaded.names.numpy()]
+        classes = self.classify.structured_outputs["probabilities"].shape[1]
+        names = [name.decode("utf-8", "backslashreplace") for name in self.loaded.names.numpy()]
+        self.names = names or [str(number) for number in range(classes)]
 
     def predict(
         self,
@@ -38,30 +39,28 @@ class Classifier(mlflow.pyfunc.PythonModel):
         """A row an image: class, probability, and the `top` likeliest classes, best first: 5 unless `params` say otherwise."""
         top = int((params or {}).get("top", 5))
         if top < 1:
-            raise invalid(f"top={top}: must be at least 1")
-        images = [self.pixels(number, image) for number, image in enumerate(flatten(model_input["image"]))]
+            raise MlflowException.invalid_parameter_value(f"top={top}: must be at least 1")
+        images = []
+        for number, image in enumerate(flatten(model_input["image"])):
+            try:
+                images.append(self.pixels(image))
+            except ValueError as error:
+                raise MlflowException.invalid_parameter_value(f"image {number}: {error}") from None
         rows = []
         for first in range(0, len(images), CHUNK):
             batch = tf.constant(np.stack(images[first : first + CHUNK]))
-            rows += [self.row(image, top) for image in self.classify(images=batch)["probabilities"].numpy()]
+            for probabilities in self.classify(images=batch)["probabilities"].numpy():
+                order = np.argsort(-probabilities, kind="stable")[:top]
+                likeliest = [{"class": self.names[i], "probability": float(probabilities[i])} for i in order]
+                rows.append({**likeliest[0], "top": likeliest})
         return pd.DataFrame(rows, columns=["class", "probability", "top"])
 
-    def row(self, probabilities: NDArray[np.float32], top: int) -> dict[str, Any]:
-        """The answer for one image with these probabilities [classes]."""
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        likeliest = [{"class": self.name(index), "probability": float(probabilities[index])} for index in order]
-        return {**likeliest[0], "top": likeliest}
-
-    def name(self, index: int) -> str:
-        """The class of an output; its number if the names are not known."""
-        return self.names[index] if self.names else str(index)
-
-    def pixels(self, number: int, image: Any) -> NDArray[np.uint8]:
+    def pixels(self, image: Any) -> NDArray[np.uint8]:
         """One image as the network takes it: uint8 [S, S, 3]. Pixels that have this size already are taken as they are."""
         if isinstance(image, (str, bytes, bytearray)):
-            pixels = decode(number, image)
+            pixels = decode(image)
         else:
-            pixels = as_uint8(number, image)
+            pixels = as_uint8(image)
             if pixels.shape[:2] == (self.size, self.size):
                 return pixels
         return np.asarray(self.loaded.cropped(tf.constant(pixels)))
@@ -73,34 +72,29 @@ def flatten(images: Any) -> list[Any]:
     return [one for cell, several in zip(images, texts, strict=True) for one in (cell if several else [cell])]
 
 
-def decode(number: int, image: str | bytes | bytearray) -> NDArray[np.uint8]:
+def decode(image: str | bytes | bytearray) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] of a JPEG, or of a PNG; text is its base64, also as a data: URL."""
     try:
         data = base64.b64decode(image.rpartition(",")[2], validate=True) if isinstance(image, str) else bytes(image)
         return np.asarray(tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"))
-    except (binascii.Error, ValueError) as error:
-        raise invalid(f"image {number}: text must be the base64 of a JPEG ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"text must be the base64 of a JPEG ({error})") from None
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0].rpartition("}} ")[2]
-        raise invalid(f"image {number}: no JPEG that can be decoded ({reason})") from None
+        raise ValueError(f"no JPEG that can be decoded ({reason})") from None
 
 
-def as_uint8(number: int, image: Any) -> NDArray[np.uint8]:
+def as_uint8(image: Any) -> NDArray[np.uint8]:
     """Pixels as uint8, unless they are something else."""
     try:
         pixels = np.asarray(image, np.float32)
     except (TypeError, ValueError) as error:
-        raise invalid(f"image {number}: neither base64 text nor pixels ({error})") from None
+        raise ValueError(f"neither base64 text nor pixels ({error})") from None
     if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise invalid(f"image {number}: pixels must be of shape [height, width, 3], not {list(pixels.shape)}")
+        raise ValueError(f"pixels must be of shape [height, width, 3], not {list(pixels.shape)}")
     if not ((pixels >= 0) & (pixels <= 255) & (pixels == np.round(pixels))).all():
-        raise invalid(f"image {number}: pixels must be whole numbers in 0..255, red, green and blue")
+        raise ValueError("pixels must be whole numbers in 0..255, red, green and blue")
     return pixels.astype(np.uint8)
-
-
-def invalid(message: str) -> MlflowException:
-    """The error that the server answers with status 400."""
-    return MlflowException.invalid_parameter_value(message)
 
 
 mlflow.models.set_model(Classifier())

@@ -76,7 +76,7 @@ def quiet(**variables: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
     logger = logging.getLogger("mlflow")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # errors come as exceptions too
+    logger.setLevel(logging.ERROR)
     os.environ.update(variables)
     try:
         yield

@@ -21,6 +21,10 @@ def tags(run: Run, device: str) -> dict[str, str]:
     """What people filter runs by, beside the parameters."""
     import tensorflow as tf
 
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without names
+        user = str(os.getuid())
     own = (isinstance(run.track, Mlflow) and run.track.tags) or {}
     return {
         "recipe": run.recipe or "none",
@@ -30,23 +34,15 @@ def tags(run: Run, device: str) -> dict[str, str]:
         "version.resnet": __version__,
         "version.tensorflow": tf.__version__,
         "version.python": platform.python_version(),
-        "mlflow.user": user(),
+        "mlflow.user": user,
         "mlflow.source.name": "resnet.train",
         **source_tags(Path(__file__).parent),
         **{name: str(value) for name, value in own.items()},
     }
 
 
-def user() -> str:
-    """The user's name; the number where a container has none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
 def git(folder: Path, *words: str) -> bytes:
-    """The output of a git command in the checkout that holds `folder`; nothing where it fails."""
+    """The output of a git command; nothing where it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=30, check=True).stdout
     return b""

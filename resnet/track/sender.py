@@ -43,7 +43,7 @@ class Sender(threading.Thread):
         """`sample` records the load of the machine, every settings.system_metrics_s."""
         super().__init__(name="mlflow", daemon=True)
         self.out, self.settings, self.params, self.tags, self.dataset = out, settings, params, tags, dataset
-        self.sample, self.sampled_at = sample, -math.inf
+        self.sample = sample
         self.queue: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self.awake, self.closing = threading.Event(), threading.Event()
         self.status = "FAILED"
@@ -53,7 +53,6 @@ class Sender(threading.Thread):
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, once there is one."""
         return self.state.run_id if self.state else None
 
     def finish(self, status: str) -> str | None:
@@ -71,54 +70,48 @@ class Sender(threading.Thread):
         return error and f"{error}; metrics.jsonl is complete; {sync} sends the rest"
 
     def run(self) -> None:
-        """The thread."""
         self.awake.wait(FIRST_S)
         with contextlib.suppress(Exception):  # MLflow's errors must not end the run; retry() has set self.error
             self.retry(self.open)
-            last = False
+            last, sampled_at = False, -math.inf
             while not last:
                 last = self.closing.is_set()
-                if self.sample and not last and time.monotonic() - self.sampled_at >= self.settings.system_metrics_s:
-                    self.sampled_at = time.monotonic()
+                if self.sample and not last and time.monotonic() - sampled_at >= self.settings.system_metrics_s:
+                    sampled_at = time.monotonic()
                     self.sample()
                 self.retry(self.send)  # waits while the store is away, so that flush() finds it
                 self.flush(last)
-                if not last:
-                    self.closing.wait(SEND_S)
+                self.closing.wait(SEND_S)
             self.retry(lambda: self.client.set_terminated(self.run_id, self.status))
 
     def flush(self, last: bool) -> None:
         """Do the deferred work; what fails is tried again the next time, if there is one."""
-        failed = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                work = self.queue.get_nowait()
-                try:
-                    work(self.client, str(self.run_id))
-                except Exception as error:  # a missing artifact must not cost the metrics
-                    failed.append(work)
-                    if last:
-                        self.set_error(error)
-        for work in failed:
-            self.queue.put(work)
+        for _ in range(self.queue.qsize()):
+            work = self.queue.get()
+            try:
+                work(self.client, str(self.run_id))
+            except Exception as error:  # a missing artifact must not cost the metrics
+                self.queue.put(work)
+                if last:
+                    self.set_error(error)
 
     def retry(self, work: Callable[[], object]) -> None:
         """Do `work` until it succeeds; give up soon after finish(), setting the error."""
-        pause, tries = 1.0, math.inf
+        pause, tries = 1.0, LAST_TRIES
         while True:
             try:
                 work()
                 return
             except Exception as error:
-                tries = min(tries, LAST_TRIES) - 1 if self.closing.is_set() else tries - 1
-                if tries <= 0:
+                if self.closing.is_set():
+                    tries -= 1
+                if not tries:
                     self.set_error(error)
                     raise
             self.closing.wait(pause)
             pause = min(2 * pause, PAUSE_S)
 
     def set_error(self, error: Exception) -> None:
-        """In one line, without passwords."""
         self.error = f"MLflow ({self.settings.uri}): {track.error_line(error)}"
 
     def open(self) -> None:

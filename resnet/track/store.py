@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet import files
 from resnet.config import track
-from resnet.config.track import Mlflow, Off, Track
+from resnet.config.track import Mlflow, Track
 
 VALUE_LIMIT = 6000  # characters of a parameter (MLflow 3)
 BATCH_LIMIT = 100  # parameters to a request (MLflow's REST limit)
@@ -39,19 +39,16 @@ class SyncState:
 
     @classmethod
     def read(cls, out: Path, uri: str) -> SyncState | None:
-        """That of a run's folder for the store `uri`, if there is one."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             state = cls(**json.loads(cls.path(out, uri).read_text()))
             return state if state.uri == uri else None
         return None
 
     def write(self, out: Path) -> None:
-        """Into a run's folder."""
         files.write_text(self.path(out, self.uri), json.dumps(asdict(self)) + "\n")
 
 
 def run_id(out: Path, uri: str) -> str | None:
-    """The MLflow run that a run's folder has in the store `uri`, if any."""
     state = SyncState.read(out, uri)
     return state.run_id if state else None
 
@@ -77,7 +74,6 @@ def connect(uri: str) -> Any:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a sqlite:/// URI."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
@@ -116,7 +112,6 @@ def reopen(client: Any, run_id: str) -> bool:
 
 
 def log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
-    """Parameters, cut to what MLflow takes."""
     from mlflow.entities import Param
 
     entities = [Param(name, str(value)[:VALUE_LIMIT]) for name, value in params.items()]
@@ -136,17 +131,14 @@ def log_dataset(client: Any, run_id: str, dataset: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------- runs as a sweep or the supervisor sees them
 def start_parent(out: Path, settings: Track, name: str, params: dict[str, Any], tags: dict[str, str]) -> str | None:
     """A run for the jobs of the sweep in `out` to nest under: the one it already has, or a new one. None without MLflow."""
-    match settings:
-        case Off():
-            return None
-        case Mlflow():
-            client, parent = connect(settings.uri), run_id(out, settings.uri)
-            if parent is None or not reopen(client, parent):
-                parent = new_run(client, settings, name, tags)
-                SyncState(settings.uri, parent).write(out)
-                log_params(client, parent, params)
-            return parent
-    raise AssertionError(settings)
+    if not isinstance(settings, Mlflow):
+        return None
+    client, parent = connect(settings.uri), run_id(out, settings.uri)
+    if parent is None or not reopen(client, parent):
+        parent = new_run(client, settings, name, tags)
+        SyncState(settings.uri, parent).write(out)
+        log_params(client, parent, params)
+    return parent
 
 
 def close_run(

@@ -26,5 +26,4 @@ class Events:
                     self.tf.summary.scalar(name, value)
 
     def close(self) -> None:
-        """Write what is left."""
         self.writer.close()

@@ -80,7 +80,7 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, once there is one."""
+        """MLflow's, once there is one."""
         return self.sender.run_id if self.sender else None
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -93,14 +93,12 @@ class Tracker:
             self.sender.awake.set()
 
     def write(self, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl."""
         finite = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
         line = json.dumps({"step": self.step, "time_ms": time.time_ns() // 1_000_000, **finite})
         with self.lock:
             self.file.append(line)
 
     def sample(self) -> None:
-        """Record the load of the machine."""
         self.write(dict(system.system_metrics()))
 
     def artifact(self, path: Path) -> None:
@@ -123,13 +121,11 @@ class Tracker:
 
 
 def log_written(write: Callable[[Path], Path | None], out: Path, client: Any, run_id: str) -> None:
-    """Have `write` write its file into `out`, and log that with the run."""
     if path := write(out):
         log_artifact(path, client, run_id)
 
 
 def log_artifact(path: Path, client: Any, run_id: str) -> None:
-    """A file, or a folder whole."""
     if path.is_dir():
         client.log_artifacts(run_id, str(path), path.name)
     else:
