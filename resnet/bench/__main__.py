@@ -29,7 +29,6 @@ COMMANDS: dict[str, tuple[type[Knobs], Callable[[Any, Result], None]]] = {
 
 
 def help_text() -> str:
-    """Every command and knob, a line each."""
     lines = ["Measure this suite beside something else: python -m resnet.bench COMMAND knob=value ..."]
     for command, (kind, _) in COMMANDS.items():
         lines += ["", f"{command:<8} {kind.__doc__}", *cli.help_lines(kind, list(cli.hints(kind)))]
@@ -73,7 +72,6 @@ def machine() -> dict[str, str]:
 
 
 def main() -> None:
-    """The command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with cli.command(help_text()) as words:
         measure(*words)

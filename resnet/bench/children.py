@@ -170,11 +170,7 @@ def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
 
 
 def reading(dataset: Any) -> Work:
-    """Batches -> the seconds in which they are read.
-
-    Every call opens the dataset and closes it again: its threads would read ahead while another side is measured.
-    """
-
+    """A turn opens the dataset and closes it again: its threads would read ahead while another side is measured."""
     return lambda batches: timed(partial(next, iter(dataset)))(batches)
 
 
@@ -214,7 +210,7 @@ def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
 
 
 def peak(dtype: str) -> Sides:
-    """Matrix products: a turn is the seconds of a GFLOP, whatever the steps."""
+    """A turn is the seconds of a GFLOP of matrix products, whatever the steps."""
     return VERSIONS, {"": flops.products(dtype)}
 
 

@@ -13,9 +13,6 @@ from PIL import Image, ImageOps
 from resnet.data import tfexample
 from resnet.data.shards import write_split
 
-SHARDS = 4  # of each part
-PARTS = "img_train", "img_val"
-
 
 def photo(random: np.random.Generator) -> bytes:
     """A JPEG with the size of an ImageNet photograph: smooth shapes under fine grain, about 100 KB."""
@@ -29,7 +26,6 @@ def photo(random: np.random.Generator) -> bytes:
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:
-    """Encoded."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return file.getvalue()
@@ -50,6 +46,7 @@ def photos(count: int) -> list[bytes]:
 def shards(folder: Path, encoded: Sequence[bytes], images: int) -> Path:
     """`folder` with shards to train and to evaluate on, each of `images` images: these, repeated if need be."""
     records = [tfexample.image(one, 0, 0, 1, b"n", b"", b"n.jpg") for one in encoded]
-    for part in PARTS:
-        write_split(folder, part, list(itertools.islice(itertools.cycle(records), images)), SHARDS)
+    records = list(itertools.islice(itertools.cycle(records), images))
+    for part in ("img_train", "img_val"):
+        write_split(folder, part, records, 4)
     return folder

@@ -32,21 +32,18 @@ class Clock(tf.keras.callbacks.Callback):
 
 
 def compile_network(network: Any) -> Any:
-    """The network, ready for model.fit."""
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(tf.keras.optimizers.SGD(1e-4, momentum=0.9), loss, jit_compile=False)
     return network
 
 
 def application(dtype: str, size: int) -> Any:
-    """keras.applications.ResNet50, compiled."""
     tf.keras.mixed_precision.set_global_policy(POLICIES[dtype])
     shape = (size, size, 3)
     return compile_network(tf.keras.applications.ResNet50(weights=None, input_shape=shape, classifier_activation=None))
 
 
 def random_batch(batch: str, size: str) -> tuple[Any, Any]:
-    """Images and labels."""
     return tf.random.normal([int(batch), int(size), int(size), 3]), tf.random.uniform([int(batch)], 0, 1000, tf.int32)
 
 

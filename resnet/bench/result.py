@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from resnet import UserError
+from resnet import files
 from resnet.cli import knob
 from resnet.config.checks import Settings
 
@@ -19,8 +19,6 @@ HEAD = "what", "ours", "theirs", "against", "ratio", "of the limit"
 
 @dataclass(kw_only=True)
 class Knobs(Settings):
-    """The knobs of every benchmark."""
-
     rounds: int = knob(5, "interleaved; medians over them")
     out: str | None = knob(None, "folder for the result as JSON and Markdown")
 
@@ -30,8 +28,6 @@ class Knobs(Settings):
 
 @dataclass(kw_only=True)
 class NetworkKnobs(Knobs):
-    """The knobs of every benchmark of a network."""
-
     model: str = knob("resnet50", "network")
     dtype: Literal["bf16", "fp32"] = knob("bf16", "arithmetic")
     batch: int = knob(32, "images a step")
@@ -44,7 +40,6 @@ class NetworkKnobs(Knobs):
 
     @property
     def label(self) -> str:
-        """What rows are called."""
         return f"{self.model} {self.dtype}"
 
     def words(self, *data: str) -> list[str]:
@@ -141,10 +136,8 @@ class Result:
         """Write <name>.json and <name>.md in `folder`, which is created. Raises UserError where it can't be."""
         rows = [{**asdict(row), "ratio": row.ratio, "fraction_of_limit": row.fraction} for row in self.rows]
         paths = [folder / f"{name}.json", folder / f"{name}.md"]
-        try:
+        with files.writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             paths[0].write_text(json.dumps({**asdict(self), "rows": rows}, indent=1) + "\n")
             paths[1].write_text(f"# {name}\n\n{self.markdown()}\n")
-        except OSError as error:
-            raise UserError(f"out={folder}: cannot be written to ({error.strerror}); give another folder") from error
         return paths

@@ -38,7 +38,6 @@ class Start(NetworkKnobs):
 
 
 def measure(knobs: Start, result: Result) -> None:
-    """Both parts."""
     result.about = ABOUT
     first_steps(knobs, result)
     if not result.interrupted:

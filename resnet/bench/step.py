@@ -46,7 +46,6 @@ class Step(NetworkKnobs):
 
     @property
     def groups(self) -> list[str]:
-        """The comparisons to measure."""
         return [word for word in self.against.replace(" ", "").split(",") if word]
 
 
@@ -59,7 +58,6 @@ def measure(knobs: Step, result: Result) -> None:
 
 
 def ours(knobs: Step, *words: str) -> Child:
-    """Our side."""
     return Child("children", ["step", " ".join(knobs.words()), *words])
 
 
@@ -78,7 +76,6 @@ def seconds_of(knobs: Step, result: Result, children: dict[str, Child], what: st
 
 
 def rates(work: float, seconds: Sequence[float]) -> list[float]:
-    """`work` a second."""
     return [work / spent for spent in seconds]
 
 

@@ -41,7 +41,6 @@ class Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def import_timm() -> Any:
-    """The module timm."""
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):  # missing, or built for another PyTorch

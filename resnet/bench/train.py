@@ -97,7 +97,6 @@ def step_times(out: Path) -> dict[int, float]:
 
 # ----------------------------------------------------------------------------------------------------------- the benchmark
 def measure(knobs: Train, result: Result) -> None:
-    """The three of them, one after the other."""
     result.about = ABOUT
     for part in (end_to_end, evaluation, checkpoints):
         if not result.interrupted:
@@ -110,7 +109,6 @@ def ideal(step_rate: float, input_rate: float, cores: int) -> float:
 
 
 def end_to_end(knobs: Train, result: Result) -> None:
-    """Training on shards, and the ideal."""
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as place:
         folder = images.shards(Path(place, "shards"), images.photos(PHOTOS), knobs.steps * knobs.batch)

@@ -114,7 +114,6 @@ def serve(builders: Mapping[str, Callable[..., Sides]]) -> None:
 
 
 def answer(content: dict[str, Any]) -> None:
-    """Send a line to the parent."""
     os.write(sys.stdin.fileno(), f"{json.dumps(content)}\n".encode())
 
 
