@@ -18,12 +18,12 @@ FILES = ("scores.json", "classes.csv", "confusion.csv", "confusion.png", "mistak
 
 HELP = """Evaluate a trained network: python -m resnet.evaluate WEIGHTS [knob=value ...]
 
-WEIGHTS is a run's folder (its best checkpoint, averaged weights where there are any), a checkpoint in one, a SavedModel of
+WEIGHTS is a run's folder (its best checkpoint, averaged weights if it has them), one of its checkpoints, a SavedModel of
 this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging Face's names.
 
-  data=imagenet data.dir=DIR   evaluate on these shards; a run's own data if left out
-  out=DIR                      where the files go (default: WEIGHTS-evaluation): scores.json, classes.csv, confusion.csv,
-                               confusion.png, and mistakes.png, the surest of them
+  data=imagenet data.dir=DIR   evaluate on these shards; default: the data of the run
+  out=DIR                      folder for the results (default: WEIGHTS-evaluation): scores.json, classes.csv, confusion.csv,
+                               confusion.png, and mistakes.png, the most confident ones
   model=, dtype=, cluster=, batch=, eval_steps=, data.eval_resize=, ...   as in training"""
 
 

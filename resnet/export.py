@@ -18,10 +18,10 @@ WEIGHTS as in resnet.evaluate. DIR gets
                         uint8            images   uint8 [B, S, S, 3]
                         jpeg             encoded  string [B]: JPEG bytes, resized and cropped as in evaluation
   model.safetensors   timm's names and layout, with model, classes and normalization in its metadata
-  classes.txt         a name a line, where they are known
+  classes.txt         one class name per line, if known
   mlflow_model/       if mlflow=true: MLflow's format, for `mlflow models serve` (docs/serving.md)
 
-A weights file knows nothing of its images: give data.image_size=, data.mean= and so on if they differ from ImageNet's."""
+A weights file does not describe its images: give data.image_size=, data.mean= and so on if they differ from ImageNet's."""
 
 
 def export(path: str, overrides: Sequence[str], out: Path, mlflow: bool = False) -> list[str]:

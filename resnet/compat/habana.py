@@ -212,6 +212,9 @@ def shell_line(lines: Sequence[Sequence[str]], env: Mapping[str, str]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Exit status."""
     command = Path(argv[0]).name if argv else ""
+    if command in ("-h", "--help"):
+        print(f"The original's commands: python -m resnet.compat {'|'.join(COMMANDS)} [option ...]; COMMAND --help lists options.")
+        return 0
     if command not in COMMANDS:
         print(f"resnet.compat: {command or 'no command'}: there are {', '.join(COMMANDS)}", file=sys.stderr)
         return USAGE

@@ -18,14 +18,14 @@ FILES = {"report.html", "report.md", "runs.csv", "spread.csv", "curves.csv", "lo
 CURVE = re.compile(r"\d{3,}-.+-(loss|top1)\.svg")
 CONTROL = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127])  # characters that no file may hold, least of all SVG
 
-HELP = """Report on trainings beside the published results: python -m experiments.report [WHAT ...] [knob=value ...]
+HELP = """Compare trainings with the published results: python -m experiments.report [WHAT ...] [knob=value ...]
 
-WHAT is a run's folder, a folder that holds some (runs), an experiment in MLflow, or the id of a run or of a sweep there;
-several of them together. Left out: the experiment `{experiment}`, in which training records.
+WHAT is a run's folder, a folder of runs, an MLflow experiment, or the id of an MLflow run or sweep; several are compared
+together. Default: the experiment `{experiment}`, in which training logs.
 
 {knobs}
 
-Written: report.html (one file, to be shown to others), report.md, runs.csv (a row a run, numbers in full), spread.csv (mean and
+Written: report.html (a single file), report.md, runs.csv (one row per run, full precision), spread.csv (mean and
 sample standard deviation over seeds), curves.csv, loss.svg and top1.svg (all runs), curves/ (each run)."""
 
 

@@ -15,13 +15,13 @@ from resnet.serving import registry
 from resnet.track.store import SyncState
 from resnet.track.tracker import MODEL, TAGS, Tracker
 
-HELP = """Send to MLflow what it has not got of a run: python -m resnet.track sync RUN [RUN ...] [uri=STORE]
+HELP = """Send to MLflow what is missing there of a run: python -m resnet.track sync RUN [RUN ...] [uri=STORE]
 
-RUN is a run's folder. uri= is another store than the one the run was trained with. Sending twice changes nothing."""
+RUN is a run's folder. uri= names another store than that of the training. Sending twice changes nothing."""
 
 
 def sync(out: Path, uri: str | None = None) -> str:
-    """Send what MLflow has not got of the run in `out`, its files included; the run's id. Raises UserError where it can't be."""
+    """Send MLflow what it lacks of the run in `out`, files included; returns the run's id. Raises UserError if it fails."""
     run = rundir.load(out)
     settings = run.track
     if uri:
