@@ -213,7 +213,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status."""
     command = Path(argv[0]).name if argv else ""
     if command in ("-h", "--help"):
-        print(f"The original's commands: python -m resnet.compat {'|'.join(COMMANDS)} [option ...]; COMMAND --help lists options.")
+        print(f"The original's commands: python -m resnet.compat {'|'.join(COMMANDS)} [option ...]; or COMMAND --help")
         return 0
     if command not in COMMANDS:
         print(f"resnet.compat: {command or 'no command'}: there are {', '.join(COMMANDS)}", file=sys.stderr)
