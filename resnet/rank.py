@@ -19,7 +19,6 @@ HOLD_S = 60.0  # for rank 0 to end, before another rank ends with a status that 
 
 
 def main() -> int:
-    """Exit status of the training."""
     match sys.argv[1:]:
         case [folder]:
             from resnet import train
@@ -34,7 +33,7 @@ def main() -> int:
 
 
 def run_rank(out: Path) -> int:
-    """Be one rank; exit status of the training."""
+    """Be one rank; the exit status of the training."""
     slurm.export_horovod_env()
     rank = rank_status.rank_from_env()
     rank_status.redirect(out, rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import shlex
 import signal
@@ -42,62 +43,56 @@ class Outcome:
     notes: Sequence[str] = ()  # lines for stderr
 
 
-@dataclass(frozen=True)
+@dataclass
 class Observation:
-    """One attempt, once all of its processes have ended."""
+    """What is known of one attempt; `diagnose` wants all of its processes to have ended."""
 
     run: Run
     out: Path
-    ranks: dict[int, RankStatus]  # those that have registered
-    exited_at: dict[int, float]  # when ranks of this machine were seen to have exited, s since 1970
     log: Callable[[int], str]  # what a rank has printed
-    exit_status: int | None  # of the launcher, or of the one rank
-    late: bool  # some ranks did not start in time
-    interrupted: bool  # by a signal to this process
-    output: str  # of the launcher
+    ranks: dict[int, RankStatus] = dataclasses.field(default_factory=dict)  # those that have registered
+    exited_at: dict[int, float] = dataclasses.field(default_factory=dict)  # of ranks of this machine, s since 1970
+    exit_status: int | None = None  # of the launcher, or of the one rank
+    late: bool = False  # some ranks did not start in time
+    interrupted: bool = False  # by a signal to this process
+    output: str = ""  # of the launcher
 
 
 def diagnose(attempt: Observation) -> Outcome:
-    """How an attempt came out."""
-    ranks = attempt.ranks.values()
-    failure, notes = _first_failure(attempt), _other_errors(attempt)
+    failure = _first_failure(attempt)
+    # Errors that several ranks had by themselves, but for the first, which is reported last.
+    others = [status for status in _failed(attempt, "user", "error", None)[1:] if status.kind == "error"]
+    notes = [line for status in others for line in status.prefixed(status.error or "")]
     content = result.read(attempt.out)
     current = content and content.get("fingerprint") == fingerprint.fingerprint(attempt.run)
     if current and not (failure and failure.user_error):
         if failure:
             notes.append(f"{failure.line}; the result was written before, and stands")
         return Outcome(result=content, notes=notes)
-    own = any(status.kind in ("user", "error") for status in ranks)
-    if not own and (attempt.interrupted or any(status.state == "stopped" for status in ranks)):
+    states = {status.state for status in attempt.ranks.values()}
+    if not _failed(attempt, "user", "error") and (attempt.interrupted or "stopped" in states):
         saved = (status.error for status in rank_status.read_all(attempt.out) if status.state == "stopped")
         resume = f"resume with: python -m resnet.train resume={shlex.quote(str(attempt.out))}"
         return Outcome(stopped=next(saved, None) or f"nothing was saved since the last checkpoint; {resume}")
     if failure:
-        return Outcome(**{**vars(failure), "notes": notes})
-    logs = f"logs in {rank_status.folder(attempt.out)}"
-    return Outcome(line="all ranks ended well, and there is no result", where=logs)
+        return dataclasses.replace(failure, notes=notes)
+    where = f"logs in {rank_status.folder(attempt.out)}"
+    return Outcome(line="all ranks ended well, and there is no result", where=where)
 
 
-def _failed(attempt: Observation, *kinds: str | None) -> list[RankStatus]:
+def _failed(attempt: Observation, *kinds: str | None, state: str = "failed") -> list[RankStatus]:
     """Ranks that have reported failures of these kinds, the first one first."""
-    failed = [status for status in attempt.ranks.values() if status.state == "failed" and status.kind in kinds]
+    failed = [status for status in attempt.ranks.values() if status.state == state and status.kind in kinds]
     return sorted(failed, key=lambda status: status.time)
-
-
-def _other_errors(attempt: Observation) -> list[str]:
-    """Errors that several ranks had by themselves, but for the first, which is reported last."""
-    others = [status for status in _failed(attempt, "user", "error", None)[1:] if status.kind == "error"]
-    return [line for status in others for line in status.prefixed(status.error or "")]
 
 
 def _first_failure(attempt: Observation) -> Outcome | None:
     """The failure of the rank that failed before the others, or by itself."""
-    own, failed = _failed(attempt, "user", "error", None), _failed(attempt, "user", "error", "peer", None)
-    if own:
+    if own := _failed(attempt, "user", "error", None):
         error = own[0].error or ""
-        return (
-            Outcome(line=error, user_error=True) if own[0].kind == "user" else _rank(attempt, own[0], "failed", error)
-        )
+        if own[0].kind == "user":
+            return Outcome(line=error, user_error=True)
+        return _rank(attempt, own[0], "failed", error)
     launcher, cluster = launchers.launcher_for(attempt.run.cluster), attempt.run.cluster
     output = "\n".join(attempt.output.strip().splitlines()[-TAIL_LINES:])
     tail = f" and ends with:\n{output}" if output else ""
@@ -106,10 +101,10 @@ def _first_failure(attempt: Observation) -> Outcome | None:
         name = launcher.value if launcher else "Python"
         line = f"{name} ended before any rank had started (exit status {attempt.exit_status})"
         return Outcome(line=line, where=f"its {log}", trace=tail)
-    stalled = sorted((r for r in attempt.ranks.values() if r.state == "stalled"), key=lambda status: status.time)
+    failed, stalled = _failed(attempt, "peer"), _failed(attempt, None, state="stalled")
     silent = [status for status in attempt.ranks.values() if status.running]
     reported = {status.rank for status in (*failed, *stalled)}
-    blamed = next((rank for rank, _ in _exits(attempt) if rank not in reported), None)  # by the launcher
+    blamed = next((rank for rank in _exits(attempt) if rank not in reported), None)  # by the launcher
     absent = [rank for rank in range(cluster.ranks) if rank not in attempt.ranks]
     if absent and (blamed in absent or attempt.late or not silent):
         listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
@@ -131,13 +126,10 @@ def _silent_rank(
     earliest = min((status.time for status in others), default=float("inf"))
     waited = any(status.state == "stalled" for status in others)  # the others would have noticed a death
     if waited or attempt.exited_at.get(first.rank, 0.0) > earliest + 2:
-        return _rank(
-            attempt,
-            first,
-            "stood still while the others waited for it, and had to be killed: was it stopped or frozen?",
-        )
+        how = "stood still while the others waited for it, and had to be killed: was it stopped or frozen?"
+        return _rank(attempt, first, how)
     alone = launchers.launcher_for(attempt.run.cluster) is None
-    how = dict(_exits(attempt)).get(first.rank) or (_describe(attempt.exit_status) if alone else "")
+    how = _exits(attempt).get(first.rank) or (_describe(attempt.exit_status) if alone else "")
     text = attempt.log(first.rank)
     traces = list(TRACE.finditer(text))
     trace = text[traces[-1].start() :] if traces else ""
@@ -151,14 +143,14 @@ def _rank(attempt: Observation, status: RankStatus, how: str, trace: str = "") -
     return Outcome(line=line, where=where, trace=f"; its own traceback:\n{trace.rstrip()}" if trace else "", retry=True)
 
 
-def _exits(attempt: Observation) -> list[tuple[int, str]]:
-    """(rank, how it ended) of ranks whose ends the launcher has printed, the first one first."""
-    exits = []
+def _exits(attempt: Observation) -> dict[int, str]:
+    """How ranks ended, as the launcher has printed it, the first one first."""
+    exits = {}
     matches = [match for pattern in EXITS for match in pattern.finditer(attempt.output)]
     for match in sorted(matches, key=lambda match: match.start()):
-        parts = match.groupdict()
-        code = int(parts["code"]) if parts.get("code") else -int(parts["signal"]) if parts.get("signal") else None
-        exits.append((int(parts["rank"]), _describe(code) or f"ended: {parts.get('name')}"))
+        parts = {name: text for name, text in match.groupdict().items() if text}
+        code = -int(parts["signal"]) if "signal" in parts else int(parts["code"]) if "code" in parts else None
+        exits[int(parts["rank"])] = _describe(code) or f"ended: {parts.get('name')}"
     return exits
 
 
@@ -166,7 +158,6 @@ def _describe(code: int | None) -> str:
     """An exit status in words; empty for None."""
     if code is None:
         return ""
-    number = -code if code < 0 else code - 128
     with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(number).name}"
+        return f"was killed by {signal.Signals(-code if code < 0 else code - 128).name}"
     return f"ended without a word, with exit status {code}"

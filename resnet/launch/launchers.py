@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -36,6 +36,11 @@ FORWARDED = (
     *("PYTHON", "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV", "http_proxy", "https_proxy", "no_proxy"),
 )
 SSH_WORDS = "OMPI_MCA_plm_rsh_args"  # where Open MPI is given ssh's options, such as -p 3022
+INSTALL = {
+    Starter.horovodrun: "install Horovod (bash launch/setup.sh test), or use cluster=local",
+    Starter.mpirun: "install Open MPI (apt-get install openmpi-bin), or use cluster.starter=horovodrun",
+    Starter.srun: "install Slurm's client, or use cluster.starter=horovodrun",
+}
 INSIDE = {"OMPI_COMM_WORLD_SIZE": "mpirun", "HOROVOD_SIZE": "horovodrun", "PMI_SIZE": "mpirun"}
 # In Horovod's extension only if it was compiled with that feature; importing the extension takes seconds.
 MARKS = {"gloo": b"HOROVOD_GLOO_RENDEZVOUS_ADDR", "mpi": b"MPI_Init_thread"}
@@ -85,17 +90,17 @@ def command(run: Run, out: Path) -> list[str]:
     """The command line that starts all ranks of the run in `out`."""
     cluster, launcher = run.cluster, launcher_for(run.cluster)
     program = [sys.executable, *PROGRAM, str(out), "--rank"]
+    named = ["-H", ",".join(cluster.hosts)] if cluster.hosts else []
     match launcher:
         case None:
             return program
         case Starter.horovodrun:
             seconds = str(math.ceil(cluster.start_s))
-            words = ["--gloo", "-np", str(cluster.ranks), *(["-H", ",".join(cluster.hosts)] if cluster.hosts else [])]
+            words = ["--gloo", "-np", str(cluster.ranks), *named]
             words += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds, "--disable-cache"]
         case Starter.mpirun:
             words = ["--allow-run-as-root", "-np", str(cluster.ranks), *binding(cluster), "--merge-stderr-to-stdout"]
-            words += ["-H", ",".join(cluster.hosts)] if cluster.hosts else []
-            words += [word for name in forwarded(run) for word in ("-x", name)]
+            words += [*named, *(word for name in forwarded(run) for word in ("-x", name))]
         case Starter.srun:
             nodes, cores = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")), os.environ.get("SLURM_CPUS_PER_TASK")
             even = cluster.ranks % nodes == 0
@@ -116,7 +121,6 @@ def binding(cluster: Cluster) -> list[str]:
     return ["--bind-to", "core", "--map-by", f"socket:PE={share}"]
 
 
-# --------------------------------------------------------------------------------------------------------- the environment
 def device_environment(run: Run) -> dict[str, str]:
     """Variables that the device needs before TensorFlow is imported. Those that the user has set win."""
     # Of two ranks on a core each, ResNet-50 made 8 % more images/s with these than with Horovod's own 1 ms and 128 MB.
@@ -128,12 +132,8 @@ def device_environment(run: Run) -> dict[str, str]:
 def environment(run: Run) -> dict[str, str]:
     """The environment variables of ranks beside those of this process."""
     installed = ROOT.name in ("site-packages", "dist-packages")
-    paths = [*([] if installed else [str(ROOT)]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        "PYTHONUNBUFFERED": "1",
-        **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}),
-        **device_environment(run),
-    }
+    paths = os.pathsep.join(filter(None, ["" if installed else str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONUNBUFFERED": "1", **({"PYTHONPATH": paths} if paths else {}), **device_environment(run)}
 
 
 def forwarded(run: Run) -> list[str]:
@@ -144,20 +144,18 @@ def forwarded(run: Run) -> list[str]:
 def dry_run_text(run: Run, out: Path) -> str:
     """The command line and its environment, for a shell. Values that are set here already may be secret: names only."""
     launcher, own = launcher_for(run.cluster), environment(run)
-    names = [name for name in forwarded(run) if name not in own]
-    notes = [
-        f"# {launcher.value if launcher else 'one process'} starts {run.cluster.ranks} rank(s), which read "
-        f"{out}/config.yaml: a start without cluster.dry_run writes it"
+    starter, config = launcher.value if launcher else "one process", f"{out}/config.yaml"
+    lines = [
+        f"# {starter} starts {run.cluster.ranks} rank(s), which read {config}: a start without cluster.dry_run writes it"
     ]
-    if names:
-        notes.append(f"# forwarded as they are: {' '.join(names)}")
+    if names := [name for name in forwarded(run) if name not in own]:
+        lines.append(f"# forwarded as they are: {' '.join(names)}")
     if needs_rendezvous(run.cluster):
-        notes.append("# and HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT, of a server that a real start runs")
+        lines.append("# and HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT, of a server that a real start runs")
     values = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
-    return "\n".join([*notes, "env " + " \\\n  ".join([*values, shlex.join(command(run, out))])])
+    return "\n".join([*lines, "env " + " \\\n  ".join([*values, shlex.join(command(run, out))])])
 
 
-# ------------------------------------------------------------------------------------------------------------------ checks
 def check(run: Run) -> None:
     """Raise UserError for what keeps the ranks from being started."""
     cluster, launcher = run.cluster, launcher_for(run.cluster)
@@ -172,42 +170,30 @@ def check(run: Run) -> None:
             f"cluster.hosts={cluster.hosts}: with {named} Slurm chooses the hosts; leave one of the two out"
         )
     if which(launcher.value) is None:
-        ways = {
-            Starter.horovodrun: "install Horovod (bash launch/setup.sh test), or use cluster=local",
-            Starter.mpirun: "install Open MPI (apt-get install openmpi-bin), or use cluster.starter=horovodrun",
-            Starter.srun: "install Slurm's client, or use cluster.starter=horovodrun",
-        }
-        raise UserError(f"{named}: not found beside {sys.executable}, nor on PATH; {ways[launcher]}")
+        raise UserError(f"{named}: not found beside {sys.executable}, nor on PATH; {INSTALL[launcher]}")
     parts = horovod_features()
     if parts is None:
         raise UserError(
             f"cluster.ranks={cluster.ranks}: Horovod is not installed for TensorFlow in {sys.prefix}; "
             "bash launch/setup.sh test compiles it, cluster=local does without"
         )
-    if launcher is Starter.horovodrun and "gloo" not in parts:
-        raise UserError(
-            f"{named}: Horovod was compiled without Gloo; use cluster.starter=mpirun, or compile it with HOROVOD_WITH_GLOO=1"
-        )
-    if launcher is Starter.mpirun and "mpi" not in parts:
-        raise UserError(
-            f"{named}: Horovod was compiled without MPI; use cluster.starter=horovodrun, or compile it with HOROVOD_WITH_MPI=1"
-        )
+    for starter, part, other in ((Starter.horovodrun, "Gloo", "mpirun"), (Starter.mpirun, "MPI", "horovodrun")):
+        if launcher is starter and part.lower() not in parts:
+            way_out = f"use cluster.starter={other}, or compile it with HOROVOD_WITH_{part.upper()}=1"
+            raise UserError(f"{named}: Horovod was compiled without {part}; {way_out}")
     check_hosts(cluster)
 
 
 def refuse_if_nested(cluster: Cluster) -> None:
     """Raise UserError if a launcher has started several processes like this one, or srun cannot be used."""
-    size = {name: int(os.environ[name]) for name in INSIDE if os.environ.get(name, "").isdigit()}
-    outer = next(((INSIDE[name], name, ranks) for name, ranks in size.items() if ranks > 1), None)
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
-    if outer is None and os.environ.get("SLURM_STEP_ID", "").isdigit() and tasks.isdigit() and int(tasks) > 1:
-        outer = ("srun", "SLURM_STEP_NUM_TASKS", int(tasks))
-    if outer:
-        program, variable, ranks = outer
-        raise UserError(
-            f"{variable}={ranks}: {program} has started this, and a run starts its ranks by itself; call it once, without "
-            f"{program}, with cluster=cpu2, gpu8, hls1, hls1x4, slurm or cluster.ranks={ranks}"
-        )
+    in_step = os.environ.get("SLURM_STEP_ID", "").isdigit()
+    for variable, program in (INSIDE | ({"SLURM_STEP_NUM_TASKS": "srun"} if in_step else {})).items():
+        ranks = os.environ.get(variable, "")
+        if ranks.isdigit() and int(ranks) > 1:
+            raise UserError(
+                f"{variable}={ranks}: {program} has started this, and a run starts its ranks by itself; call it once, "
+                f"without {program}, with cluster=cpu2, gpu8, hls1, hls1x4, slurm or cluster.ranks={ranks}"
+            )
     if cluster.starter is Starter.srun and "SLURM_JOB_ID" not in os.environ:
         raise UserError(
             "cluster.starter=srun: not inside a Slurm allocation; call it in one (sbatch, salloc), or use "
@@ -218,8 +204,8 @@ def refuse_if_nested(cluster: Cluster) -> None:
 def horovod_features() -> set[str] | None:
     """Which of gloo and mpi Horovod was compiled with; None if it is not installed for TensorFlow."""
     spec = importlib.util.find_spec("horovod")
-    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    extension = next((file for folder in folders for file in (folder / "tensorflow").glob("mpi_lib*.so")), None)
+    places = (spec and spec.submodule_search_locations) or []
+    extension = next((file for place in places for file in Path(place).glob("tensorflow/mpi_lib*.so")), None)
     if extension is None:
         return None
     with extension.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -243,30 +229,22 @@ def check_hosts(cluster: Cluster) -> None:
     others = [host for host in hosts(cluster) if not is_local(host)]
     if others and shutil.which("ssh") is None:
         raise UserError(f"cluster.hosts={cluster.hosts}: ssh is not installed here; apt-get install openssh-client")
-    deadline = time.monotonic() + cluster.start_s
-    calls = {
-        host: subprocess.Popen(
-            ssh(host, ["test", "-x", sys.executable], cluster, cluster.start_s),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for host in others
-    }
-    errors = []
-    for host, call in calls.items():
-        try:
-            _, stderr = call.communicate(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            call.kill()
-            call.communicate()
-            errors.append(f"{host} does not answer within cluster.start_s={cluster.start_s:g}")
-            continue
-        if call.returncode == 255:  # ssh's own
-            last = (stderr.strip().splitlines() or ["ssh says nothing"])[-1]
-            errors.append(f"{host} cannot be reached ({last}): `ssh {host} true` must work without a question")
-        elif call.returncode:
-            errors.append(f"{host} has no {sys.executable}: every host needs this environment at the same place")
+    with ThreadPoolExecutor(max(1, len(others))) as pool:
+        errors = list(filter(None, pool.map(lambda host: host_error(host, cluster), others)))
     if errors:
         raise UserError(f"cluster.hosts={cluster.hosts}: {'; '.join(errors)}; or name other hosts")
+
+
+def host_error(host: str, cluster: Cluster) -> str | None:
+    """What keeps ranks from being started on another host."""
+    words = ssh(host, ["test", "-x", sys.executable], cluster, cluster.start_s)
+    try:
+        call = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=cluster.start_s)
+    except subprocess.TimeoutExpired:
+        return f"{host} does not answer within cluster.start_s={cluster.start_s:g}"
+    if call.returncode == 255:  # ssh's own
+        last = (call.stderr.strip().splitlines() or ["ssh says nothing"])[-1]
+        return f"{host} cannot be reached ({last}): `ssh {host} true` must work without a question"
+    if call.returncode:
+        return f"{host} has no {sys.executable}: every host needs this environment at the same place"
+    return None

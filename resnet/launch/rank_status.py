@@ -43,7 +43,6 @@ class RankStatus:
 
     @property
     def running(self) -> bool:
-        """Whether it has not reported its end."""
         return self.state == "running"
 
     def process(self, out: Path) -> psutil.Process | None:
@@ -60,43 +59,34 @@ class RankStatus:
         return [f"[rank {self.rank} on {self.host}] {line}" for line in text.splitlines()]
 
 
-# ------------------------------------------------------------------------------------------------------------------- files
 def folder(out: Path) -> Path:
-    """Where status files and logs are."""
     return out / "logs"
 
 
 def log(out: Path, rank: int) -> Path:
-    """The file with everything that a rank has printed."""
     return folder(out) / f"rank-{rank}.log"
 
 
 def path(out: Path, rank: int) -> Path:
-    """The status file of a rank."""
     return folder(out) / f"rank-{rank}.json"
 
 
 def write(out: Path, status: RankStatus) -> None:
-    """Write a status file."""
-    with files.atomic_write(path(out, status.rank)) as file:
-        file.write(json.dumps(asdict(status)).encode() + b"\n")
+    files.write_text(path(out, status.rank), json.dumps(asdict(status)) + "\n")
 
 
 def read(file: Path) -> RankStatus | None:
-    """The content of a status file; None where there is none."""
-    try:
+    """None for a file that is not there, or not a status."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
         return RankStatus(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return None
 
 
 def read_all(out: Path) -> list[RankStatus]:
     """All ranks that have a status file, in order."""
-    statuses = [status for file in folder(out).glob("rank-*.json") if (status := read(file))]
-    return sorted(statuses, key=lambda status: status.rank)
+    return sorted(filter(None, map(read, folder(out).glob("rank-*.json"))), key=lambda status: status.rank)
 
 
-# ------------------------------------------------------------------------------------------------------------- in the ranks
 def rank_from_env() -> int:
     """This process's rank, from the environment; 0 without a launcher."""
     return next((int(os.environ[name]) for name in RANK if name in os.environ), 0)
@@ -107,20 +97,18 @@ def register(out: Path, rank: int) -> None:
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
     machine = socket.gethostname()
     host = next((os.environ[name] for name in HOST if os.environ.get(name, "localhost") != "localhost"), machine)
-    slurm_step = f"{job}.{step}" if job and step else None
-    write(out, RankStatus(rank, os.getpid(), host, machine, slurm_step, "running", time.time()))
+    write(out, RankStatus(rank, os.getpid(), host, machine, job and step and f"{job}.{step}", "running", time.time()))
 
 
 def finish(out: Path, rank: int, state: str, error: str | None = None, kind: str | None = None) -> None:
     """Report how a registered rank ended."""
-    status = read(path(out, rank))
-    if status:
+    if status := read(path(out, rank)):
         shown = log(out, rank).stat().st_size if log(out, rank).exists() else None
         write(out, replace(status, state=state, time=time.time(), error=error, kind=kind, shown=shown))
 
 
 def wait_for_first(out: Path, limit_s: float) -> None:
-    """Until rank 0 has ended: a launcher kills the others soon after one has ended with another status than 0."""
+    """Return when rank 0 has ended: a launcher kills the others soon after one has ended with another status than 0."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and (first := read(path(out, 0))) and first.running:
         time.sleep(0.05)
@@ -168,36 +156,30 @@ class Stream:
             self.position += len(whole)
             text = whole.decode(errors="replace")
             if self.rank == 0:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                print(text, end="", flush=True)
             elif status:
                 for line in status.prefixed(text):
                     print(line, file=sys.stderr, flush=True)
 
     def content(self) -> str:
         """What the rank has printed since this start."""
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            file.seek(self.start)
-            return file.read().decode(errors="replace")
-        return ""
+        return self.path.read_bytes()[self.start :].decode(errors="replace") if self.path.exists() else ""
 
 
-# -------------------------------------------------------------------------------------------------------- of earlier starts
 def kill_stale_ranks(out: Path) -> None:
     """End the ranks that an earlier start has left on this machine: two would write the same checkpoints.
 
     This process holds the lock of `out`. So the process that started them has died, by SIGKILL for example.
     """
-    stale = [
-        process
-        for status in read_all(out)
-        if status.running and (process := status.process(out)) and process.create_time() < status.time + 1
-    ]  # else the PID was reused
-    for process in stale:
-        line = f"out={out}: a rank of an earlier start still runs (pid {process.pid}); it is asked to save and end"
-        print(line, file=sys.stderr, flush=True)
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
+    stale = []
+    for status in filter(lambda status: status.running, read_all(out)):
+        process = status.process(out)
+        if process and process.create_time() < status.time + 1:  # else the PID was reused
+            line = f"out={out}: a rank of an earlier start still runs (pid {process.pid}); it is asked to save and end"
+            print(line, file=sys.stderr, flush=True)
+            stale.append(process)
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
     for process in psutil.wait_procs(stale, LINGER_S)[1]:
         with contextlib.suppress(psutil.Error):
             process.kill()

@@ -63,7 +63,6 @@ def supervise(run: Run, out: Path) -> dict[str, Any]:
                 if relay.at_once:
                     raise KeyboardInterrupt
                 if outcome.stopped:
-                    status = "KILLED"
                     raise cli.Stopped(outcome.stopped)
                 if outcome.user_error:
                     raise UserError(outcome.line)
@@ -74,7 +73,7 @@ def supervise(run: Run, out: Path) -> dict[str, Any]:
                 ignoring_mlflow_errors(store.count_restart, run.track, mlflow_run(run, out))
         count = f" (restarts: {restarts})" if restarts else ""
         raise cli.Failed(f"{outcome.line}{count}; {outcome.where}{outcome.trace}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, cli.Stopped):
         status = "KILLED"
         raise
     finally:
@@ -84,7 +83,6 @@ def supervise(run: Run, out: Path) -> dict[str, Any]:
 
 
 def mlflow_run(run: Run, out: Path) -> str | None:
-    """The id of the MLflow run of this folder, if any."""
     return store.run_id(out, run.track.uri) if isinstance(run.track, Mlflow) else None
 
 
@@ -97,7 +95,6 @@ def ignoring_mlflow_errors(function: Callable[..., Any], *args: Any, **kwargs: A
         return None
 
 
-# ------------------------------------------------------------------------------------------------------------- one attempt
 def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
     """Start all ranks, wait until all of them have ended, and diagnose what happened. No process is left."""
     logs = rank_status.folder(out)
@@ -108,10 +105,11 @@ def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
         words = launchers.command(run, out)
         log.write(f"$ {shlex.join(words)}\n".encode())
         log.flush()
-        attempt = Attempt(run, out, relay, log.tell())
-        if run.cluster.ranks > 1:
-            name = attempt.launcher.value if attempt.launcher else ""
-            print(f"{run.cluster.ranks} ranks, started by {name}; logs in {logs}", flush=True)
+        log_start = log.tell()
+        attempt = Attempt(run, out, relay)
+        if attempt.launcher and run.cluster.ranks > 1:
+            print(f"{run.cluster.ranks} ranks, started by {attempt.launcher.value}; logs in {logs}", flush=True)
+        prctl = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
         # A session of its own: a terminal's Ctrl-C comes from here, not to everybody at once.
         attempt.process = subprocess.Popen(
             words,
@@ -120,39 +118,36 @@ def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
             stderr=log,
             env={**os.environ, **launchers.environment(run), **address},
             start_new_session=True,
-            preexec_fn=die_with_parent(),
+            preexec_fn=prctl and (lambda: prctl(1, int(signal.SIGTERM))),  # PR_SET_PDEATHSIG: when this process dies
         )
         try:
             attempt.wait()
         finally:
             attempt.end_all()
-    return failure.diagnose(attempt.observation())
-
-
-def die_with_parent() -> Callable[[], object] | None:
-    """For a child, on Linux: it gets SIGTERM when this process dies, however it does."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    return (lambda: prctl(1, int(signal.SIGTERM))) if prctl else None  # 1: PR_SET_PDEATHSIG
+    attempt.refresh(out)
+    with (logs / "starter.log").open("rb") as log:
+        log.seek(log_start)
+        attempt.facts.output = log.read().decode(errors="replace")
+    attempt.facts.exit_status, attempt.facts.interrupted = attempt.process.returncode, bool(relay.received)
+    return failure.diagnose(attempt.facts)
 
 
 class Attempt:
     """One start of all ranks, from the first process to the last."""
 
-    def __init__(self, run: Run, out: Path, relay: cli.SignalRelay, log_start: int) -> None:
-        self.run, self.out, self.relay, self.log_start = run, out, relay, log_start
+    def __init__(self, run: Run, out: Path, relay: cli.SignalRelay) -> None:
+        self.run, self.out, self.relay = run, out, relay
         self.size = run.cluster.ranks
         self.launcher = launchers.launcher_for(run.cluster)
         self.process: subprocess.Popen[bytes]  # the launcher, or the one rank
         self.started_at = time.monotonic()
         self.polled_at = -1.0
-        self.failed_at: float | None = None  # since when a rank is known to have failed
-        self.done_at: float | None = None  # since when one is known to have ended well
-        self.late = False  # some did not start in time
-        self.ranks: dict[int, RankStatus] = {}
+        self.failed_at = self.done_at = float("inf")  # since when a rank is known to have failed, or to have ended well
         self.processes: dict[int, psutil.Process] = {}  # of ranks on this machine
-        self.exited_at: dict[int, float] = {}  # when they were seen to have exited, s since 1970
         self.signalled: set[int] = set()  # ranks that were asked to stop
         self.streams = [rank_status.Stream(out, rank) for rank in range(self.size)]
+        self.facts = failure.Observation(run, out, log=lambda rank: self.streams[rank].content())
+        self.ranks = self.facts.ranks
 
     def wait(self) -> None:
         """Until the launcher has ended, or must be ended."""
@@ -173,17 +168,15 @@ class Attempt:
             if status.rank not in self.ranks and (process := status.process(self.out)):
                 self.processes[status.rank] = process
             self.ranks[status.rank] = status
-        for rank, process in self.processes.items():
-            if rank not in self.exited_at and not is_alive(process):
-                self.exited_at[rank] = time.time()
+        exited_at = self.facts.exited_at
+        exited_at.update({r: time.time() for r, p in self.processes.items() if r not in exited_at and not is_alive(p)})
         for stream in self.streams:
             stream.show(self.ranks.get(stream.rank), last=last)
         states = {status.state for status in self.ranks.values()}
-        died = any(self.ranks[rank].running for rank in self.exited_at)
-        if self.failed_at is None and (died or states & {"failed", "stalled"}):
-            self.failed_at = self.polled_at
-        if self.done_at is None and states & {"done", "stopped"}:
-            self.done_at = self.polled_at
+        if states & {"failed", "stalled"} or any(self.ranks[rank].running for rank in exited_at):
+            self.failed_at = min(self.failed_at, self.polled_at)
+        if states & {"done", "stopped"}:
+            self.done_at = min(self.done_at, self.polled_at)
 
     def refresh(self, folder: Path) -> None:
         """Touch a folder: NFS shows what other hosts put there up to a minute later otherwise."""
@@ -193,12 +186,8 @@ class Attempt:
     def overdue(self) -> bool:
         """Whether the remaining ranks must be ended by force."""
         now, cluster = time.monotonic(), self.run.cluster
-        self.late = self.late or (len(self.ranks) < self.size and now - self.started_at > cluster.start_s)
-        return (
-            self.late
-            or (self.failed_at is not None and now - self.failed_at > LINGER_S)
-            or (self.done_at is not None and now - self.done_at > cluster.stall_s)
-        )
+        self.facts.late |= len(self.ranks) < self.size and now - self.started_at > cluster.start_s
+        return self.facts.late or now - self.failed_at > LINGER_S or now - self.done_at > cluster.stall_s
 
     def ask_to_stop(self) -> None:
         """Pass a signal on, once to each rank: as SIGTERM, and not to a launcher: srun would kill them at once, others soon."""
@@ -217,7 +206,6 @@ class Attempt:
 
     def signal_remote(self, name: str, ranks: Iterable[RankStatus]) -> None:
         """Signal ranks through Slurm, all tasks of their steps, or on other hosts by ssh, if they still are this run's."""
-        quiet = subprocess.DEVNULL
         calls = []
         if self.launcher is Starter.srun:
             if steps := sorted({status.step for status in ranks if status.step}):
@@ -232,9 +220,9 @@ class Attempt:
                     f"grep -qF {shlex.quote(str(self.out))} && kill -{name} $pid; done"
                 )
                 calls.append(launchers.ssh(host, ["sh", "-c", script], self.run.cluster, 5))
+        quiet = subprocess.DEVNULL
         with contextlib.suppress(OSError):
-            processes = [subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet) for words in calls]
-            for process in processes:
+            for process in [subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet) for words in calls]:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(10)
 
@@ -242,10 +230,9 @@ class Attempt:
         """Leave no process, stopped ones included, and print the rest of the logs."""
         exited = self.process.poll() is not None
         self.poll()
-        for process in self.processes.values():
-            if is_alive(process):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+        for process in filter(is_alive, self.processes.values()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         if not (self.launcher is Starter.srun and exited):
             remote = [s for rank, s in self.ranks.items() if rank not in self.processes and s.running]
             self.signal_remote("KILL", remote)
@@ -260,27 +247,9 @@ class Attempt:
                 process.wait(10)
         self.poll(last=True)
 
-    def observation(self) -> failure.Observation:
-        """What happened, for a diagnosis."""
-        self.refresh(self.out)
-        with (rank_status.folder(self.out) / "starter.log").open("rb") as file:
-            file.seek(self.log_start)
-            output = file.read().decode(errors="replace")
-        return failure.Observation(
-            self.run,
-            self.out,
-            self.ranks,
-            self.exited_at,
-            log=lambda rank: self.streams[rank].content(),
-            exit_status=self.process.returncode,
-            late=self.late,
-            interrupted=bool(self.relay.received),
-            output=output,
-        )
-
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it has not ended yet; a zombie has."""
+    """False for a zombie too."""
     with contextlib.suppress(psutil.Error):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False

@@ -26,15 +26,8 @@ def diagnose(run_of, tmp_path):
             rank_status.write(tmp_path, status)
         if write:
             result.write(tmp_path, {"fingerprint": fingerprint.fingerprint(run), "steps": 2})
-        seen = {
-            "exited_at": {},
-            "log": lambda _: "",
-            "exit_status": 1,
-            "late": False,
-            "interrupted": False,
-            "output": "",
-        }
-        return failure.diagnose(failure.Observation(run, tmp_path, statuses, **{**seen, **more}))
+        facts = {"log": lambda _: "", "ranks": statuses, "exit_status": 1, **more}
+        return failure.diagnose(failure.Observation(run, tmp_path, **facts))
 
     return make
 
