@@ -394,10 +394,7 @@ def test_the_data_are_the_runs_dataset_input(new, client):
     tracker = Tracker(out, Mlflow(uri=client.tracking_uri, run_name="x"), {}, {}, told)
     assert tracker.close("FINISHED") is None
     (found,) = client.get_run(tracker.run_id).inputs.dataset_inputs
-    assert (found.dataset.name, found.dataset.digest, json.loads(found.dataset.profile)) == (
-        "folder",
-        "abc",
-        {"classes": 3},
-    )
-    assert json.loads(found.dataset.source) == {"uri": "/shards"}
+    data = found.dataset
+    assert (data.name, data.digest, json.loads(data.profile)) == ("folder", "abc", {"classes": 3})
+    assert json.loads(data.source) == {"uri": "/shards"}
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
