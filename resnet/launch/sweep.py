@@ -117,7 +117,7 @@ class SubprocessLauncher(Launcher):
         except UserError as error:
             raise UserError(f"job {number} ({' '.join(varying)}): {error}") from error
         if run.resume:
-            raise UserError(f"resume={run.resume}: resumes one run; leave it out; {RESUME}= resumes a sweep")
+            raise UserError(f"resume={run.resume}: resumes one run; leave it out of a sweep; {RESUME}= resumes a sweep")
         run.out = f"{run.out}/{number}"
         return Job(number, run, varying)
 
