@@ -17,7 +17,7 @@ This run (override any knob with knob=value):
 
 $CONFIG
 -m knob=a,b            a sweep: a job in a fresh process for every combination
-sweep.resume=<folder>  go on with a sweep; jobs that finished are skipped
+sweep.resume=<folder>  resume a sweep; jobs that finished are skipped
 --cfg job --resolve    print the run and stop
 --hydra-help           what else Hydra can do
 

@@ -38,7 +38,7 @@ class Outcome:
     line: str = ""  # which rank failed, and how
     where: str = ""  # the log to read
     trace: str = ""  # its own traceback, on lines of its own
-    user_error: bool = False  # the user can mend it
+    user_error: bool = False  # the user can fix it
     retry: bool = False  # another attempt may succeed
     notes: Sequence[str] = ()  # lines for stderr
 

@@ -38,7 +38,7 @@ FEW = 16  # up to this many ranks are polled every POLL_S, more of them once a s
 def run(run: Run, out: Path) -> dict[str, Any]:
     """Train `run` in `out` in its own processes; the content of result.json, which rank 0 has written.
 
-    Raises UserError for what the user can mend, Failed with the traceback of the rank that failed first, Stopped after a
+    Raises UserError for what the user can fix, Failed with the traceback of the rank that failed first, Stopped after a
     signal, KeyboardInterrupt after a second one.
     """
     launchers.check(run)

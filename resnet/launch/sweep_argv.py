@@ -42,7 +42,7 @@ def resume_argv(words: list[str]) -> list[str]:
     for word in more:
         if not fingerprint.may_change_on_resume(knob_of(word)) or knob_of(word) in ("out", "resume", "recipe"):
             raise UserError(
-                f"{word}: {shown} goes on with that sweep's own settings ({shlex.join(before)}); only what does not move "
+                f"{word}: {shown} uses that sweep's own settings ({shlex.join(before)}); only what does not move "
                 "the weights may change, such as steps, cluster.* and track.*. For another sweep leave it out"
             )
     try:
@@ -59,7 +59,7 @@ def read_argv(out: Path, shown: str) -> tuple[list[str], str]:
     """The command line and working folder of the sweep in `out`. Raises UserError, with `shown` for what was typed."""
     if not (out / FILE).is_file():
         run = (out / "config.yaml").exists()
-        hint = f"a run lies here; go on with it by resume={out}" if run else "give a sweep's"
+        hint = f"this is a run; resume it with resume={out}" if run else "give a sweep's"
         raise UserError(f"{shown}: not the folder of a sweep ({FILE} is missing); {hint}")
     try:
         content = yaml.safe_load((out / FILE).read_text())

@@ -87,7 +87,7 @@ def is_finished(out: Path, options: dict[str, Any]) -> bool:
         return True
     half_done = (out / state.FOLDER / state.FILE).exists()
     if out.exists() and not half_done and any(item.name != state.FOLDER for item in out.iterdir()):
-        raise UserError(f"out={out}: something else lies there; give a new folder")
+        raise UserError(f"out={out}: it holds something else; give a new folder")
     return False
 
 

@@ -85,7 +85,7 @@ def from_folders(top: Path, depth: int = DEPTH) -> Iterator[Training]:
     if settings:
         final = result.read(top)
         if final is None and (top / result.FILE).exists():
-            raise UserError(f"{top / result.FILE}: cannot be read as JSON; leave this folder out, or mend the file")
+            raise UserError(f"{top / result.FILE}: cannot be read as JSON; leave this folder out, or fix the file")
         if not final or final.get("status") != "lr_find":  # a range test trains nothing
             yield from_folder(top, settings, final or {})
     elif depth:
@@ -101,7 +101,7 @@ def read_settings(path: Path) -> dict[str, str]:
     try:
         settings = dotted(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as YAML; leave this folder out, or mend the file") from error
+        raise UserError(f"{path}: cannot be read as YAML; leave this folder out, or fix the file") from error
     return settings if {"model.name", "batch"} <= settings.keys() else {}
 
 

@@ -40,7 +40,7 @@ def check_versions(path: Path, content: dict[str, Any]) -> None:
     if not isinstance(schema, int) or schema > SCHEMA:
         raise UserError(
             f"{path}: written by resnet {content.get('resnet')} (schema {schema}), and this is resnet {__version__} (schema "
-            f"{SCHEMA}); go on with that version or a newer one"
+            f"{SCHEMA}); use that version or a newer one"
         )
 
 
@@ -103,7 +103,7 @@ def resume(config: DictConfig) -> Run:
     for name, word in zip(names, overrides, strict=True):
         if not may_change_on_resume(name) or name in ("out", "recipe"):
             raise UserError(
-                f"{word}: resume={config.resume} goes on with that run's own settings; only "
+                f"{word}: resume={config.resume} uses that run's own settings; only "
                 f"{', '.join(knob for knob in FREE if knob not in ('out', 'resume', 'recipe'))}, cluster.*, track.* "
                 "and on_nan.* may change. For another run leave resume= out"
             )
@@ -125,8 +125,8 @@ def check_folder(run: Run, out: Path) -> None:
     if changed:
         shown = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
         raise UserError(
-            f"out={out}: another run lies here ({shown}{', ...' if len(changed) > 5 else ''}); "
-            f"give another out=, or go on with it by resume={out}"
+            f"out={out}: another run is here ({shown}{', ...' if len(changed) > 5 else ''}); "
+            f"give another out=, or resume it with resume={out}"
         )
 
 

@@ -191,7 +191,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_starts(typed, home
     code, _, err, _ = typed("model=tiny out=mine optim.lr=0.3")
     assert code == 1
     assert err.count("\n") == 1
-    assert "another run lies here (optim.lr was 0.128 and is 0.3)" in err and "give another out=" in err
+    assert "another run is here (optim.lr was 0.128 and is 0.3)" in err and "give another out=" in err
     assert sorted(home.rglob("*")) == before
 
 

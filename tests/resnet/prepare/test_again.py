@@ -273,7 +273,7 @@ def test_other_versions_are_refused_to_go_on(quick, monkeypatch):
 def test_a_folder_of_something_else_is_refused_and_untouched(quick, tmp_path, there):
     (tmp_path / "x" / there).parent.mkdir(parents=True)
     (tmp_path / "x" / there).write_text("mine")
-    with pytest.raises(UserError, match=r"something else lies there; give a new folder|manifest\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"it holds something else; give a new folder|manifest\.json: cannot be read"):
         run(*quick)
     assert contents(tmp_path / "x") == {there: b"mine"}
 

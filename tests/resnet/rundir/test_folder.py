@@ -208,7 +208,7 @@ def test_another_run_is_not_written_over_the_one_that_lies_there(frozen, tmp_pat
         for refuse in (rundir.check_folder, rundir.claim):
             with pytest.raises(UserError) as caught:
                 refuse(other, tmp_path / "mine")
-            assert f"out={tmp_path}/mine: another run lies here" in str(caught.value)
+            assert f"out={tmp_path}/mine: another run is here" in str(caught.value)
             assert told in str(caught.value) and "give another out=" in str(caught.value)
     assert (tmp_path / "mine" / "config.yaml").read_bytes() == before
 

@@ -272,7 +272,7 @@ def test_a_run_that_goes_on_asks_no_more_for_the_file(run_at, tmp_path, weights_
     assert train(run, Path(run.out), make_step=StandStill)["steps"] == 2
     assert "tensors" not in capsys.readouterr().out
     assert moved(read_weights(run.out), head[1]) == set()
-    with pytest.raises(UserError, match=r"another run lies here \(init was .*other and is .*7.safetensors\)"):
+    with pytest.raises(UserError, match=r"another run is here \(init was .*other and is .*7.safetensors\)"):
         train(run_at(tmp_path, *words, f"init={weights_file(7)}", "steps=3"), Path(run.out))
 
 

@@ -200,7 +200,7 @@ def test_real_steps_give_a_curve_and_a_sane_peak_and_keep_nothing(run_of):
     assert 1e-3 < made["suggested_lr"] < 0.1
     assert checkpoint.list_checkpoints(Path(run.out)) == []
     assert [loss for _, loss in logged(run.out, "lr_find/loss")] == [row["loss"] for row in table]
-    with pytest.raises(UserError, match=r"another run lies here .*lr_find was True and is False.*give another out="):
+    with pytest.raises(UserError, match=r"another run is here .*lr_find was True and is False.*give another out="):
         train(run_of(*TINY), Path(run.out))
 
 
