@@ -79,8 +79,8 @@ def read_request(command: str, words: Sequence[str], environ: Mapping[str, str])
     for option, (text, typed) in read_words(by_name(sources["options"]), own).items():
         request.add(option, text, typed)
     for name, option in by_name(sources.get("environment", ())).items():
-        if text := environ.get(name):
-            request.add(option, text, f"{name}={text}")
+        if environ.get(name):
+            request.add(option, environ[name], f"{name}={environ[name]}")
     options = request.options
     if command == "habana_model_runner.py":
         read_file(request)

@@ -51,6 +51,7 @@ def body(run, out, on_stall):
         case "user":
             raise UserError("optim.lr=9: the loss is nan; lower it")
         case "peer":
+            signal.signal(signal.SIGTERM, lambda *_: None)  # the launcher's, which a training does not die of either
             others_end(out)
             raise HorovodInternalError("Horovod has been shut down. This was caused by an exception on one of the ranks")
         case "kill":

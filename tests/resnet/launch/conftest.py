@@ -1,14 +1,19 @@
-"""Stand-ins: ranks that do as they are told instead of training, and a launcher that does what horovodrun does."""
+"""Stand-ins: ranks that do as they are told instead of training, a launcher that does what horovodrun does, jobs of sweeps."""
 
+import contextlib
 import json
 import os
 import shlex
 import sys
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from rank_runs import STARTER, STUB
+from sweep_runs import Machine
 
+from resnet import files, train
 from resnet.launch import launchers
+from resnet.launch import sweep as sweep_module
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +59,51 @@ def pair(run_of):
     """`pair("cluster.max_restarts=1")`: a run of two ranks."""
     tiny = ("model=tiny", "steps=2", "eval=false", "track=off", "cluster=cpu2", "batch=32")
     return lambda *words: run_of(*tiny, *words)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """`with shared("name") as folder`: a folder of all workers, entered by one at a time: the first makes what all use."""
+    root = tmp_path_factory.getbasetemp()
+
+    @contextlib.contextmanager
+    def enter(name):
+        folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+        folder.mkdir(exist_ok=True)
+        with files.locked(folder / "lock"):
+            yield folder
+
+    return enter
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty folder to type in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    stand_in = Machine()
+    monkeypatch.setattr(sweep_module, "process", stand_in.process)
+    return stand_in
+
+
+@pytest.fixture
+def sweep(home, monkeypatch, capfd, exit_status):
+    """`sweep("batch=32,64 ...")`: (exit status, stdout, stderr) of a sweep typed in an empty folder."""
+
+    def type_in(line, folder=home):
+        words = line.split() if isinstance(line, str) else line
+        monkeypatch.setattr(sys, "argv", ["resnet.train", *words])
+        monkeypatch.setattr(sweep_module, "open_sweeps", [])
+        monkeypatch.chdir(folder)
+        try:
+            code = exit_status(train.main)
+        finally:
+            HydraConfig.instance().cfg = None
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return type_in

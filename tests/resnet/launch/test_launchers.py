@@ -108,14 +108,8 @@ def test_inside_a_slurm_allocation(run_of, monkeypatch):
 def test_one_rank_is_started_as_it_is(run_of, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert launchers.command(run_of("cluster.max_restarts=1", *TINY), OUT) == RANK
-    assert launchers.command(run_of("cluster.hosts=[a:1]", *TINY), OUT)[:6] == [
-        "/opt/horovodrun",
-        "--gloo",
-        "-np",
-        "1",
-        "-H",
-        "a:1",
-    ]
+    words = launchers.command(run_of("cluster.hosts=[a:1]", *TINY), OUT)
+    assert words[:6] == ["/opt/horovodrun", "--gloo", "-np", "1", "-H", "a:1"]
 
 
 @pytest.mark.parametrize(
@@ -262,21 +256,13 @@ def test_a_starter_that_is_not_there(run_of, monkeypatch, name):
     ("parts", "by", "told"),
     [
         (None, "horovodrun", "cluster.ranks=2: Horovod is not installed"),
-        (
-            {"mpi"},
-            "horovodrun",
-            "cluster.starter=horovodrun: Horovod was compiled without Gloo; use cluster.starter=mpirun",
-        ),
-        (
-            {"gloo"},
-            "mpirun",
-            "cluster.starter=mpirun: Horovod was compiled without MPI; use cluster.starter=horovodrun",
-        ),
+        ({"mpi"}, "horovodrun", "Horovod was compiled without Gloo; use cluster.starter=mpirun"),
+        ({"gloo"}, "mpirun", "Horovod was compiled without MPI; use cluster.starter=horovodrun"),
     ],
 )
 def test_horovod_without_what_the_starter_needs(run_of, monkeypatch, parts, by, told):
     monkeypatch.setattr(launchers, "horovod_features", lambda: parts)
-    assert refused(run_of("cluster=cpu2", f"cluster.starter={by}", *TINY)).startswith(told)
+    assert told in refused(run_of("cluster=cpu2", f"cluster.starter={by}", *TINY))
 
 
 def test_what_horovod_was_compiled_with_is_read_without_importing_it(tmp_path, monkeypatch):
@@ -289,9 +275,8 @@ def test_what_horovod_was_compiled_with_is_read_without_importing_it(tmp_path, m
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "horovod", raising=False)
     assert launchers.horovod_features() is None
-    (tmp_path / "horovod" / "tensorflow" / "mpi_lib.cpython-310-x86_64-linux-gnu.so").write_bytes(
-        b"\0MPI_Init_thread\0"
-    )
+    library = tmp_path / "horovod" / "tensorflow" / "mpi_lib.cpython-310-x86_64-linux-gnu.so"
+    library.write_bytes(b"\0MPI_Init_thread\0")
     assert launchers.horovod_features() == {"mpi"}
 
 
@@ -399,9 +384,8 @@ def test_the_rendezvous_is_only_for_srun_with_gloo(monkeypatch):
     monkeypatch.setattr(launchers, "horovod_features", lambda: {"mpi"})
     with slurm.rendezvous(Cluster("x", ranks=2)) as found:
         assert found == {}
-    monkeypatch.setattr(
-        launchers, "horovod_features", lambda: {"gloo", "mpi"}
-    )  # srun may not speak the PMI that this MPI wants
+    # srun may not speak the PMI that this MPI wants
+    monkeypatch.setattr(launchers, "horovod_features", lambda: {"gloo", "mpi"})
     with slurm.rendezvous(Cluster("x", ranks=2, starter=Starter.srun)) as found:
         assert found["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1" and found["HOROVOD_CONTROLLER"] == "gloo"
         port = int(found["HOROVOD_GLOO_RENDEZVOUS_PORT"])

@@ -1,6 +1,5 @@
 """Real ranks, started by horovodrun: the same answer as one rank's, and what is left of those that are killed or stopped."""
 
-import functools
 import json
 import os
 import random
@@ -99,39 +98,36 @@ def evaluation(out):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, run_at):
+def trained(shared, run_at):
     """`trained(number of ranks, name)`: the folder of that run; of `resumed` several ranks train the second half.
 
-    Two ranks train one more, `unbroken`, in the same start.
+    All runs of a number are trained in one start, by the first worker that needs one; two ranks train one more, `unbroken`.
     """
-    folders = {}
 
-    @functools.cache
-    def train_on(number):
-        for name, words in RUNS.items():
-            folder = tmp_path_factory.mktemp(f"{name}-{number}")
-            run = run_at(folder, *COMMON, *words, f"cluster.ranks={number}")
-            out = folders[number, name] = Path(run.out)
+    def train_all(number, folder):
+        runs = {name: (*COMMON, *words, f"cluster.ranks={number}") for name, words in RUNS.items()}
+        outs = []
+        for name, words in (runs | ({"unbroken": WORDS} if number == 2 else {})).items():
+            run = run_at(folder / name, *words)
+            outs.append(Path(run.out))
             if name == "resumed" and number > 1:
                 later = ("result.json", "metrics.jsonl", "step-00000010", "step-00000010.*")
-                shutil.copytree(of(1, "resumed"), out, ignore=shutil.ignore_patterns(*later))
-            rundir.save(run, out)
+                shutil.copytree(of(1, "resumed"), run.out, ignore=shutil.ignore_patterns(*later))
+            rundir.save(run, Path(run.out))
             if number == 1:
                 with pytest.MonkeyPatch.context() as patch:
                     if name == "lars":
                         patch.setattr(resnet, "build", small_network.build)
-                    train(run, out)
-        if number == 2:
-            run = run_at(tmp_path_factory.mktemp("unbroken"), *WORDS)
-            folders[number, "unbroken"] = Path(run.out)
-            rundir.save(run, Path(run.out))
+                    train(run, Path(run.out))
         if number > 1:
-            outs = [out for (size, _), out in folders.items() if size == number]
-            run_ranks(number, tmp_path_factory.mktemp("program"), *outs)
+            run_ranks(number, folder, *outs)
 
     def of(number, name):
-        train_on(number)
-        return folders[number, name]
+        with shared(f"ranks-{number}") as folder:
+            if not (folder / "trained").exists():
+                train_all(number, folder)
+                (folder / "trained").touch()
+        return folder / name / "run"
 
     return of
 

@@ -1,97 +1,19 @@
-"""Sweeps: what runs, what is refused, what is told, and what is left of jobs that fail or are stopped."""
+"""Sweeps: what runs, what is refused, what is reported, and how a sweep is resumed; a stand-in for the jobs' processes."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
+from sweep_runs import GRID, PAIR, TINY, rows
 
-from resnet import cli, files, rundir, train
-from resnet.config import fingerprint, track
-from resnet.config.track import Mlflow
+from resnet import cli, files
+from resnet.config import track
 from resnet.launch import sweep as launch
 from resnet.rundir import result
-from resnet.track import store, tracker
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty folder to type in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-class Machine:
-    """Stands in for the processes of jobs: notes what was started, and ends each as it was told to."""
-
-    def __init__(self):
-        self.started = []  # run of every job, in order, as its process would load it
-        self.ends = {}  # job number -> exit status, or what to raise
-        self.top1 = {}
-
-    def process(self, out):
-        run = rundir.load(out)
-        self.started.append(run)
-        number = int(out.name)
-        code = self.ends.get(number, 0)
-        if isinstance(run.track, Mlflow):
-            log = tracker.Tracker(out, run.track, fingerprint.flat(run), {})
-            log.log(1, {"train/loss": 1.0})
-            log.close("FINISHED" if code == 0 else "RUNNING")
-        if isinstance(code, type):
-            raise code
-        if code == 0:
-            made = {"status": "finished", "final/top1": self.top1.get(number), "final/images_per_s": 1000.0 + number}
-            made["fingerprint"] = fingerprint.fingerprint(run)
-            result.write(out, made)
-        return code
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    stand_in = Machine()
-    monkeypatch.setattr(launch, "process", stand_in.process)
-    return stand_in
-
-
-@pytest.fixture
-def sweep(home, monkeypatch, capfd, exit_status):
-    """`sweep("batch=32,64 ...")`: (exit status, stdout, stderr) of a sweep typed in an empty folder."""
-
-    def type_in(line, folder=home):
-        words = line.split() if isinstance(line, str) else line
-        monkeypatch.setattr(sys, "argv", ["resnet.train", *words])
-        monkeypatch.setattr(launch, "open_sweeps", [])
-        monkeypatch.chdir(folder)
-        try:
-            code = exit_status(train.main)
-        finally:
-            HydraConfig.instance().cfg = None
-        printed = capfd.readouterr()
-        return code, printed.out, printed.err
-
-    return type_in
-
-
-TINY = "model=tiny steps=2 eval=false track=off"
-GRID = f"-m {TINY} batch=32,64 optim.lr=0.05,0.1"
-PAIR = f"-m {TINY} seed=1,2 out=mine"
-
-
-def rows(text):
-    """The cells of a summary's jobs."""
-    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| job ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-# --------------------------------------------------------------------------------------------------------- what runs
+# ------------------------------------------------------------------------------------------------------------- what runs
 def test_a_grid_runs_a_job_for_every_combination_in_one_folder_and_ends_in_a_table(sweep, machine, home):
     machine.top1 = {0: 0.5, 1: 0.75, 3: 0.625}
     code, out, err = sweep(GRID)
@@ -146,7 +68,7 @@ def test_batches_of_jobs_end_in_one_summary(sweep, machine):
     assert err.splitlines()[-1].startswith("error: 1 of the sweep's jobs failed: job 0 ")
 
 
-# --------------------------------------------------------------------------------------------------------- what fails
+# ------------------------------------------------------------------------------------------------------------ what fails
 def test_a_failing_job_does_not_stop_the_others_and_is_named_in_the_last_line(sweep, machine, home):
     machine.ends = {0: 1, 1: -9}
     code, out, err = sweep(f"-m {TINY} seed=1,2,3 out=mine")
@@ -180,7 +102,7 @@ def test_another_sweep_in_the_same_folder_is_refused_before_any_job_starts(sweep
     code, _, err = sweep(PAIR.replace("seed=1,2", "seed=1,3"))
     assert code == 1
     assert err.count("\n") == 1
-    assert f"out={home}/mine/1: another run lies here (seed was 2 and is 3)" in err
+    assert f"out={home}/mine/1: another run is here (seed was 2 and is 3)" in err
     assert len(machine.started) == 2  # of the first sweep
     assert {path: path.read_bytes() for path in home.rglob("*.yaml")} == before
 
@@ -194,7 +116,7 @@ def test_an_interrupt_ends_the_sweep_and_is_told(sweep, machine):
     assert "interrupted" in err.splitlines()[-1]
 
 
-# ------------------------------------------------------------------------------------------------------- going on
+# -------------------------------------------------------------------------------------------------------------- going on
 def test_resume_runs_what_did_not_finish_with_nothing_typed_again(sweep, machine, home):
     machine.ends = {1: 1, 2: KeyboardInterrupt}
     code, out, _ = sweep([*GRID.split(), "out='a=b, [c]'"])
@@ -247,15 +169,13 @@ def test_resume_refuses_what_would_be_another_sweep_and_what_is_none(sweep, home
     for word in ("optim.lr=1", "seed=1,3", "sweep=batch_lr", "out=x", "resume=mine/0", "+x=1", "--help"):
         code, out, err = sweep(f"-m sweep.resume=mine {word}")
         assert (code, out, err.count("\n")) == (1, "", 1)
-        assert err.startswith(
-            f"error: {word}: sweep.resume=mine goes on with that sweep's own settings (-m model=tiny "
-        )
+        assert err.startswith(f"error: {word}: sweep.resume=mine uses that sweep's own settings (-m model=tiny ")
     for line, told in {
         "sweep.resume=": "sweep.resume=: no such folder",
         "sweep.resume=nowhere": "sweep.resume=nowhere: no such folder",
         "sweep.resume=.": "sweep.resume=.: not the folder of a sweep (sweep.yaml is missing); give a sweep's",
-        "sweep.resume=mine/0": f"a run lies here; go on with it by resume={home}/mine/0",
-        "-m resume=mine/0 seed=1,2": "with a sweep goes on sweep.resume=",
+        "sweep.resume=mine/0": f"this is a run; resume it with resume={home}/mine/0",
+        "-m resume=mine/0 seed=1,2": "sweep.resume= resumes a sweep",
     }.items():
         code, _, err = sweep(line)
         assert (code, err.count("\n")) == (1, 1) and told in err, line
@@ -286,7 +206,7 @@ def test_a_password_in_what_was_typed_is_not_kept(sweep, home, monkeypatch):
     assert "track.uri=https://host:5" in kept and "secret" not in kept and "me:" not in kept
 
 
-# ----------------------------------------------------------------------------------------------------------- searches
+# -------------------------------------------------------------------------------------------------------------- searches
 SEARCH = "sweep=lr_search model=tiny track=off"
 
 
@@ -373,309 +293,3 @@ def test_a_sweep_of_range_tests_ends_in_their_suggestions(sweep, machine, monkey
         ["batch=32", "-", "-", "suggests lr 0.0123"],
         ["batch=64", "-", "-", "suggests lr 0.0247"],
     ]
-
-
-# ------------------------------------------------------------------------------------------------------------- MLflow
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture
-def client(uri):
-    return store.connect(uri)
-
-
-def family(client, out):
-    """(parent run, its children by name) of the sweep in `out`."""
-    parent = client.get_run(store.run_id(out, client.tracking_uri))
-    runs = client.search_runs([parent.info.experiment_id])
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    return parent, {run.info.run_name.partition("[")[2].rstrip("]"): run for run in children}
-
-
-@pytest.mark.usefixtures("machine")
-def test_a_sweep_is_one_parent_with_its_jobs_nested_under_it(sweep, client, uri, home):
-    line = f"-m model=tiny steps=2 eval=false track.uri={uri} batch=32,64 optim.lr=0.05,0.1 out=nested"
-    assert sweep(line)[0] == 0
-    parent, children = family(client, home / "nested")
-    assert parent.info.status == "FINISHED"
-    assert parent.info.run_name == "sweep nested" and parent.data.tags["sweep"] == "parent"
-    assert parent.data.params == {"batch": "32,64", "optim.lr": "0.05,0.1"}
-    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["summary.md"]
-    assert sorted(children) == [
-        "batch=32 optim.lr=0.05",
-        "batch=32 optim.lr=0.1",
-        "batch=64 optim.lr=0.05",
-        "batch=64 optim.lr=0.1",
-    ]
-    for name, run in children.items():
-        assert dict(word.split("=") for word in name.split()).items() <= run.data.params.items()
-        assert run.info.status == "FINISHED" and run.info.run_name.startswith("tiny sgd b")
-    # Again in the same folder: the same runs, none twice.
-    assert sweep(line)[0] == 0
-    again, same = family(client, home / "nested")
-    assert again.info.run_id == parent.info.run_id
-    assert {run.info.run_id for run in same.values()} == {run.info.run_id for run in children.values()}
-
-
-def test_jobs_that_die_are_closed_and_the_parent_failed(sweep, machine, client, uri, home):
-    machine.ends = {1: 1, 2: -9, 3: 143}
-    line = f"-m model=tiny steps=2 eval=false track.uri={uri} seed=1,2,3,4 out=dying"
-    assert sweep(line)[0] == 1
-    parent, children = family(client, home / "dying")
-    assert parent.info.status == "FAILED"
-    assert {name: run.info.status for name, run in children.items()} == {
-        "seed=1": "FINISHED",
-        "seed=2": "FAILED",
-        "seed=3": "KILLED",
-        "seed=4": "KILLED",
-    }
-
-
-def test_an_interrupted_sweep_leaves_no_parent_running(sweep, machine, client, uri, home):
-    machine.ends = {0: KeyboardInterrupt}
-    assert sweep(f"-m model=tiny steps=2 eval=false track.uri={uri} seed=1,2 out=stopped")[0] == cli.INTERRUPTED
-    assert family(client, home / "stopped")[0].info.status == "KILLED"
-
-
-@pytest.mark.usefixtures("machine")
-def test_a_refused_sweep_leaves_no_run_in_mlflow(sweep, client, uri, home):
-    line = f"-m model=tiny steps=2 eval=false track.uri={uri} out=refused"
-    assert sweep(f"{line} seed=1,2")[0] == 0
-    experiment = client.get_experiment_by_name("resnet").experiment_id
-    before = {run.info.run_id for run in client.search_runs([experiment])}
-    (home / "refused" / store.FILE).unlink()
-    assert sweep(f"{line} seed=1,3")[0] == 1
-    assert {run.info.run_id for run in client.search_runs([experiment])} == before
-
-
-@pytest.mark.usefixtures("machine")
-def test_a_store_in_trouble_costs_a_sweep_nothing_but_a_line(sweep, monkeypatch):
-    def away(*_words, **_more):
-        raise ConnectionError("no answer\nat all")
-
-    monkeypatch.setattr(store, "connect", away)
-    monkeypatch.setattr(tracker.Sender, "retry", lambda *_words: None)
-    code, out, err = sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=http://127.0.0.1:1 out=mine")
-    assert code == 0
-    assert len(rows(out)) == 2
-    assert err.splitlines()[0] == "MLflow: ConnectionError: no answer"
-
-
-# ---------------------------------------------------------------------------------------------------------- processes
-@pytest.fixture
-def python(tmp_path):
-    """`python("exit 3")`: a program that stands in for Python and does that, with the job's folder in $out."""
-
-    def make(script):
-        path = tmp_path / "python"
-        path.write_text(f'#!/bin/bash\nout=$3\necho "$$ $*" >>"{tmp_path}/calls"\n{script}\n')
-        path.chmod(0o755)
-        return str(path)
-
-    return make
-
-
-@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
-def test_a_job_is_a_fresh_process_and_its_end_is_known(python, tmp_path, monkeypatch, script, code):
-    monkeypatch.setattr(sys, "executable", python(script))
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    assert launch.process(tmp_path / "a job") == code
-    assert launch.process(tmp_path / "another") == code
-    first, second = (line.split(maxsplit=1) for line in (tmp_path / "calls").read_text().splitlines())
-    assert first[1] == f"-m resnet.rank {tmp_path}/a job" and second[1].endswith("another")
-    assert len({first[0], second[0], str(os.getpid())}) == 3
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
-
-
-DRIVER = """
-import signal, sys
-sys.executable = sys.argv.pop(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background would have it ignored
-from resnet import train
-train.main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("number", "to_all", "code", "told"),
-    [
-        (signal.SIGINT, True, 130, "INT"),  # as a terminal does it
-        (signal.SIGTERM, False, 143, "TERM"),
-        pytest.param(signal.SIGHUP, True, 129, "TERM", marks=pytest.mark.slow),
-    ],
-    ids=["Ctrl-C", "terminate", "hang-up"],
-)
-def test_a_signal_to_the_sweep_reaches_the_job_once_and_ends_the_sweep(python, tmp_path, number, to_all, code, told):
-    job = python(
-        "for name in INT TERM HUP; do trap \"echo $name >>'$out/heard'\" $name; done\n"
-        'touch "$out/up"; while ! [[ -s $out/heard ]]; do sleep 0.05; done; sleep 0.3; exit 143'
-    )
-    (tmp_path / "here").mkdir()
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, job, *PAIR.split()],
-        cwd=tmp_path / "here",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    first = tmp_path / "here" / "mine" / "0"
-    try:
-        deadline = time.monotonic() + 60
-        while not (first / "up").exists():
-            assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()
-            time.sleep(0.05)
-        (os.killpg if to_all else os.kill)(driver.pid, number)
-        out, err = driver.communicate(timeout=60)
-    finally:
-        driver.kill()
-    assert driver.returncode == code, err
-    assert (first / "heard").read_text().split() == [told]
-    assert not (first.parent / "1").exists() and len((tmp_path / "calls").read_text().splitlines()) == 1
-    assert "Traceback" not in err
-    assert [row[4] for row in rows(out)] == ["interrupted"]
-
-
-@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_while_a_job_is_being_started_reaches_it(monkeypatch, tmp_path, number, ends):
-    start, began = subprocess.Popen, time.monotonic()
-
-    def signalled(_command, **named):
-        child = start([sys.executable, "-c", "import time; time.sleep(120)"], **named)
-        os.kill(os.getpid(), number)  # before anybody knows of the child
-        return child
-
-    monkeypatch.setattr(subprocess, "Popen", signalled)
-    with pytest.raises(ends) as ended:
-        launch.process(tmp_path)
-    assert time.monotonic() - began < 60
-    assert number == signal.SIGINT or ended.value.code == 128 + number
-
-
-# ---------------------------------------------------------------------------------------------------------- for real
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """`real("-m ...")`: a finished process of the front end, and the (pid, command) of every Python that it started."""
-    folder = tmp_path_factory.mktemp("real")
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "with open(os.environ['PIDS'], 'a') as file:\n"
-        "    print(os.getpid(), os.getppid(), ' '.join(sys.orig_argv[1:]), file=file)\n"
-    )
-    (folder / "here").mkdir()
-
-    def run(line):
-        (folder / "pids").write_text("")
-        env = {**os.environ, "PYTHONPATH": str(folder / "site"), "PIDS": str(folder / "pids"), "TMPDIR": str(folder)}
-        env["XDG_CACHE_HOME"] = str(folder / "cache")
-        argv = [sys.executable, "-m", "resnet.train", *line.split()]
-        done = subprocess.run(argv, cwd=folder / "here", env=env, capture_output=True, text=True, timeout=280)
-        started = [text.split(maxsplit=2) for text in (folder / "pids").read_text().splitlines()]
-        return done, started
-
-    run.folder = folder / "here"
-    return run
-
-
-@pytest.fixture(scope="module")
-def one_fails(real):
-    """A sweep of two, whose second job goes to NaN, and what MLflow had of it when it had ended."""
-    done, started = real("-m model=tiny schedule=constant optim.lr=0.05,1e30 steps=3 eval=false out=mine")
-    client = store.connect(f"sqlite:///{real.folder}/mlflow.db")
-    parent, children = family(client, real.folder / "mine")
-    return SimpleNamespace(
-        done=done, started=started, client=client, parent=parent, children=children, folder=real.folder / "mine"
-    )
-
-
-def test_every_job_really_trains_in_a_process_of_its_own(one_fails):
-    parents = [words for words in one_fails.started if "resnet.train" in words[2]]
-    ranks = [words for words in one_fails.started if "resnet.rank" in words[2]]
-    assert len(parents) == 1 and len(ranks) == 2
-    assert len({pid for pid, _, _ in (*parents, *ranks)}) == 3
-    assert {parent for _, parent, _ in ranks} == {parents[0][0]}
-    made = result.read(one_fails.folder / "0")
-    assert (made["status"], made["steps"]) == ("finished", 3)
-    assert result.read(one_fails.folder / "1") is None
-
-
-def test_a_job_that_goes_to_nan_is_told_by_step_and_lr_and_the_sweep_fails(one_fails):
-    done = one_fails.done
-    assert done.returncode == 1
-    nan, last = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "the loss is nan at lr 1e+30" in nan and "optim.lr=1e+30" in nan
-    assert last == done.stderr.splitlines()[-1] and "job 1 (optim.lr=1e+30)" in last
-    assert "Traceback" not in done.stderr and "alembic" not in done.stderr.lower()
-    assert [row[4] for row in sorted(rows(done.stdout))] == ["finished", "failed"]
-
-
-def test_the_runs_of_a_real_sweep_are_nested_in_mlflow_with_their_ends(one_fails):
-    assert one_fails.parent.info.status == "FAILED"
-    assert one_fails.parent.data.params == {"optim.lr": "0.05,1e30"}  # as typed
-    assert {name: run.info.status for name, run in one_fails.children.items()} == {
-        "optim.lr=0.05": "FINISHED",
-        "optim.lr=1e+30": "FAILED",
-    }
-    finished = one_fails.children["optim.lr=0.05"].info.run_id
-    assert {"config.yaml", "result.json"} <= {file.path for file in one_fails.client.list_artifacts(finished)}
-
-
-def test_nothing_but_runs_and_the_store_is_left_where_it_was_typed(one_fails):
-    typed_in = one_fails.folder.parent
-    assert {path.name for path in typed_in.iterdir()} <= {"mine", "mlflow.db", "mlruns", ".mlflow.db.lock"}
-    assert not [path for path in typed_in.parent.iterdir() if path.name.startswith("resnet-sweep-")]
-
-
-@pytest.mark.slow
-def test_the_sweep_of_the_readme_ends_well_and_again_at_once(real):
-    line = "-m model=tiny batch=32,64 optim.lr=0.05,0.1 steps=2 eval=false out=grid"
-    done, started = real(line)
-    assert done.returncode == 0, done.stderr
-    assert len({pid for pid, _, _ in started}) == len(started) == 5
-    assert [row[4] for row in rows(done.stdout)] == ["finished"] * 4
-    client = store.connect(f"sqlite:///{real.folder}/mlflow.db")
-    parent, children = family(client, real.folder / "grid")
-    assert parent.info.status == "FINISHED" and len(children) == 4
-    began = time.monotonic()
-    done, _ = real(line)
-    assert done.returncode == 0 and done.stdout.count("finished already") == 4
-    assert time.monotonic() - began < 60
-    assert len(family(client, real.folder / "grid")[1]) == 4
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_the_job_and_the_same_command_goes_on(real):
-    """The whole of it: a signal, a checkpoint, a status in MLflow, and the rest of the sweep on the next start."""
-    line = (
-        "-m model=tiny schedule=constant optim.lr=0.05,0.1 steps=4000 eval=false save_every_steps=4000 out=interrupted"
-    )
-    folder = real.folder / "interrupted"
-    argv = [sys.executable, "-c", DRIVER, sys.executable, *line.split()]
-    driver = subprocess.Popen(argv, cwd=real.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "0" / "metrics.jsonl").exists() or not (folder / "0" / "metrics.jsonl").read_text():
-            assert driver.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(3)
-        driver.send_signal(signal.SIGINT)
-        _, err = driver.communicate(timeout=120)
-    finally:
-        driver.kill()
-    assert driver.returncode == 130, err
-    assert "stopped by a signal; saved" in err
-    client = store.connect(f"sqlite:///{real.folder}/mlflow.db")
-    parent, children = family(client, folder)
-    assert parent.info.status == "KILLED"
-    assert {name: run.info.status for name, run in children.items()} == {"optim.lr=0.05": "KILLED"}
-    (saved,) = (folder / "0" / "checkpoints").iterdir()
-    step = int(saved.name.rpartition("-")[2])
-    assert 0 < step < 4000
-    done, _ = real(line.replace("steps=4000 eval", f"steps={step + 2} eval"))
-    assert done.returncode == 0, done.stderr
-    assert f"resuming at step {step:,}" in done.stdout
-    assert result.read(folder / "0")["steps"] == result.read(folder / "1")["steps"] == step + 2

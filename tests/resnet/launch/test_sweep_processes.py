@@ -1,0 +1,321 @@
+"""Sweeps in MLflow, and in real processes: what is left of jobs that fail or are stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from sweep_runs import PAIR, family, rows
+
+from resnet import cli
+from resnet.launch import sweep as launch
+from resnet.rundir import result
+from resnet.track import store, tracker
+
+
+# ---------------------------------------------------------------------------------------------------------------- MLflow
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def client(uri):
+    return store.connect(uri)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_sweep_is_one_parent_with_its_jobs_nested_under_it(sweep, client, uri, home):
+    line = f"-m model=tiny steps=2 eval=false track.uri={uri} batch=32,64 optim.lr=0.05,0.1 out=nested"
+    assert sweep(line)[0] == 0
+    parent, children = family(client, home / "nested")
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "sweep nested" and parent.data.tags["sweep"] == "parent"
+    assert parent.data.params == {"batch": "32,64", "optim.lr": "0.05,0.1"}
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["summary.md"]
+    assert sorted(children) == [
+        "batch=32 optim.lr=0.05",
+        "batch=32 optim.lr=0.1",
+        "batch=64 optim.lr=0.05",
+        "batch=64 optim.lr=0.1",
+    ]
+    for name, run in children.items():
+        assert dict(word.split("=") for word in name.split()).items() <= run.data.params.items()
+        assert run.info.status == "FINISHED" and run.info.run_name.startswith("tiny sgd b")
+    # Again in the same folder: the same runs, none twice.
+    assert sweep(line)[0] == 0
+    again, same = family(client, home / "nested")
+    assert again.info.run_id == parent.info.run_id
+    assert {run.info.run_id for run in same.values()} == {run.info.run_id for run in children.values()}
+
+
+def test_jobs_that_die_are_closed_and_the_parent_failed(sweep, machine, client, uri, home):
+    machine.ends = {1: 1, 2: -9, 3: 143}
+    line = f"-m model=tiny steps=2 eval=false track.uri={uri} seed=1,2,3,4 out=dying"
+    assert sweep(line)[0] == 1
+    parent, children = family(client, home / "dying")
+    assert parent.info.status == "FAILED"
+    assert {name: run.info.status for name, run in children.items()} == {
+        "seed=1": "FINISHED",
+        "seed=2": "FAILED",
+        "seed=3": "KILLED",
+        "seed=4": "KILLED",
+    }
+
+
+def test_an_interrupted_sweep_leaves_no_parent_running(sweep, machine, client, uri, home):
+    machine.ends = {0: KeyboardInterrupt}
+    assert sweep(f"-m model=tiny steps=2 eval=false track.uri={uri} seed=1,2 out=stopped")[0] == cli.INTERRUPTED
+    assert family(client, home / "stopped")[0].info.status == "KILLED"
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_refused_sweep_leaves_no_run_in_mlflow(sweep, client, uri, home):
+    line = f"-m model=tiny steps=2 eval=false track.uri={uri} out=refused"
+    assert sweep(f"{line} seed=1,2")[0] == 0
+    experiment = client.get_experiment_by_name("resnet").experiment_id
+    before = {run.info.run_id for run in client.search_runs([experiment])}
+    (home / "refused" / store.FILE).unlink()
+    assert sweep(f"{line} seed=1,3")[0] == 1
+    assert {run.info.run_id for run in client.search_runs([experiment])} == before
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_store_in_trouble_costs_a_sweep_nothing_but_a_line(sweep, monkeypatch):
+    def away(*_words, **_more):
+        raise ConnectionError("no answer\nat all")
+
+    monkeypatch.setattr(store, "connect", away)
+    monkeypatch.setattr(tracker.Sender, "retry", lambda *_words: None)
+    code, out, err = sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=http://127.0.0.1:1 out=mine")
+    assert code == 0
+    assert len(rows(out)) == 2
+    assert err.splitlines()[0] == "MLflow: ConnectionError: no answer"
+
+
+# ------------------------------------------------------------------------------------------------------------- processes
+@pytest.fixture
+def python(tmp_path):
+    """`python("exit 3")`: a program that stands in for Python and does that, with the job's folder in $out."""
+
+    def make(script):
+        path = tmp_path / "python"
+        path.write_text(f'#!/bin/bash\nout=$3\necho "$$ $*" >>"{tmp_path}/calls"\n{script}\n')
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
+def test_a_job_is_a_fresh_process_and_its_end_is_known(python, tmp_path, monkeypatch, script, code):
+    monkeypatch.setattr(sys, "executable", python(script))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert launch.process(tmp_path / "a job") == code
+    assert launch.process(tmp_path / "another") == code
+    first, second = (line.split(maxsplit=1) for line in (tmp_path / "calls").read_text().splitlines())
+    assert first[1] == f"-m resnet.rank {tmp_path}/a job" and second[1].endswith("another")
+    assert len({first[0], second[0], str(os.getpid())}) == 3
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+DRIVER = """
+import signal, sys
+sys.executable = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background would have it ignored
+from resnet import train
+train.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "to_all", "code", "told"),
+    [
+        (signal.SIGINT, True, 130, "INT"),  # as a terminal does it
+        (signal.SIGTERM, False, 143, "TERM"),
+        pytest.param(signal.SIGHUP, True, 129, "TERM", marks=pytest.mark.slow),
+    ],
+    ids=["Ctrl-C", "terminate", "hang-up"],
+)
+def test_a_signal_to_the_sweep_reaches_the_job_once_and_ends_the_sweep(python, tmp_path, number, to_all, code, told):
+    job = python(
+        "for name in INT TERM HUP; do trap \"echo $name >>'$out/heard'\" $name; done\n"
+        'touch "$out/up"; while ! [[ -s $out/heard ]]; do sleep 0.05; done; sleep 0.3; exit 143'
+    )
+    (tmp_path / "here").mkdir()
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, job, *PAIR.split()],
+        cwd=tmp_path / "here",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    first = tmp_path / "here" / "mine" / "0"
+    try:
+        deadline = time.monotonic() + 60
+        while not (first / "up").exists():
+            assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()
+            time.sleep(0.05)
+        (os.killpg if to_all else os.kill)(driver.pid, number)
+        out, err = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+    assert driver.returncode == code, err
+    assert (first / "heard").read_text().split() == [told]
+    assert not (first.parent / "1").exists() and len((tmp_path / "calls").read_text().splitlines()) == 1
+    assert "Traceback" not in err
+    assert [row[4] for row in rows(out)] == ["interrupted"]
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_a_job_is_being_started_reaches_it(monkeypatch, tmp_path, number, ends):
+    start, began = subprocess.Popen, time.monotonic()
+
+    def signalled(_command, **named):
+        child = start([sys.executable, "-c", "import time; time.sleep(120)"], **named)
+        os.kill(os.getpid(), number)  # before anybody knows of the child
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", signalled)
+    with pytest.raises(ends) as ended:
+        launch.process(tmp_path)
+    assert time.monotonic() - began < 60
+    assert number == signal.SIGINT or ended.value.code == 128 + number
+
+
+# -------------------------------------------------------------------------------------------------------------- for real
+def run_really(folder, line):
+    """A finished process of the front end, and (pid, its parent's, command) of every Python that it started."""
+    (folder / "site").mkdir(exist_ok=True)
+    (folder / "site" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "with open(os.environ['PIDS'], 'a') as file:\n"
+        "    print(os.getpid(), os.getppid(), ' '.join(sys.orig_argv[1:]), file=file)\n"
+    )
+    (folder / "here").mkdir(exist_ok=True)
+    (folder / "pids").write_text("")
+    env = {**os.environ, "PYTHONPATH": str(folder / "site"), "PIDS": str(folder / "pids"), "TMPDIR": str(folder)}
+    env["XDG_CACHE_HOME"] = str(folder / "cache")
+    argv = [sys.executable, "-m", "resnet.train", *line.split()]
+    done = subprocess.run(argv, cwd=folder / "here", env=env, capture_output=True, text=True, timeout=280)
+    return done, [text.split(maxsplit=2) for text in (folder / "pids").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one_fails(shared):
+    """A sweep of two, whose second job goes to NaN, and what MLflow had of it when it had ended."""
+    with shared("a real sweep") as folder:
+        if not (folder / "end.json").exists():
+            done, started = run_really(
+                folder, "-m model=tiny schedule=constant optim.lr=0.05,1e30 steps=3 eval=false out=mine"
+            )
+            (folder / "end.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr, started]))
+        code, out, err, started = json.loads((folder / "end.json").read_text())
+    here = folder / "here"
+    client = store.connect(f"sqlite:///{here}/mlflow.db")
+    parent, children = family(client, here / "mine")
+    return SimpleNamespace(
+        code=code,
+        out=out,
+        err=err,
+        started=started,
+        client=client,
+        parent=parent,
+        children=children,
+        folder=here / "mine",
+    )
+
+
+def test_every_job_really_trains_in_a_process_of_its_own(one_fails):
+    parents = [words for words in one_fails.started if "resnet.train" in words[2]]
+    ranks = [words for words in one_fails.started if "resnet.rank" in words[2]]
+    assert len(parents) == 1 and len(ranks) == 2
+    assert len({pid for pid, _, _ in (*parents, *ranks)}) == 3
+    assert {parent for _, parent, _ in ranks} == {parents[0][0]}
+    made = result.read(one_fails.folder / "0")
+    assert (made["status"], made["steps"]) == ("finished", 3)
+    assert result.read(one_fails.folder / "1") is None
+
+
+def test_a_job_that_goes_to_nan_is_told_by_step_and_lr_and_the_sweep_fails(one_fails):
+    assert one_fails.code == 1
+    nan, last = (line for line in one_fails.err.splitlines() if line.startswith("error: "))
+    assert "the loss is nan at lr 1e+30" in nan and "optim.lr=1e+30" in nan
+    assert last == one_fails.err.splitlines()[-1] and "job 1 (optim.lr=1e+30)" in last
+    assert "Traceback" not in one_fails.err and "alembic" not in one_fails.err.lower()
+    assert [row[4] for row in sorted(rows(one_fails.out))] == ["finished", "failed"]
+
+
+def test_the_runs_of_a_real_sweep_are_nested_in_mlflow_with_their_ends(one_fails):
+    assert one_fails.parent.info.status == "FAILED"
+    assert one_fails.parent.data.params == {"optim.lr": "0.05,1e30"}  # as typed
+    assert {name: run.info.status for name, run in one_fails.children.items()} == {
+        "optim.lr=0.05": "FINISHED",
+        "optim.lr=1e+30": "FAILED",
+    }
+    finished = one_fails.children["optim.lr=0.05"].info.run_id
+    assert {"config.yaml", "result.json"} <= {file.path for file in one_fails.client.list_artifacts(finished)}
+
+
+def test_nothing_but_runs_and_the_store_is_left_where_it_was_typed(one_fails):
+    typed_in = one_fails.folder.parent
+    assert {path.name for path in typed_in.iterdir()} <= {"mine", "mlflow.db", "mlruns", ".mlflow.db.lock"}
+    assert not [path for path in typed_in.parent.iterdir() if path.name.startswith("resnet-sweep-")]
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_readme_ends_well_and_again_at_once(tmp_path):
+    line = "-m model=tiny batch=32,64 optim.lr=0.05,0.1 steps=2 eval=false out=grid"
+    done, started = run_really(tmp_path, line)
+    assert done.returncode == 0, done.stderr
+    assert len({pid for pid, _, _ in started}) == len(started) == 5
+    assert [row[4] for row in rows(done.stdout)] == ["finished"] * 4
+    client = store.connect(f"sqlite:///{tmp_path}/here/mlflow.db")
+    parent, children = family(client, tmp_path / "here" / "grid")
+    assert parent.info.status == "FINISHED" and len(children) == 4
+    began = time.monotonic()
+    done, _ = run_really(tmp_path, line)
+    assert done.returncode == 0 and done.stdout.count("finished already") == 4
+    assert time.monotonic() - began < 60
+    assert len(family(client, tmp_path / "here" / "grid")[1]) == 4
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_job_and_the_same_command_goes_on(tmp_path):
+    """The whole of it: a signal, a checkpoint, a status in MLflow, and the rest of the sweep on the next start."""
+    line = (
+        "-m model=tiny schedule=constant optim.lr=0.05,0.1 steps=4000 eval=false save_every_steps=4000 out=interrupted"
+    )
+    folder = tmp_path / "here" / "interrupted"
+    folder.parent.mkdir()
+    argv = [sys.executable, "-c", DRIVER, sys.executable, *line.split()]
+    driver = subprocess.Popen(argv, cwd=folder.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "0" / "metrics.jsonl").exists() or not (folder / "0" / "metrics.jsonl").read_text():
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(3)
+        driver.send_signal(signal.SIGINT)
+        _, err = driver.communicate(timeout=120)
+    finally:
+        driver.kill()
+    assert driver.returncode == 130, err
+    assert "stopped by a signal; saved" in err
+    client = store.connect(f"sqlite:///{tmp_path}/here/mlflow.db")
+    parent, children = family(client, folder)
+    assert parent.info.status == "KILLED"
+    assert {name: run.info.status for name, run in children.items()} == {"optim.lr=0.05": "KILLED"}
+    (saved,) = (folder / "0" / "checkpoints").iterdir()
+    step = int(saved.name.rpartition("-")[2])
+    assert 0 < step < 4000
+    done, _ = run_really(tmp_path, line.replace("steps=4000 eval", f"steps={step + 2} eval"))
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at step {step:,}" in done.stdout
+    assert result.read(folder / "0")["steps"] == result.read(folder / "1")["steps"] == step + 2
