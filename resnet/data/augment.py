@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +21,7 @@ def mix_ratios(alpha: float, seed: int, steps: Iterable[int]) -> NDArray[np.floa
     return np.array([random.beta(alpha, alpha) if alpha else 1.0 for random in generators], np.float32)
 
 
-def prepare_images(images: Any, flip: Any, mean: list[float], std: list[float]) -> Any:
+def prepare_images(images: tf.Tensor, flip: tf.Tensor | None, mean: list[float], std: list[float]) -> tf.Tensor:
     """Mirror where `flip` (bool [B], or None), then (x - mean) / std. uint8 [B, S, S, 3] -> float32."""
     if flip is not None:
         images = tf.where(flip[:, None, None, None], tf.reverse(images, [2]), images)
@@ -34,13 +33,13 @@ def prepare_images(images: Any, flip: Any, mean: list[float], std: list[float]) 
     return tf.reshape(rows, tf.shape(images))
 
 
-def mix_up(images: Any, targets: Any, ratio: Any) -> tuple[Any, Any]:
+def mix_up(images: tf.Tensor, targets: tf.Tensor, ratio: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Each image with its opposite in the batch: ratio * x + (1 - ratio) * reversed x, and the targets likewise.
 
     images [B, S, S, 3] and targets [B, classes] float32, ratio a float32 scalar.
     """
 
-    def mixed(x: Any) -> Any:
+    def mixed(x: tf.Tensor) -> tf.Tensor:
         return ratio * x + (1 - ratio) * tf.reverse(x, [0])
 
     return mixed(images), mixed(targets)

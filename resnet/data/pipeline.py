@@ -8,8 +8,8 @@ Resuming at step s is a slice of that order: nothing is read or decoded only to 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -28,6 +28,7 @@ FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
 }
+Parse = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]  # chunk of records, keys -> images, labels, ...
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -40,7 +41,7 @@ def train(
     ranks: int = 1,
     size: int | None = None,
     parts: int = 1,
-) -> Any:
+) -> tf.data.Dataset:
     """Endless batches of this rank from global step `step` on, `parts` of them per step.
 
     A batch is (images uint8 [B, S, S, 3], labels int32 [B] in 0..classes-1, flip bool [B]), B = batch / ranks / parts. S is
@@ -60,12 +61,12 @@ def train(
         images = shards.permutation(seed, int(number), count)[positions]
         return images, int(number) * count + images
 
-    def epoch_of(number: Any) -> Any:
+    def epoch_of(number: tf.Tensor) -> tf.Tensor:
         pair = tf.numpy_function(plan, [number], (tf.int64, tf.int64))
         images, keys = (tf.ensure_shape(part, [None]) for part in pair)
         return tf.data.Dataset.from_tensor_slices((images, keys))
 
-    def decode(encoded: Any, label: Any, key: Any, _intact: Any) -> Any:
+    def decode(encoded: tf.Tensor, label: tf.Tensor, key: tf.Tensor, _intact: tf.Tensor) -> tf.Tensor:
         draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
         image = random_crop(encoded, draws[:-1], settings, side)
         return image, label, (draws[-1] < 0.5) & settings.flip
@@ -75,7 +76,7 @@ def train(
     return finalize(dataset.batch(batch // ranks // parts, drop_remainder=True))
 
 
-def read(numbers: Any, source: Source, reader: Reader | None) -> Any:
+def read(numbers: tf.data.Dataset, source: Source, reader: Reader | None) -> tf.data.Dataset:
     """Dataset of (record number, key) -> Dataset of (image, label int32 from 0, key, intact), in the same order.
 
     The image is encoded, a string; with data.cache=decoded it is uint8 [H, W, 3]. `intact` is False where another record
@@ -102,7 +103,7 @@ def read(numbers: Any, source: Source, reader: Reader | None) -> Any:
             raise source.error
         return (labels - 1).astype(np.int32)
 
-    def parse(chunk: Any, keys: Any) -> Any:
+    def parse(chunk: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         records = tf.numpy_function(read_chunk, [chunk], (tf.string, tf.bool))
         data, intact = (tf.ensure_shape(part, [None]) for part in records)
         example = tf.io.parse_example(data, FEATURES)
@@ -119,11 +120,11 @@ def read(numbers: Any, source: Source, reader: Reader | None) -> Any:
     return numbers.map(cached(parse), tf.data.AUTOTUNE)
 
 
-def cached(parse: Callable[[Any, Any], tuple[Any, ...]]) -> Callable[[Any, Any], tuple[Any, ...]]:
+def cached(parse: Parse) -> Parse:
     """(number, key) -> what read() has, with the pixels of every decoded image kept in memory."""
-    cache: dict[int, tuple[Any, Any, Any]] = {}
+    cache: dict[int, tuple[tf.Tensor, tf.Tensor, tf.Tensor]] = {}
 
-    def pixels_of(number: Any) -> tuple[Any, Any, Any]:
+    def pixels_of(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if int(number) not in cache:
             one, label, _, intact = parse(tf.constant([number]), tf.constant([number]))
             jpeg_shape(one[0])
@@ -131,7 +132,7 @@ def cached(parse: Callable[[Any, Any], tuple[Any, ...]]) -> Callable[[Any, Any],
             cache[int(number)] = image.numpy(), label[0].numpy(), intact[0].numpy()
         return cache[int(number)]
 
-    def one(number: Any, key: Any) -> tuple[Any, ...]:
+    def one(number: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image, label, intact = tf.numpy_function(pixels_of, [number], (tf.uint8, tf.int32, tf.bool))
         return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, []), key, tf.ensure_shape(intact, [])
 
@@ -164,7 +165,7 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) ->
     for reader in (source.train_reader, source.val_reader):
         if reader is None:
             return None
-        numbers: Any = range(len(reader.records))
+        numbers: Iterable[int] = range(len(reader.records))
         if reader is source.train_reader:
             epoch, first = divmod(step, max(1, len(reader.records) // batch))
             numbers = shards.permutation(seed, epoch, len(reader.records))[first * batch : (first + steps) * batch]
@@ -179,7 +180,7 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) ->
     return None
 
 
-def jpeg_shape(jpeg: Any) -> Any:
+def jpeg_shape(jpeg: tf.Tensor) -> tf.Tensor:
     """int32 [H, W, C] from the header of a JPEG. Fails for PNG, which decode_jpeg accepts, and for more than MAX_PIXELS."""
     shape = tf.image.extract_jpeg_shape(jpeg)
     sides = tf.cast(shape[:2], tf.float32)
@@ -189,7 +190,7 @@ def jpeg_shape(jpeg: Any) -> Any:
         return tf.identity(shape)
 
 
-def random_crop(image: Any, draws: Any, settings: Records, size: int) -> Any:
+def random_crop(image: tf.Tensor, draws: tf.Tensor, settings: Records, size: int) -> tf.Tensor:
     """Random resized crop of a JPEG (of which only the crop is decoded) or of uint8 [H, W, 3] -> uint8 [size, size, 3].
 
     `draws` are 4 * TRIES uniforms in [0, 1).
@@ -203,12 +204,12 @@ def random_crop(image: Any, draws: Any, settings: Records, size: int) -> Any:
     return to_uint8(resize(image, [size] * 2), size)
 
 
-def resize(image: Any, size: Any) -> Any:
+def resize(image: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
     """Bilinear, uint8 [H, W, 3] -> float32 of `size`. Casting first is faster: only the float kernel is vectorised."""
     return tf.image.resize(tf.cast(image, tf.float32), size)
 
 
-def crop_box(height: Any, width: Any, draws: Any, min_area: float, max_aspect: float) -> Any:
+def crop_box(height: tf.Tensor, width: tf.Tensor, draws: tf.Tensor, min_area: float, max_aspect: float) -> tf.Tensor:
     """[top, left, height, width] int32 of torchvision's RandomResizedCrop for an image of int32 `height` and `width`.
 
     Area uniform in [min_area, 1], aspect log-uniform in [1/max_aspect, max_aspect]; the first of the tries that fits, else
@@ -227,13 +228,13 @@ def crop_box(height: Any, width: Any, draws: Any, min_area: float, max_aspect: f
     return tf.cast(tf.where(tf.reduce_any(fits), tries[tf.argmax(fits)], centre), tf.int32)
 
 
-def to_uint8(image: Any, size: int) -> Any:
+def to_uint8(image: tf.Tensor, size: int) -> tf.Tensor:
     """Float pixels in 0..255 to the nearest uint8, [size, size, 3]."""
     return tf.ensure_shape(tf.cast(image + 0.5, tf.uint8), [size, size, 3])
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluation
-def evaluation(source: Source, batch: int, steps: int | None = None, rank: int = 0, ranks: int = 1) -> Any:
+def evaluation(source: Source, batch: int, steps: int | None = None, rank: int = 0, ranks: int = 1) -> tf.data.Dataset:
     """Every image once over all ranks: image i belongs to rank i % ranks.
 
     A batch is (images uint8 [batch, S, S, 3], labels int32 [batch], mask float32 [batch]); the last is padded with images
@@ -248,10 +249,10 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
     settings = source.settings
     assert isinstance(settings, Records)
 
-    def decode(image: Any, label: Any, _key: Any, intact: Any) -> Any:
+    def decode(image: tf.Tensor, label: tf.Tensor, _key: tf.Tensor, intact: tf.Tensor) -> tf.Tensor:
         return centre_crop(image, settings), label, tf.cast(intact, tf.float32)
 
-    def pad(*parts: Any) -> Any:
+    def pad(*parts: tf.Tensor) -> tf.Tensor:
         missing = batch - tf.shape(parts[1])[0]
         padded = (tf.pad(part, [[0, missing]] + [[0, 0]] * (len(part.shape) - 1)) for part in parts)
         return tuple(tf.ensure_shape(part, [batch, *part.shape[1:]]) for part in padded)
@@ -262,7 +263,7 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
     return finalize(dataset.map(pad, tf.data.AUTOTUNE))
 
 
-def centre_crop(image: Any, settings: Records) -> Any:
+def centre_crop(image: tf.Tensor, settings: Records) -> tf.Tensor:
     """Short side of a JPEG or of uint8 [H, W, 3] to eval_resize keeping the aspect, then the centre: uint8 [S, S, 3]."""
     if image.dtype == tf.string:
         with tf.control_dependencies([jpeg_shape(image)]):
@@ -276,14 +277,14 @@ def centre_crop(image: Any, settings: Records) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------------------ both
-def finalize(dataset: Any) -> Any:
+def finalize(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The same order whatever the number of threads, with batches prefetched."""
     options = tf.data.Options()
     options.deterministic = True
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
-def synthetic(source: Source, batch: int, seed: int, rank: int, size: int) -> Any:
+def synthetic(source: Source, batch: int, seed: int, rank: int, size: int) -> tf.data.Dataset:
     """The same random batch for ever."""
     random = np.random.Generator(np.random.Philox(key=np.array([seed, rank], np.uint64)))
     images = random.integers(0, 256, [batch, size, size, 3], np.uint8)

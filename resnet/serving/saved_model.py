@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -12,7 +11,7 @@ from resnet.data.augment import prepare_images
 from resnet.data.pipeline import centre_crop
 
 
-def write(network: Any, data: Data, names: list[str] | None, path: Path) -> None:
+def write(network: tf.keras.Model, data: Data, names: list[str] | None, path: Path) -> None:
     """The SavedModel; attributes: the network's variables `weights`, the classes' names `names`.
 
     `cropped` preprocesses pixels [H, W, 3] as evaluation does, to [S, S, 3].
@@ -20,12 +19,12 @@ def write(network: Any, data: Data, names: list[str] | None, path: Path) -> None
     size = data.image_size
 
     @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.float32, "images")])
-    def probabilities(images: Any) -> dict[str, Any]:
+    def probabilities(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = network(prepare_images(images, None, data.mean, data.std), training=False)
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
     @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8, "images")])
-    def probabilities_of_uint8(images: Any) -> dict[str, Any]:
+    def probabilities_of_uint8(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return probabilities(tf.cast(images, tf.float32))
 
     module = tf.Module()
@@ -38,7 +37,7 @@ def write(network: Any, data: Data, names: list[str] | None, path: Path) -> None
         module.cropped = tf.function(lambda image: centre_crop(image, data), [tf.TensorSpec([None, None, 3], tf.uint8)])
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
-        def probabilities_of_jpegs(encoded: Any) -> dict[str, Any]:
+        def probabilities_of_jpegs(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
             return probabilities_of_uint8(
                 tf.map_fn(lambda one: centre_crop(one, data), encoded, fn_output_signature=cropped)
             )
