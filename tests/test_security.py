@@ -187,7 +187,7 @@ def checkout(tmp_path):
     (folder / "launch" / "setup.sh").write_text("#!/usr/bin/env bash\nexit 0\n")
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(RECORDER.format(python=sys.executable))
+    python.write_text(RECORDER.format(python=os.path.realpath(sys.executable))  # whose path has no space, as a shebang wants)
     python.chmod(0o755)
     return folder
 
@@ -237,7 +237,7 @@ def test_an_environment_is_made_in_a_folder_of_any_name(tmp_path, checkout):
     base.write_text(f"""#!/usr/bin/env bash
 if [[ $1 == -c ]]; then printf 'py311 %s\\n' "$0"; exit; fi
 if [[ $2 == venv ]]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
-{sys.executable} -I -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@" >>"$RECORD"
+'{sys.executable}' -I -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@" >>"$RECORD"
 """)
     base.chmod(0o755)
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": str(base), "RECORD": str(tmp_path / "record")}

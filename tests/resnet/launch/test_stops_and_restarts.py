@@ -185,7 +185,7 @@ def test_the_real_horovodrun(pair, tmp_path):
         assert told in err
     assert [process.returncode for process in processes] == [1, 1, 0]
     assert result.read(tmp_path / "real-2")["steps"] == 2
-    assert "bin/horovodrun " in (tmp_path / "real-0" / "logs" / "starter.log").read_text()
+    assert "bin/horovodrun" in (tmp_path / "real-0" / "logs" / "starter.log").read_text()
 
 
 GLOO = """
