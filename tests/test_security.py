@@ -187,7 +187,7 @@ def checkout(tmp_path):
     (folder / "launch" / "setup.sh").write_text("#!/usr/bin/env bash\nexit 0\n")
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(RECORDER.format(python=os.path.realpath(sys.executable))  # whose path has no space, as a shebang wants)
+    python.write_text(RECORDER.format(python=Path(sys.executable).resolve()))  # a shebang takes no path with a space
     python.chmod(0o755)
     return folder
 
