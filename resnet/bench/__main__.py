@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[type[Knobs], Callable[[Any, Result], None]]] = {
 
 
 def help_text() -> str:
-    lines = ["Measure this suite beside something else: python -m resnet.bench COMMAND knob=value ..."]
+    lines = ["Benchmark this suite against other implementations: python -m resnet.bench COMMAND knob=value ..."]
     for command, (kind, _) in COMMANDS.items():
         lines += ["", f"{command:<8} {kind.__doc__}", *cli.help_lines(kind, list(cli.hints(kind)))]
     return "\n".join(lines)

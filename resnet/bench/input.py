@@ -1,4 +1,4 @@
-"""How fast images are read, against the pipeline everybody writes first and the part nobody can leave out."""
+"""Input pipelines: this suite's against a naive tf.data pipeline, and against JPEG decoding alone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PHOTOS = 64  # different ones
 
 @dataclass(kw_only=True)
 class Input(Knobs):
-    """how fast images are read, against the pipeline everybody writes first and the part nobody can leave out"""
+    """input pipelines: this suite's against a naive tf.data pipeline, and against JPEG decoding alone"""
 
-    dir: str | None = knob(None, "shards to measure as well, such as your own data.dir")
-    images: int = knob(512, "read by each pipeline in a round")
-    cores: int = knob(1, "to run on")
-    batch: int = knob(64, "images to a batch")
+    dir: str | None = knob(None, "also measure these shards, such as your own data.dir")
+    images: int = knob(512, "images that each pipeline reads per round")
+    cores: int = knob(1, "number of cores")
+    batch: int = knob(64, "images per batch")
 
     def __post_init__(self) -> None:
         super().__post_init__()

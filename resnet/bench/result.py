@@ -19,7 +19,7 @@ HEAD = "what", "ours", "theirs", "against", "ratio", "of the limit"
 
 @dataclass(kw_only=True)
 class Knobs(Settings):
-    rounds: int = knob(5, "interleaved; medians over them")
+    rounds: int = knob(5, "interleaved rounds; results are medians")
     out: str | None = knob(None, "folder for the result as JSON and Markdown")
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class Knobs(Settings):
 class NetworkKnobs(Knobs):
     model: str = knob("resnet50", "network")
     dtype: Literal["bf16", "fp32"] = knob("bf16", "arithmetic")
-    batch: int = knob(32, "images a step")
+    batch: int = knob(32, "images per step")
     size: int = knob(224, "side of the images, pixels")
 
     def __post_init__(self) -> None:

@@ -17,12 +17,12 @@ from resnet.cli import knob
 
 @dataclass(kw_only=True)
 class Scaling(NetworkKnobs):
-    """ranks on one core each against one rank on one core, same images a rank: efficiency"""
+    """scaling efficiency: ranks on one core each against one rank, with the same local batch"""
 
-    ranks: int = knob(2, "so many, each on a core of its own")
-    batch: int = knob(8, "images a rank")
+    ranks: int = knob(2, "number of ranks, each on its own core")
+    batch: int = knob(8, "images per rank")
     size: int = knob(160, "side of the images, pixels")
-    steps: int = knob(20, "of each training; the first is not counted")
+    steps: int = knob(20, "steps of each training; the first is not counted")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,11 +32,13 @@ matrix products of 1024, 2048 and 4096 in the same arithmetic, measured in the s
 
 @dataclass(kw_only=True)
 class Step(NetworkKnobs):
-    """the train step against keras.applications with model.fit, timm on PyTorch, and itself without LARS, EMA and tracking"""
+    """the train step against keras.applications with model.fit, timm on PyTorch, and itself with other options"""
 
-    steps: int = knob(10, "of each side in a round, after one to warm up")
-    against: str = knob("keras,timm,onednn,lars,all", "sides, with commas between; all: our step with EMA and tracking")
-    torch_python: str | None = knob(None, "Python that has torch and timm; timm is left out without")
+    steps: int = knob(10, "steps of each side per round, after one to warm up")
+    against: str = knob(
+        "keras,timm,onednn,lars,all", "what to compare with, separated by commas; all: our step with EMA and tracking"
+    )
+    torch_python: str | None = knob(None, "Python with torch and timm; without it timm is skipped")
 
     def __post_init__(self) -> None:
         super().__post_init__()

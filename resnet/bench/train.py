@@ -36,11 +36,11 @@ of steps; the pair is the stretch after it, with all that is written meanwhile, 
 
 @dataclass(kw_only=True)
 class Train(NetworkKnobs):
-    """a whole training on JPEG shards against the ideal of its parts; evaluation against forward passes; what checkpoints cost"""
+    """a whole training on JPEG shards against its parts; evaluation against forward passes; the cost of checkpoints"""
 
-    steps: int = knob(50, "of each training; the first is not counted")
-    eval_steps: int = knob(20, "batches of each evaluation")
-    stretch: int = knob(10, "steps beside a checkpoint, and as many without")
+    steps: int = knob(50, "steps of each training; the first is not counted")
+    eval_steps: int = knob(20, "batches per evaluation")
+    stretch: int = knob(10, "steps with a checkpoint, and as many without")
 
     def __post_init__(self) -> None:
         super().__post_init__()
