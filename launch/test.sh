@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests. Arguments go to pytest, which sees them from the checkout: test.sh tests/test_schedule.py -k warm
+# Runs the tests. Arguments go to pytest, which sees them from the checkout: test.sh tests/resnet/optim/test_schedule.py -k warm
 set -euo pipefail
 checkout=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
