@@ -17,6 +17,7 @@ FREE = (
     "eval",
     "eval_steps",
     "eval_every_epochs",
+    "eval_offset_epochs",
     "stop_at_top1",
     "log_every_steps",
     "save_every_steps",

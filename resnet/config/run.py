@@ -46,6 +46,7 @@ class Run(Settings):
     eval: bool = True
     eval_steps: int | None = None  # evaluate on so many batches only
     eval_every_epochs: float = 1.0
+    eval_offset_epochs: float = 0.0  # the first evaluation is after this epoch; 0: after eval_every_epochs
     stop_at_top1: float | None = None  # stop when an evaluation reaches this, in 0..1
     log_every_steps: int = 50
     save_every_steps: int | None = None  # null: after every epoch
@@ -79,7 +80,7 @@ class Run(Settings):
         pair = steps is None or (len(steps) == 2 and 1 <= steps[0] <= steps[1])
         self.check("profile_steps", pair, "give the first step and the last, counted from 1, such as [10,20]")
         self.check_at_least(0, "label_smoothing", below=1)
-        self.check_at_least(0, "mixup")
+        self.check_at_least(0, "mixup", "eval_offset_epochs")
         self.check("seed", 0 <= self.seed < 2**31, "must be at least 0 and below 2^31")
         self.check("stop_at_top1", goal is None or 0 < goal <= 1, "is a share of the images, such as 0.759")
         way_out = "only an evaluation can tell, and eval=false; use eval=true"

@@ -108,6 +108,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     eval_every: int | None  # None: never
+    eval_first: int  # step of the first evaluation, from which eval_every counts
     save_every: int
     log_every: int
     loop: int  # steps in one graph call
@@ -118,14 +119,22 @@ class Plan:
 
     def next_call(self, step: int) -> tuple[int, int]:
         """(first step, one past the last) of the next graph call: to an evaluation, a save, an EMA update or a crop size."""
-        ends = [self.total_steps, step + self.loop, next_multiple(step, self.save_every)]
-        ends += [next_multiple(step, every) for every in (self.eval_every, self.average_every) if every]
+        ends = [self.next_evaluation(step), step + self.loop, next_multiple(step, self.save_every)]
+        ends += [next_multiple(step, self.average_every)] if self.average_every else []
         epochs = range(next_multiple(step, self.steps_per_epoch), min(ends), self.steps_per_epoch)
         ends += [end for end in epochs if self.size(end) != self.size(step)][:1]
         return step, min(ends)
 
     def evaluates(self, step: int) -> bool:
-        return self.eval_every is not None and (step % self.eval_every == 0 or step == self.total_steps)
+        since = step - self.eval_first
+        return self.eval_every is not None and (since % self.eval_every == 0 <= since or step == self.total_steps)
+
+    def next_evaluation(self, step: int) -> int:
+        """The first step above `step` that evaluates; the end of a run that never does."""
+        if self.eval_every is None:
+            return self.total_steps
+        since = max(0, next_multiple(step - self.eval_first, self.eval_every))
+        return min(self.total_steps, self.eval_first + since)
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is due; the weights of every evaluation are saved."""
@@ -163,10 +172,12 @@ def plan(run: Run, train_images: int) -> Plan:
     total = max(1, total if run.steps is None else min(total, run.steps))
     if run.profile_steps and run.profile_steps[1] > total:
         raise UserError(f"profile_steps={run.profile_steps}: the run ends after {total} steps; profile earlier ones")
+    every = max(1, round(run.eval_every_epochs * per_epoch))
     return Plan(
         steps_per_epoch=per_epoch,
         total_steps=total,
-        eval_every=max(1, round(run.eval_every_epochs * per_epoch)) if run.eval else None,
+        eval_every=every if run.eval else None,
+        eval_first=max(1, round(run.eval_offset_epochs * per_epoch)) if run.eval_offset_epochs else every,
         save_every=run.save_every_steps or per_epoch,
         log_every=run.log_every_steps,
         loop=run.steps_per_loop,

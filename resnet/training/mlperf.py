@@ -21,7 +21,7 @@ from resnet.config.optim import Lars
 from resnet.config.run import Run
 from resnet.config.schedule import Horizon, Polynomial
 from resnet.distributed.ranks import Ranks
-from resnet.optim.schedule import Plan, next_multiple
+from resnet.optim.schedule import Plan
 
 FILE = "mlperf.log"
 TARGET = 0.759  # top-1 to reach
@@ -50,6 +50,7 @@ CLOSED: dict[str, tuple[Any, ...]] = {
     "init": (None,),
     "eval": (True,),
     "eval_every_epochs": (4,),
+    "eval_offset_epochs": (0, 1, 2, 3),
     "stop_at_top1": (None, TARGET),
 }
 CROPS = {"data.min_area": (0.05,), "data.max_aspect": (4 / 3,), "data.eval_resize": (256,), "data.flip": (True,)}
@@ -161,8 +162,7 @@ class Log:
     def training(self, step: int) -> None:
         """After `step` updates: start MLPerf's block, which ends with an evaluation, unless one has started."""
         if self.block is None:
-            every, total = self.plan.eval_every, self.plan.total_steps
-            until = min(total, next_multiple(step, every)) if every else total
+            until = self.plan.next_evaluation(step)
             self.block = step // self.plan.steps_per_epoch + 1
             self.put("block_start", first_epoch_num=self.block, epoch_count=self.epochs(until - step))
 

@@ -220,7 +220,9 @@ def test_evaluations_are_at_their_multiples_and_at_the_end():
     assert [done for done in range(1, 9) if plan.evaluates(done)] == [2, 4, 6, 8]
     plan = schedule.plan(run(epochs=1, eval_every_epochs=0.001), 30)
     assert [done for done in range(1, 4) if plan.evaluates(done)] == [1, 2, 3]
-    plan = schedule.plan(run(epochs=4.5, eval=False), 100)
+    plan = schedule.plan(run(epochs=4.5, eval_every_epochs=2, eval_offset_epochs=0.5), 100)
+    assert [done for done in range(1, 46) if plan.evaluates(done)] == [5, 25, 45]
+    plan = schedule.plan(run(epochs=4.5, eval=False, eval_offset_epochs=1), 100)
     assert not any(plan.evaluates(done) for done in range(1, 46))
 
 

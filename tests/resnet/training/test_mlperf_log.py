@@ -80,31 +80,35 @@ def test_the_log_has_the_run_s_own_figures(run_of):
     assert curve(warm * per_epoch + fall / 2) == pytest.approx(1e-4 + (lr - 1e-4) / 4)
 
 
-def test_blocks_and_evaluations_count_epochs_from_one(run_of):
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_blocks_and_evaluations_count_epochs_from_one(run_of, offset):
     run = run_of(*REFERENCE, *LARS, "epochs=38", "stop_at_top1=null")
-    play(run)
+    run.eval_offset_epochs = float(offset)
+    assert play(run)[1] == []  # closed
     metadata = [
         (line["key"], {k: v for k, v in line["metadata"].items() if k not in ("file", "lineno")})
         for line in entries(run)
     ]
     blocks = [data for key, data in metadata if key == "block_start"]
-    assert blocks == [{"first_epoch_num": first, "epoch_count": min(4, 39 - first)} for first in range(1, 39, 4)]
-    assert [data for key, data in metadata if key == "block_stop"] == [
-        {"first_epoch_num": first} for first in range(1, 39, 4)
+    ends = [*range(offset or 4, 38, 4), 38]
+    starts = [1, *(end + 1 for end in ends[:-1])]
+    assert blocks == [
+        {"first_epoch_num": first, "epoch_count": end + 1 - first} for first, end in zip(starts, ends, strict=True)
     ]
+    assert [data["first_epoch_num"] for key, data in metadata if key == "block_stop"] == starts
     scores = [
         (data["epoch_num"], line["value"])
         for (key, data), line in zip(metadata, entries(run), strict=True)
         if key == "eval_accuracy"
     ]
-    assert scores == [(epoch, rising(epoch)) for epoch in (*range(4, 38, 4), 38)]
+    assert scores == [(epoch, rising(epoch)) for epoch in ends]
     assert all(isinstance(epoch, int) for epoch, _ in scores)
     order = [key for key, _ in metadata if key.startswith(("block", "eval_st", "run", "init"))]
     assert order == [
         "init_start",
         "init_stop",
         "run_start",
-        *10 * ["block_start", "eval_start", "eval_stop", "block_stop"],
+        *len(ends) * ["block_start", "eval_start", "eval_stop", "block_stop"],
         "run_stop",
     ]
 
