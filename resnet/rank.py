@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from resnet import UserError, cli, rundir
+from resnet.config import topology
 from resnet.launch import rank_status, slurm
 
 HOLD_S = 60.0  # for rank 0 to end, before another rank ends with a status that has rank 0 killed
@@ -35,7 +36,7 @@ def main() -> int:
 def run_rank(out: Path) -> int:
     """Be one rank; the exit status of the training."""
     slurm.export_horovod_env()
-    rank = rank_status.rank_from_env()
+    rank = topology.process_rank()
     rank_status.redirect(out, rank)
     rank_status.register(out, rank)
     faulthandler.enable()  # a crash leaves a stack in the log

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from resnet import UserError, files
-from resnet.config import track
+from resnet.config import topology, track
 
 
 def linear_lr(one_server: float, several: float | None = None, *, _root_: DictConfig) -> float:
@@ -23,8 +23,7 @@ def linear_lr(one_server: float, several: float | None = None, *, _root_: DictCo
 
     The published SGD recipe has another rate on several servers; there is one server until `cluster` says otherwise.
     """
-    servers = len(_root_.cluster.get("hosts") or [None])
-    rate = one_server if several is None or servers == 1 else several
+    rate = one_server if several is None or topology.host_count(_root_.cluster) == 1 else several
     return float(rate) * int(_root_.batch) / 256
 
 
@@ -76,6 +75,7 @@ def scratch() -> str:
 ALL: dict[str, Callable[..., object]] = {  # by their names in option files
     "linear_lr": linear_lr,
     "lars_row": lars_row,
+    "slurm_tasks": topology.allocated_tasks,
     "must_be_given": require,
     "tracking_server": tracking_server,
     "counted_classes": counted_classes,

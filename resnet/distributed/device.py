@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import random
 from contextlib import AbstractContextManager
@@ -12,6 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from resnet import UserError
+from resnet.config import topology
 from resnet.config.cluster import Cluster, Device
 from resnet.config.dtype import Dtype, Policy
 from resnet.distributed import gaudi
@@ -37,7 +37,7 @@ def init(cluster: Cluster, dtype: Dtype) -> Ranks:
             name = f"{cpu_name()}, {threads} threads"
         case Device.gpu:
             gpus = tf.config.list_physical_devices("GPU")
-            if len(gpus) == 1 and "SLURM_PROCID" in os.environ:
+            if len(gpus) == 1 and topology.srun_local_rank():
                 local, locals_ = 0, 1  # srun --gpus-per-task=1 shows each rank its own
             if len(gpus) < locals_:
                 raise UserError(

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from resnet import UserError
+from resnet.config import topology
 from resnet.config.cluster import Cluster
 from resnet.config.dtype import Dtype, Policy
 from resnet.config.run import Run
@@ -89,7 +90,7 @@ def load() -> str:
     """
     from habana_frameworks.tensorflow import load_habana_module
 
-    if "SLURM_LOCALID" in os.environ and "OMPI_COMM_WORLD_LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("HLS_MODULE_ID", os.environ["SLURM_LOCALID"])
+    if local := topology.srun_local_rank():
+        os.environ.setdefault("HLS_MODULE_ID", local)
     load_habana_module()
     return kinds()[0].capitalize()

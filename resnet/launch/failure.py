@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet.config import fingerprint
+from resnet.config import fingerprint, topology
 from resnet.config.run import Run
-from resnet.launch import launchers, rank_status
+from resnet.launch import rank_status
 from resnet.launch.rank_status import RankStatus
 from resnet.rundir import result
 
@@ -93,7 +93,7 @@ def _first_failure(attempt: Observation) -> Outcome | None:
         if own[0].kind == "user":
             return Outcome(line=error, user_error=True)
         return _rank(attempt, own[0], "failed", error)
-    launcher, cluster = launchers.launcher_for(attempt.run.cluster), attempt.run.cluster
+    launcher, cluster = topology.launcher_for(attempt.run.cluster), attempt.run.cluster
     output = "\n".join(attempt.output.strip().splitlines()[-TAIL_LINES:])
     tail = f" and ends with:\n{output}" if output else ""
     log = f"log is {rank_status.folder(attempt.out)}/starter.log"
@@ -128,7 +128,7 @@ def _silent_rank(
     if waited or attempt.exited_at.get(first.rank, 0.0) > earliest + 2:
         how = "stood still while the others waited for it, and had to be killed: was it stopped or frozen?"
         return _rank(attempt, first, how)
-    alone = launchers.launcher_for(attempt.run.cluster) is None
+    alone = topology.launcher_for(attempt.run.cluster) is None
     how = _exits(attempt).get(first.rank) or (_describe(attempt.exit_status) if alone else "")
     text = attempt.log(first.rank)
     traces = list(TRACE.finditer(text))

@@ -24,6 +24,7 @@ import psutil
 from resnet import UserError, files
 from resnet.config.cluster import Cluster, Device, Starter
 from resnet.config.run import Run
+from resnet.config.topology import allocated_nodes, hosts, in_allocation, launcher_for, ranks_per_host, started_by
 from resnet.distributed import gaudi
 
 PROGRAM = ("-m", "resnet.rank")  # a rank's program; then come the run's folder and --rank
@@ -49,20 +50,6 @@ MARKS = {"gloo": b"HOROVOD_GLOO_RENDEZVOUS_ADDR", "mpi": b"MPI_Init_thread"}
 def needed(cluster: Cluster) -> bool:
     """Whether the run is trained by child processes rather than by this one."""
     return cluster.ranks > 1 or bool(cluster.hosts) or cluster.max_restarts > 0
-
-
-def launcher_for(cluster: Cluster) -> Starter | None:
-    """The program that starts the ranks; None for one rank on this host, which needs none."""
-    if cluster.ranks == 1 and not cluster.hosts:
-        return None
-    if cluster.starter is None and "SLURM_JOB_ID" in os.environ and not cluster.hosts:
-        return Starter.srun
-    return cluster.starter or (Starter.mpirun if cluster.device is Device.hpu else Starter.horovodrun)
-
-
-def hosts(cluster: Cluster) -> dict[str, int]:
-    """Ranks on each host that cluster.hosts names."""
-    return {name: int(ranks) for name, _, ranks in (host.rpartition(":") for host in cluster.hosts)}
 
 
 def reachable(host: str, cluster: Cluster) -> str:
@@ -102,7 +89,7 @@ def command(run: Run, out: Path) -> list[str]:
             words = ["--allow-run-as-root", "-np", str(cluster.ranks), *binding(cluster), "--merge-stderr-to-stdout"]
             words += [*named, *(word for name in forwarded(run) for word in ("-x", name))]
         case Starter.srun:
-            nodes, cores = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")), os.environ.get("SLURM_CPUS_PER_TASK")
+            nodes, cores = allocated_nodes(), os.environ.get("SLURM_CPUS_PER_TASK")
             even = cluster.ranks % nodes == 0
             words = [f"--ntasks={cluster.ranks}", *([f"--ntasks-per-node={cluster.ranks // nodes}"] if even else [])]
             words += [f"--cpus-per-task={cores}"] if cores else []  # since Slurm 22.05 not taken from the allocation
@@ -114,8 +101,7 @@ def binding(cluster: Cluster) -> list[str]:
     """mpirun's options that divide the cores of a host among its ranks; all hosts are assumed to be like this one, if named."""
     if cluster.hosts and not any(map(is_local, hosts(cluster))):
         return ["--bind-to", "none", "--map-by", "slot"]
-    ranks = max(hosts(cluster).values(), default=cluster.ranks)
-    share = (psutil.cpu_count(logical=False) or 1) // ranks
+    share = (psutil.cpu_count(logical=False) or 1) // ranks_per_host(cluster)
     if share == 0:
         return ["--oversubscribe", "--bind-to", "none"]
     return ["--bind-to", "core", "--map-by", f"socket:PE={share}"]
@@ -159,7 +145,8 @@ def dry_run_text(run: Run, out: Path) -> str:
 def check(run: Run) -> None:
     """Raise UserError for what keeps the ranks from being started."""
     cluster, launcher = run.cluster, launcher_for(run.cluster)
-    here = sum(ranks for host, ranks in hosts(cluster).items() if is_local(host)) if cluster.hosts else cluster.ranks
+    named_here = sum(ranks for host, ranks in hosts(cluster).items() if is_local(host))
+    here = named_here if cluster.hosts else ranks_per_host(cluster)
     if cluster.device is Device.hpu and here and launcher is not Starter.srun:
         gaudi.check(cluster, run.dtype, here)
     if launcher is None:
@@ -186,15 +173,13 @@ def check(run: Run) -> None:
 
 def refuse_if_nested(cluster: Cluster) -> None:
     """Raise UserError if a launcher has started several processes like this one, or srun cannot be used."""
-    in_step = os.environ.get("SLURM_STEP_ID", "").isdigit()
-    for variable, program in (INSIDE | ({"SLURM_STEP_NUM_TASKS": "srun"} if in_step else {})).items():
-        ranks = os.environ.get(variable, "")
-        if ranks.isdigit() and int(ranks) > 1:
-            raise UserError(
-                f"{variable}={ranks}: {program} has started this, and a run starts its ranks by itself; call it once, "
-                f"without {program}, with cluster=cpu2, gpu8, hls1, hls1x4, slurm or cluster.ranks={ranks}"
-            )
-    if cluster.starter is Starter.srun and "SLURM_JOB_ID" not in os.environ:
+    if started := started_by():
+        program, variable, ranks = started
+        raise UserError(
+            f"{variable}={ranks}: {program} has started this, and a run starts its ranks by itself; call it once, "
+            f"without {program}, with cluster=cpu2, gpu8, hls1, hls1x4, slurm or cluster.ranks={ranks}"
+        )
+    if cluster.starter is Starter.srun and not in_allocation():
         raise UserError(
             "cluster.starter=srun: not inside a Slurm allocation; call it in one (sbatch, salloc), or use "
             "cluster.starter=horovodrun"

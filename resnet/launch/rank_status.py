@@ -15,10 +15,8 @@ from pathlib import Path
 import psutil
 
 from resnet import files
+from resnet.config import topology
 
-# Where a launcher tells a process its rank: the innermost one first, because Slurm tells the shell of a batch job too.
-RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-HOST = ("HOROVOD_HOSTNAME", "SLURMD_NODENAME")  # the host, by the name that its launcher has for it
 # Errors of a rank whose peer has died (Horovod 0.27 and 0.28, Gloo, MPI).
 PEER_ERRORS = re.compile(
     "Horovod has been shut down|HorovodInternalError|gloo/transport|[Cc]onnection (reset|closed) by peer|[Bb]roken pipe"
@@ -87,16 +85,10 @@ def read_all(out: Path) -> list[RankStatus]:
     return sorted(filter(None, map(read, folder(out).glob("rank-*.json"))), key=lambda status: status.rank)
 
 
-def rank_from_env() -> int:
-    """This process's rank, from the environment; 0 without a launcher."""
-    return next((int(os.environ[name]) for name in RANK if name in os.environ), 0)
-
-
 def register(out: Path, rank: int) -> None:
     """Report that this process is `rank`, and runs."""
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
-    machine = socket.gethostname()
-    host = next((os.environ[name] for name in HOST if os.environ.get(name, "localhost") != "localhost"), machine)
+    host, machine = topology.process_host(), socket.gethostname()
     write(out, RankStatus(rank, os.getpid(), host, machine, job and step and f"{job}.{step}", "running", time.time()))
 
 

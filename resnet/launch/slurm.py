@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 import psutil
 
 from resnet.config.cluster import Cluster
+from resnet.config.topology import allocated_nodes, tasks_per_node
 from resnet.launch import launchers
 
 
@@ -46,7 +46,7 @@ def rendezvous(cluster: Cluster) -> Iterator[dict[str, str]]:
 
 def own_address() -> str:
     """The address of this host at which the other nodes of the Slurm allocation reach it."""
-    if os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+    if allocated_nodes() == 1:
         return "127.0.0.1"
     words = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -84,9 +84,3 @@ def export_horovod_env() -> None:
         HOROVOD_CROSS_SIZE=str(len(peers)),
         HOROVOD_GLOO_IFACE=interfaces.get(address, ""),
     )
-
-
-def tasks_per_node(text: str) -> list[int]:
-    """Slurm's `2(x3),1` as [2, 2, 2, 1]."""
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(count) for count, times in parts for _ in range(int(times or 1))]

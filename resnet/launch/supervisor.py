@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from resnet import UserError, cli, rundir
+from resnet import UserError, cli, files, rundir
+from resnet.config import topology
 from resnet.config.cluster import Starter
 from resnet.config.run import Run
 from resnet.config.track import Mlflow, error_line
@@ -138,7 +139,7 @@ class Attempt:
     def __init__(self, run: Run, out: Path, relay: cli.SignalRelay) -> None:
         self.run, self.out, self.relay = run, out, relay
         self.size = run.cluster.ranks
-        self.launcher = launchers.launcher_for(run.cluster)
+        self.launcher = topology.launcher_for(run.cluster)
         self.process: subprocess.Popen[bytes]  # the launcher, or the one rank
         self.started_at = time.monotonic()
         self.polled_at = -1.0
@@ -180,7 +181,7 @@ class Attempt:
 
     def refresh(self, folder: Path) -> None:
         """Touch a folder: NFS shows what other hosts put there up to a minute later otherwise."""
-        if self.run.cluster.hosts or self.launcher is Starter.srun:
+        if self.run.cluster.hosts or self.launcher is Starter.srun or topology.host_count(self.run.cluster) > 1:
             os.utime(folder)
 
     def overdue(self) -> bool:

@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from resnet import UserError, files, rundir
-from resnet.config import compose, errors, fingerprint
+from resnet.config import compose, errors
 from resnet.config.dtype import Policy
 from resnet.config.model import Block, Model
 from resnet.config.optim import Lars, Sgd

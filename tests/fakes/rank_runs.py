@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import resnet.training
 from resnet import UserError, cli, rank
-from resnet.config import fingerprint
+from resnet.config import fingerprint, topology
 from resnet.launch import rank_status
 from resnet.rundir import result
 
@@ -28,11 +28,11 @@ def others_end(out):  # by their own word, or killed
     while True:
         time.sleep(0.05)
         for record in rank_status.read_all(out):
-            if record.rank != rank_status.rank_from_env() and (not record.running or not Path(f"/proc/{record.pid}").exists()):
+            if record.rank != topology.process_rank() and (not record.running or not Path(f"/proc/{record.pid}").exists()):
                 return
 
 def body(run, out, on_stall):
-    number = rank_status.rank_from_env()
+    number = topology.process_rank()
     deed, *words = json.loads(os.environ["DEED"])[number].split("|")
     def starts_of(other):
         file = out / f"starts-{other}"

@@ -1,12 +1,14 @@
 """What option files ask for: the rows of LARS, and the learning rate that goes with the batch."""
 
 import dataclasses
+import os
 
 import pytest
 from omegaconf import OmegaConf
 
-from resnet import UserError
-from resnet.config import fingerprint, resolvers
+from resnet import UserError, rundir
+from resnet.config import fingerprint, resolvers, topology
+from resnet.config.cluster import Cluster, Starter
 from resnet.config.optim import LarsRow
 from resnet.config.schedule import Cosine, Polynomial
 
@@ -96,19 +98,85 @@ def test_a_batch_that_no_row_holds_is_refused_by_name(frozen):
 
 
 # -------------------------------------------------------------------------------------------------------- optim=sgd
+@pytest.fixture
+def lr_of(monkeypatch):
+    """`lr_of(hosts=[...])`: SGD's rate for 4096 images on such a cluster, where no launcher has set anything."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMI_", "PRTE_", "HOROVOD_"))]:
+        monkeypatch.delenv(name)
+
+    def rate(**cluster):
+        slots = [int(host.rpartition(":")[2]) for host in cluster.get("hosts", [])]
+        node = OmegaConf.structured(Cluster("x", **{"ranks": sum(slots) or 1, **cluster}))
+        return resolvers.linear_lr(0.128, 0.1, _root_=OmegaConf.create({"batch": 4096, "cluster": node}))
+
+    return rate
+
+
 @pytest.mark.parametrize("batch", [1, 64, 256, 2048, 8192])
 def test_sgd_has_0_128_per_256_images_on_one_server(frozen, batch):
     assert frozen(f"batch={batch}").optim.lr == pytest.approx(0.128 * batch / 256, rel=1e-12)
 
 
-def test_sgd_has_0_1_per_256_images_on_several_servers():
-    def lr(**cluster):
-        return resolvers.linear_lr(0.128, 0.1, _root_=OmegaConf.create({"batch": 4096, "cluster": cluster}))
-
-    assert lr() == pytest.approx(2.048)
-    assert lr(hosts=["a"]) == pytest.approx(2.048)
-    assert lr(hosts=["a", "b"]) == pytest.approx(1.6)
+def test_sgd_has_0_1_per_256_images_on_several_servers(lr_of):
+    assert lr_of() == lr_of(hosts=["a:8"]) == pytest.approx(2.048)
+    assert lr_of(hosts=["a:4", "b:4"]) == pytest.approx(1.6)
     assert resolvers.linear_lr(0.256, _root_=OmegaConf.create({"batch": 1024, "cluster": {}})) == pytest.approx(1.024)
+
+
+ALLOCATION = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "32", "SLURM_NNODES": "4", "SLURM_TASKS_PER_NODE": "8(x4)"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks", "starter", "servers"),
+    [
+        (ALLOCATION, 32, None, 4),
+        (ALLOCATION, 32, Starter.srun, 4),
+        (ALLOCATION, 2, None, 2),  # srun uses no more nodes than it has tasks
+        (ALLOCATION, 1, None, 1),  # in this process
+        (ALLOCATION, 32, Starter.horovodrun, 1),  # without -H on this host
+        (ALLOCATION, 9, Starter.mpirun, 2),  # fills one node after the other
+        (ALLOCATION, 8, Starter.mpirun, 1),
+        ({**ALLOCATION, "SLURM_NNODES": "1"}, 32, None, 1),
+        ({}, 32, None, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "32", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, 32, None, 4),
+        ({"PMI_SIZE": "32", "MPI_LOCALNRANKS": "32"}, 32, None, 1),
+        ({"HOROVOD_SIZE": "8", "HOROVOD_LOCAL_SIZE": "4"}, 8, None, 2),
+    ],
+)
+def test_servers_are_counted_however_the_ranks_are_started(lr_of, monkeypatch, environment, ranks, starter, servers):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert lr_of(ranks=ranks, starter=starter) == pytest.approx(2.048 if servers == 1 else 1.6)
+    assert topology.host_count(Cluster("x", ranks=ranks, starter=starter)) == servers
+
+
+def test_the_hosts_of_a_default_host_file_are_counted(lr_of, monkeypatch, tmp_path):
+    (tmp_path / "hosts").write_text("# the operator's\nworker-0 slots=8\nworker-1 slots=8\nworker-2 slots=8\n")
+    monkeypatch.setenv("OMPI_MCA_orte_default_hostfile", str(tmp_path / "hosts"))
+    assert lr_of(ranks=16, starter=Starter.mpirun) == pytest.approx(1.6)
+    assert topology.ranks_per_host(Cluster("x", ranks=16, starter=Starter.mpirun)) == 8
+
+
+def test_a_run_under_slurm_keeps_its_rate_where_slurm_is_not(frozen, monkeypatch, tmp_path):
+    """The line of issue 17; ranks, and a run that is resumed, read config.yaml."""
+    for name, value in ALLOCATION.items():
+        monkeypatch.setenv(name, value)
+    run = frozen("cluster=slurm", "batch=8192")
+    assert run.cluster.ranks == 32 and run.optim.lr == pytest.approx(3.2)
+    rundir.save(run, tmp_path)
+    for name in ALLOCATION:
+        monkeypatch.delenv(name)
+    assert rundir.load(tmp_path).optim.lr == run.optim.lr
+
+
+@pytest.mark.parametrize(
+    ("environment", "tasks"),
+    [({}, 1), ({"SLURM_NTASKS": "5"}, 5), ({"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "4"}, 32)],
+)
+def test_cluster_slurm_has_a_rank_for_each_task(frozen, monkeypatch, environment, tasks):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert frozen("cluster=slurm", f"batch={tasks}").cluster.ranks == tasks
 
 
 def test_the_lr_follows_the_batch_of_a_recipe_too(recipe):

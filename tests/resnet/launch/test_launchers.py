@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from resnet import UserError
+from resnet.config import topology
 from resnet.config.cluster import Cluster, Device, Starter
 from resnet.launch import launchers, slurm
 
@@ -343,7 +344,7 @@ def test_ssh_takes_the_options_that_mpirun_was_given_for_it(monkeypatch):
     ("text", "counts"), [("4", [4]), ("2(x3)", [2, 2, 2]), ("2(x2),1", [2, 2, 1]), ("1,2(x2)", [1, 2, 2])]
 )
 def test_slurms_tasks_per_node(text, counts):
-    assert slurm.tasks_per_node(text) == counts
+    assert topology.tasks_per_node(text) == counts
 
 
 def test_a_task_of_slurm_becomes_a_rank_of_gloo(monkeypatch):

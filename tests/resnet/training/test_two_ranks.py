@@ -29,12 +29,12 @@ sys.path.insert(0, {str(Path(fake_step.__file__).parent)!r})
 import small_network
 from fake_step import nan_ratios
 from resnet import UserError, rundir
+from resnet.config import topology
 from resnet.data import augment
-from resnet.launch import rank_status
 from resnet.model import resnet
 from resnet.training.loop import train
 resnet.build = small_network.build
-plain, rank = augment.mix_ratios, rank_status.rank_from_env()
+plain, rank = augment.mix_ratios, topology.process_rank()
 for out in map(Path, sys.argv[1:]):
     augment.mix_ratios = nan_ratios([6], 1) if rank == 1 and out.name != "range" else plain
     try:
