@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -18,6 +19,10 @@ class Starter(Enum):
     horovodrun = "horovodrun"  # Gloo; ssh to other hosts
     mpirun = "mpirun"  # Open MPI
     srun = "srun"  # Slurm, inside an allocation
+
+
+# A name or IPv4 address, with a user before it if need be: what ssh and mpirun would take for an option is none.
+HOST = re.compile(r"(\w[\w.-]*@)?\w[\w.-]*", re.ASCII)
 
 
 @dataclass
@@ -43,7 +48,7 @@ class Cluster(Settings):
         self.check_above(0, "ranks", "gradient_accumulation", "start_s", "stall_s")
         self.check_at_least(0, "max_restarts")
         split = [host.rpartition(":") for host in self.hosts]
-        valid = all(host and slots.isdigit() for host, _, slots in split)
+        valid = all(HOST.fullmatch(host) and slots.isdecimal() for host, _, slots in split)
         self.check("hosts", valid and len(set(self.hosts)) == len(self.hosts), "must be like [a:2,b:2]")
         places = sum(int(slots) for _, _, slots in split)
         self.check("ranks", not split or places == self.ranks, f"cluster.hosts={self.hosts} has places for {places}")

@@ -27,7 +27,12 @@ from resnet.config.run import Run
 from resnet.config.topology import allocated_nodes, hosts, in_allocation, launcher_for, ranks_per_host, started_by
 from resnet.distributed import gaudi
 
-PROGRAM = ("-m", "resnet.rank")  # a rank's program; then come the run's folder and --rank
+# A rank's program; then come the run's folder and --rank. With PYTHONSAFEPATH, which Python 3.10 does not know, the working
+# folder, which a sweep's file may name, is no place of packages.
+SAFE_PATH = (
+    "import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module('resnet.rank', run_name='__main__')"
+)
+PROGRAM = ("-m", "resnet.rank") if sys.version_info >= (3, 11) else ("-c", SAFE_PATH)
 ROOT = files.HERE.parent
 
 # Variables that ranks on other hosts need too, by their beginnings; mpirun forwards none by itself, Slurm and horovodrun all.
@@ -115,11 +120,16 @@ def device_environment(run: Run) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in values.items()}
 
 
-def environment(run: Run) -> dict[str, str]:
-    """The environment variables of ranks beside those of this process."""
+def python_environment() -> dict[str, str]:
+    """The environment variables with which a child finds this package, and none in the working folder."""
     installed = ROOT.name in ("site-packages", "dist-packages")
     paths = os.pathsep.join(filter(None, ["" if installed else str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONUNBUFFERED": "1", **({"PYTHONPATH": paths} if paths else {}), **device_environment(run)}
+    return {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": paths} if paths else {})}
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The environment variables of ranks beside those of this process."""
+    return {"PYTHONUNBUFFERED": "1", **python_environment(), **device_environment(run)}
 
 
 def forwarded(run: Run) -> list[str]:
@@ -206,7 +216,7 @@ def ssh(host: str, words: list[str], cluster: Cluster, timeout_s: float) -> list
     """The command that runs `words` on another host, with the options that mpirun was given for it."""
     extra = os.environ.get(SSH_WORDS, "") if launcher_for(cluster) is Starter.mpirun else ""
     limits = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, math.ceil(timeout_s))}"]
-    return ["ssh", *limits, *shlex.split(extra), host, shlex.join(words)]
+    return ["ssh", *limits, *shlex.split(extra), "--", host, shlex.join(words)]
 
 
 def check_hosts(cluster: Cluster) -> None:

@@ -38,7 +38,7 @@ from resnet.config.track import Mlflow, Track
 from resnet.launch import launchers, supervisor
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.launch.sweep_argv import RESUME, resume_argv, save_argv
-from resnet.rundir import result
+from resnet.rundir import lock, result
 from resnet.track import provenance, store
 
 open_sweeps: list[SubprocessLauncher] = []  # the sweep of this process, once it has a folder
@@ -88,6 +88,9 @@ class SubprocessLauncher(Launcher):
         jobs = [self.compose(list(words), number) for number, words in enumerate(job_overrides, initial_job_idx)]
         for job in jobs:
             rundir.check_folder(job.run, job.out)
+            if (job.out / lock.FILE).exists():
+                with lock.hold(job.out):  # the job of a sweep that was killed may still be training
+                    pass
             if self.searches and (job.run.lr_find or not job.run.eval):
                 knob = "lr_find=true" if job.run.lr_find else "eval=false"
                 raise UserError(
@@ -177,8 +180,9 @@ class SubprocessLauncher(Launcher):
 
 def process(out: Path) -> int:
     """Train the run of `out` in a fresh process; its exit status, negative for a signal. After a signal the sweep ends too."""
+    env = {**os.environ, **launchers.python_environment()}
     with cli.SignalRelay() as relay:
-        code = relay.run([sys.executable, "-m", "resnet.rank", str(out)])
+        code = relay.run([sys.executable, *launchers.PROGRAM, str(out)], env)
     if relay.received:
         raise KeyboardInterrupt if signal.SIGINT in relay.received else SystemExit(128 + relay.received[0])
     return code

@@ -1,4 +1,8 @@
-"""The command line of a sweep, kept in <out>/sweep.yaml, from which `sweep.resume=<out>` resumes."""
+"""The command line of a sweep, kept in <out>/sweep.yaml, from which `sweep.resume=<out>` resumes.
+
+The file may be a stranger's: its words are data. Of Hydra's own settings, which can name code to call, only a search's counts
+are taken, and nothing is imported from its working folder.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,29 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
+from hydra.errors import HydraException
 
 from resnet import UserError, files
-from resnet.config import fingerprint
+from resnet.config import fingerprint, help
+from resnet.config.compose import INTERPOLATION
+from resnet.config.run import VARIANTS, Run
 
 FILE = "sweep.yaml"  # in a sweep's folder: the command line, and where it was typed
 RESUME = "sweep.resume"
+FLAGS = ("-m", "--multirun")
+GROUPS = (*VARIANTS, "recipe", "sweep", "hydra/sweeper", "hydra/sweeper/sampler")
+OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # the name of an option of a group: no path that leads elsewhere
+SEARCH = re.compile(
+    r"hydra/sweeper(/sampler)?|hydra\.mode|"
+    r"hydra\.sweeper\.(n_trials|n_jobs|max_batch_size|direction|sampler\.(seed|n_startup_trials))"
+)
 
 
 def save_argv(out: Path) -> None:
@@ -38,18 +55,23 @@ def resume_argv(words: list[str]) -> list[str]:
     if not folders[-1] or not out.is_dir():
         raise UserError(f"{shown}: no such folder; give that of a sweep, which was shown when the sweep ended")
     before, folder = read_argv(out, shown)
-    more = [word for word in words if word not in before and not word.startswith((f"{RESUME}=", "-m", "--multirun"))]
+    more = [word for word in words if word not in before and not word.startswith((f"{RESUME}=", *FLAGS))]
     for word in more:
         if not fingerprint.may_change_on_resume(knob_of(word)) or knob_of(word) in ("out", "resume", "recipe"):
             raise UserError(
                 f"{word}: {shown} uses that sweep's own settings ({shlex.join(before)}); only what does not move "
                 "the weights may change, such as steps, cluster.* and track.*. For another sweep leave it out"
             )
-    try:
-        os.chdir(folder)  # where relative paths mean what they meant
-    except OSError as error:
-        raise UserError(f"{shown}: the sweep was started in {folder}, which is not there ({error.strerror})") from error
     same = [word for word in before if knob_of(word) not in {"out", *map(knob_of, more)}]
+    check_words([word for word in same if word not in words], shown)
+    paths = os.environ.get("PYTHONPATH")
+    try:
+        sys.path[:] = map(os.path.abspath, sys.path)
+        os.environ |= {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))} if paths else {}
+        os.chdir(folder)  # where relative paths mean what they meant
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{shown}: the sweep was started in {folder}, which is not there ({reason})") from error
     place = next((at for at, word in enumerate(same) if "=" in word and word[0] != "-"), len(same))
     # In one row with the other overrides, as argparse wants them.
     return [*same[:place], *more, f"out={QuotedString(str(out), Quote.double).with_quotes()}", *same[place:]]
@@ -62,12 +84,58 @@ def read_argv(out: Path, shown: str) -> tuple[list[str], str]:
         hint = f"this is a run; resume it with resume={out}" if run else "give a sweep's"
         raise UserError(f"{shown}: not the folder of a sweep ({FILE} is missing); {hint}")
     try:
-        content = yaml.safe_load((out / FILE).read_text())
-        return [str(word) for word in content["words"]], str(content["folder"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        content = yaml.safe_load(files.read_bytes(out / FILE, 1 << 20))
+        words, folder = content["words"], content["folder"]
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in [folder, *words]):
+            raise TypeError("words and folder must be texts")
+        return [re.sub(r"//[^/@\s]+@", "//", word) for word in words], folder
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         way_out = f"give the sweep's command again with out={out}"
         raise UserError(f"{out / FILE}: cannot be read ({reason}); {way_out}") from error
+
+
+def check_words(words: Sequence[str], shown: str) -> None:
+    """Raise UserError for a word from a sweep's file that is no flag, group or knob with a plain value."""
+    for word in words:
+        if word not in FLAGS and (reason := not_data(word)):
+            trusted = f"python -m resnet.train {shlex.quote(shown)} {shlex.quote(word)}"
+            raise UserError(f"{shown}: {FILE} has {word}, {reason}; if you trust it, type it too: {trusted}")
+
+
+def not_data(word: str) -> str | None:
+    """Why a word cannot be taken from a file; None for one that can."""
+    if word.startswith("-"):
+        return "an option of Hydra"
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return "not an override"
+    knob = override.key_or_group
+    own = re.fullmatch(r"[\w.]+", knob) and knob.partition(".")[0] in (*help.knobs(Run), "sweep")
+    if override.package or not (own or SEARCH.fullmatch(knob)):
+        return "no group or knob of a run"
+    values = list(texts(override.value()))
+    if any(map(INTERPOLATION.search, values)):
+        return "which takes its value from elsewhere"
+    return None if knob not in GROUPS or all(map(OPTION.fullmatch, values)) else "no name of an option"
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every string in the value of an override."""
+    match value:
+        case QuotedString():
+            yield value.text
+        case str():
+            yield value
+        case ChoiceSweep():
+            yield from texts(value.list)
+        case list():
+            for item in value:
+                yield from texts(item)
+        case dict():
+            for item in (*value, *value.values()):
+                yield from texts(item)
 
 
 def knob_of(word: str) -> str:

@@ -20,6 +20,7 @@ from resnet.config.track import Mlflow, Off, Track
 from resnet.config.training import Ema, Finetune, OnNan, Progressive
 
 NAN, INF = math.nan, math.inf
+ODD_HOSTS = ("-oProxyCommand=touch x", "--mca", "a,b", "a b", "a@-o", "a;b", "$(b)", "")
 
 
 def model(**knobs):
@@ -141,6 +142,7 @@ BAD = [
     (cluster, {"ranks": 3, "hosts": ["a:2", "b:2"]}, "cluster.ranks", "places for 4"),
     (cluster, {"ranks": 2, "hosts": ["a"]}, "cluster.hosts", "[a:2,b:2]"),
     (cluster, {"ranks": 2, "hosts": ["a:x"]}, "cluster.hosts", "[a:2,b:2]"),
+    *((cluster, {"ranks": 2, "hosts": [f"{host}:2"]}, "cluster.hosts", "[a:2,b:2]") for host in ODD_HOSTS),
     (cluster, {"ranks": 2, "hosts": ["a:1", "a:1"]}, "cluster.hosts", "[a:2,b:2]"),
     (cluster, {"start_s": 0.0}, "cluster.start_s", "above 0"),
     (cluster, {"stall_s": NAN}, "cluster.stall_s", "above 0"),

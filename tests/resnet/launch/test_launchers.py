@@ -64,7 +64,7 @@ def test_ranks_on_named_hosts(run_of):
 
 def test_a_gaudi_server(run_of, monkeypatch):
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 96 if logical else 56)
-    forwarded = "HOROVOD_FUSION_THRESHOLD PATH PYTHONPATH PYTHONUNBUFFERED"
+    forwarded = "HOROVOD_FUSION_THRESHOLD PATH PYTHONPATH PYTHONSAFEPATH PYTHONUNBUFFERED"
     forwarded += " TF_ALLOW_CONTROL_EDGES_IN_HABANA_OPS TF_DISABLE_MKL TF_RECIPE_CACHE_PATH"
     assert launchers.command(run_of("cluster=hls1", *TINY), OUT) == [
         *("/opt/mpirun", "--allow-run-as-root", "-np", "8", "--bind-to", "core", "--map-by", "socket:PE=7"),
@@ -124,7 +124,7 @@ def test_one_rank_that_stays_dead_needs_no_process_of_its_own(run_of, words, nee
 # --------------------------------------------------------------------------------------------------------- environments
 def test_the_environment_of_a_cpu(run_of, monkeypatch):
     root = str(Path(launchers.__file__).parents[2])
-    always = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": root}
+    always = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": root}
     assert launchers.environment(run_of("cluster=local", *TINY)) == always
     gloo = {"HOROVOD_CYCLE_TIME": "5", "HOROVOD_FUSION_THRESHOLD": "16777216"}
     assert launchers.environment(run_of("cluster=cpu2", *TINY)) == {**always, **gloo}
@@ -157,7 +157,7 @@ def test_what_ranks_elsewhere_need_is_forwarded(run_of, monkeypatch):
     assert names == [
         *("AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD"),
         "MLFLOW_TRACKING_TOKEN",
-        *("PATH", "PYTHONPATH", "PYTHONUNBUFFERED"),
+        *("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED"),
     ]
 
 
@@ -287,15 +287,15 @@ def on_hosts(run_of, *words):
 
 
 def test_hosts_that_answer(run_of, program, tmp_path):
-    program("ssh", f'echo "$@" >>{tmp_path}/calls; shift 4; shift; exec sh -c "$*"')
+    program("ssh", f'echo "$@" >>{tmp_path}/calls; shift 6; exec sh -c "$*"')
     launchers.check(on_hosts(run_of))
     options = "-o BatchMode=yes -o ConnectTimeout=120"
     calls = sorted((tmp_path / "calls").read_text().splitlines())
-    assert calls == [f"{options} {host} test -x {shlex.quote(PYTHON)}" for host in "bc"]  # not on this machine
+    assert calls == [f"{options} -- {host} test -x {shlex.quote(PYTHON)}" for host in "bc"]  # not on this machine
 
 
 def test_hosts_that_cannot_be_reached_are_all_named_with_what_ssh_says(run_of, program):
-    program("ssh", 'echo hello >&2; echo "ssh: Could not resolve hostname $5: Name or service not known" >&2; exit 255')
+    program("ssh", 'echo hello >&2; echo "ssh: Could not resolve hostname $6: Name or service not known" >&2; exit 255')
     said = refused(on_hosts(run_of))
     assert said == (
         "cluster.hosts=['localhost:1', 'b:1', 'c:1']: "
@@ -333,7 +333,7 @@ def test_ssh_takes_the_options_that_mpirun_was_given_for_it(monkeypatch):
     monkeypatch.setenv("OMPI_MCA_plm_rsh_args", "-p 3022")
     cluster = Cluster("x", device=Device.hpu, ranks=2, hosts=["a:1", "b:1"])
     assert launchers.ssh("b", ["echo", "a b"], cluster, 0.5) == (
-        ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=1", "-p", "3022", "b", "echo 'a b'"]
+        ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=1", "-p", "3022", "--", "b", "echo 'a b'"]
     )
     gloo = Cluster("x", ranks=2, hosts=["a:1", "b:1"])
     assert "-p" not in launchers.ssh("b", ["true"], gloo, 0.5)

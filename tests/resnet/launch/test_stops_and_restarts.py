@@ -67,7 +67,7 @@ def test_a_second_interrupt_ends_everything_at_once(deeds, pair):
 
 
 def test_ranks_on_another_host_are_stopped_and_killed_through_ssh(deeds, pair, program, monkeypatch, tmp_path):
-    program("ssh", f'echo "$5" >>{tmp_path}/hosts; shift 5; exec sh -c "$*"')
+    program("ssh", f'echo "$6" >>{tmp_path}/hosts; shift 6; exec sh -c "$*"')
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("ELSEWHERE", "b")
     deeds("stop|0", "stop|0")

@@ -1,5 +1,6 @@
 """Sweeps: what runs, what is refused, what is reported, and how a sweep is resumed; a stand-in for the jobs' processes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from sweep_runs import GRID, PAIR, TINY, rows
 
 from resnet import cli, files
 from resnet.config import track
+from resnet.launch import launchers, sweep_argv
 from resnet.launch import sweep as launch
-from resnet.rundir import result
+from resnet.rundir import lock, result
 
 
 # ------------------------------------------------------------------------------------------------------------- what runs
@@ -195,6 +197,76 @@ def test_a_sweep_whose_working_folder_is_gone_says_so(sweep, home):
     assert code == 1 and "the sweep was started in /nowhere/at all, which is not there" in err
 
 
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("+hydra.callbacks.x._target_=psutil.Popen", "no group or knob of a run"),
+        ("hydra.sweeper._target_=psutil.Popen", "no group or knob of a run"),
+        ("hydra.sweeper.custom_search_space=os.system", "no group or knob of a run"),
+        ("hydra.searchpath=[file:///x]", "no group or knob of a run"),
+        ("+hydra/callbacks=x", "no group or knob of a run"),
+        ("model@hydra=tiny", "no group or knob of a run"),
+        ("recipe/../../x=y", "not an override"),
+        ("+x=1", "no group or knob of a run"),
+        ("--config-dir", "an option of Hydra"),
+        ("track.run_name=${oc.env:HOME}", "which takes its value from elsewhere"),
+        ("track.run_name=a,'x${oc.env:HOME}'", "which takes its value from elsewhere"),
+        (r"track.run_name=$\{oc.env:HOME\}", "which takes its value from elsewhere"),  # Hydra removes these backslashes
+        (r"track.tags={a: [str('\\${batch}')]}", "which takes its value from elsewhere"),
+        ("recipe=quickstart,../../x", "no name of an option"),
+        ("recipe=/tmp/x", "no name of an option"),
+        ("optim.lr=tag(log,interval(0.01,0.1))", None),
+        ("model=glob(resnet*),tiny", None),
+        ("hydra/sweeper=optuna", None),
+        ("hydra.sweeper.n_trials=12", None),
+        ("++finetune.lr_multipliers={stem: 0.1}", None),
+        (r"data.dir='/a b/\${c}/d=e'", None),
+        ("track.tags={a: b}", None),
+    ],
+)
+def test_words_of_a_sweeps_file_are_groups_knobs_and_plain_values(word, reason):
+    assert sweep_argv.not_data(word) == reason
+
+
+def test_a_word_that_could_call_code_is_taken_only_if_it_is_typed(sweep, machine, home, monkeypatch):
+    monkeypatch.setenv("LR", "0.25")
+    word = "optim.lr=${oc.env:LR}"
+    (home / "sweep.yaml").write_text(yaml.safe_dump({"folder": str(home), "words": [*PAIR.split(), word]}))
+    code, _, err = sweep("sweep.resume=.")
+    assert (code, err.count("\n"), machine.started) == (1, 1, [])
+    assert "which takes its value from elsewhere; if you trust it, type it too: python -m " in err
+    assert sweep(f"sweep.resume=. {word}")[0] == 0
+    assert [run.optim.lr for run in machine.started] == [0.25, 0.25]
+
+
+def test_a_package_in_the_working_folder_does_not_stand_in_for_ours(home, monkeypatch, capfd):
+    """Nor in the folder of a relative PYTHONPATH, which is taken from where the sweep is resumed."""
+    for name in ("resnet", "yaml"):
+        (home / "bad" / name).mkdir(parents=True)
+        (home / "bad" / name / "__init__.py").write_text("import os; os._exit(99)")
+    (home / "bad" / "sweep.yaml").write_text(yaml.safe_dump({"folder": str(home / "bad"), "words": PAIR.split()}))
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}lib")
+    sweep_argv.resume_argv(["sweep.resume=bad"])
+    assert Path.cwd() == home / "bad" and os.environ["PYTHONPATH"] == f"{home}{os.pathsep}{home}/lib"
+    for program in (launchers.PROGRAM, ("-c", launchers.SAFE_PATH)):
+        monkeypatch.setattr(launchers, "PROGRAM", program)
+        assert launch.process(home / "x") == 1
+        assert "no run here" in capfd.readouterr().err
+
+
+def test_a_sweep_whose_job_still_trains_is_refused(sweep, machine, home, monkeypatch):
+    """The first process of a sweep may have been killed: its job goes on."""
+    machine.ends = {0: KeyboardInterrupt}
+    sweep(PAIR)
+    machine.ends, machine.started = {}, []
+    monkeypatch.setattr(lock, "PATIENCE_S", 0)
+    with lock.hold(home / "mine" / "0"):
+        code, out, err = sweep("sweep.resume=mine")
+    assert (code, out, machine.started) == (1, "", [])
+    assert err.startswith(f"error: out={home}/mine/0: another process trains here") and err.count("\n") == 1
+    assert sweep("sweep.resume=mine")[0] == 0
+
+
 @pytest.mark.usefixtures("machine")
 def test_a_password_in_what_was_typed_is_not_kept(sweep, home, monkeypatch):
     monkeypatch.setattr(launch, "ignoring_mlflow_errors", lambda *_words, **_more: None)
@@ -272,6 +344,7 @@ def test_a_search_without_a_top1_is_refused(sweep, machine, home, word):
 
 
 def test_a_search_without_optuna_is_told_how_to_get_it(sweep, home, monkeypatch):
+    launch.register()  # which loads Hydra's plugins
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["sweeper"], "optuna.yaml", raising=False)
     code, _, err = sweep(SEARCH)
     assert code == 1 and list(home.iterdir()) == []

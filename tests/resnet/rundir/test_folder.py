@@ -97,6 +97,13 @@ def test_a_config_yaml_that_is_none_is_refused_by_name(tmp_path, text):
         (lambda saved: saved.update(batch=None), "batch"),
         (lambda saved: saved.pop("optim"), "optim"),
         (lambda saved: saved.update(extra=1), "extra"),
+        (lambda saved: saved["model"].update(_target_="psutil.Popen"), "model._target_"),
+        (lambda saved: saved.update(hydra={"callbacks": {"x": {"_target_": "psutil.Popen"}}}), "hydra"),
+        (lambda saved: saved.update(init="${oc.env:HOME}"), "${oc.env:HOME} is not resolved"),
+        (
+            lambda saved: saved["cluster"].update(ranks=2, hosts=["-oProxyCommand=x:2"]),
+            "cluster.hosts=['-oProxyCommand=x:2']",
+        ),
     ],
 )
 def test_a_config_yaml_that_was_edited_is_checked_again(default_yaml, tmp_path, edit, named):
@@ -133,7 +140,7 @@ def test_every_string_of_a_run_comes_back_as_it_was(frozen, raw, tmp_path, text)
     for name in strings:
         if name not in ("optim.name", "schedule.name", "data.name", "track.name", "finetune.freeze"):  # which choose
             put(run, name, f"sqlite:////{text}" if name == "track.uri" else f"/{text}")
-    run.track.tags, run.cluster.hosts, run.finetune.freeze = {"a": text}, [f"{text}:1"], [text]
+    run.track.tags, run.finetune.freeze = {"a": text}, [text]
     run.optim.rows[0].source = text
     rundir.save(run, tmp_path / "mine")
     assert rundir.load(tmp_path / "mine") == run
