@@ -31,6 +31,7 @@ from resnet.config.training import Progressive
 
 GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
 PREPROCESSING = ("image_size", "eval_resize", "mean", "std")  # of the trained network: kept with another data=
+INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # in a string that OmegaConf would not take as it is; see escape()
 LAUNCHER = "hydra_plugins.resnet.SubprocessLauncher"  # launch.sweep puts it there
 
 

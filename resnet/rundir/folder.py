@@ -90,7 +90,7 @@ def check_plain(text: str) -> None:
             raise UserError(f"line {token.start_mark.line + 1}: more than {MAX_DEPTH} brackets within each other")
         if isinstance(token, yaml.AliasToken):
             raise UserError(f"line {token.start_mark.line + 1}: *{token.value} stands for something else")
-        if isinstance(token, yaml.ScalarToken) and re.search(r"(?<!\\)(\\\\)*\$\{", token.value):
+        if isinstance(token, yaml.ScalarToken) and compose.INTERPOLATION.search(token.value):
             raise UserError(f"line {token.start_mark.line + 1}: {token.value} is not resolved")
 
 
