@@ -36,7 +36,8 @@ def export(path: str, overrides: Sequence[str], out: Path, mlflow: bool = False)
         raise UserError(f"out={out}: exists already; give another folder")
     if not trained.folder_of(Path(path)) and not any(word.startswith(("data=", "data.dir=")) for word in overrides):
         overrides = [*overrides, "data.dir=none"]  # no image is read
-    loaded = trained.load(path, overrides, policy="float32")  # whatever it was trained in: the weights are float32
+    # Whatever it was trained in, the weights are float32.
+    loaded = trained.load(path, overrides, policy="float32", reads_images=False)
     run, data = loaded.run, loaded.run.data
     metadata = {
         "model": run.model.name,

@@ -43,11 +43,12 @@ def main(runs: Iterable[Run] | None = None) -> None:
 
 
 def check_plan(run: Run) -> None:
-    """Raise UserError for images that are not there, or fewer than a batch: before TensorFlow is imported."""
-    from resnet.data import source  # NumPy: an answer to --help or to a typo must not wait for it
+    """Raise UserError for images that are not there, fewer than a batch, or of other classes: before TensorFlow is imported."""
+    from resnet.data import classes, source  # NumPy: an answer to --help or to a typo must not wait for it
     from resnet.optim import schedule
 
     schedule.plan(run, source.open_source(run.data).train_images)
+    classes.check_run(Path(run.out), run.data)
 
 
 if __name__ == "__main__":

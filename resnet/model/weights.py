@@ -160,10 +160,11 @@ def misfits(wanted: Mapping[str, tuple[int, ...]], tensors: Tensors) -> list[str
     return wrong + [f"{name} has no place" for name in tensors if name not in wanted]
 
 
-def load_into(network: tf.keras.Model, tensors: Tensors, path: str) -> list[str]:
+def load_into(network: tf.keras.Model, tensors: Tensors, path: str, new_head: str = "") -> list[str]:
     """Assign tensors that read() returned for `path`, all or none; returns notes for the user.
 
-    A head for another number of classes stays as initialized, with a note. Raises UserError for anything else that does not fit.
+    A head for another number of classes stays as initialized, with a note, and any head for the reason `new_head`. Raises
+    UserError for anything else that does not fit.
     """
     weight, bias = f"{resnet.HEAD}.weight", f"{resnet.HEAD}.bias"
     wanted = {timm_name(v.name): tuple(v.shape[axis] for axis in AXES[len(v.shape)]) for v in network.weights}
@@ -178,12 +179,14 @@ def load_into(network: tf.keras.Model, tensors: Tensors, path: str) -> list[str]
         raise UserError(f"{path}: {len(wrong)} tensors do not fit {network.name} ({misfit}); {way}")
     fitting = {timm_name(v.name): v for v in network.weights}
     if theirs != classes:
+        new_head = f"the head is for {theirs} classes and this run has {classes}"
+    if new_head:
         del fitting[weight], fitting[bias]
     for name, variable in fitting.items():
         variable.assign(tensors[name].transpose(np.argsort(AXES[tensors[name].ndim])))
     lines = [f"{path}: {len(fitting)} tensors of {network.name}"]
-    if theirs != classes:
-        lines.append(f"{path}: the head is for {theirs} classes and this run has {classes}: it is initialized anew")
+    if new_head:
+        lines.append(f"{path}: {new_head}: it is initialized anew")
     return lines
 
 

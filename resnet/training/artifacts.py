@@ -17,8 +17,8 @@ from resnet import files
 from resnet.config.data import Records
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
-from resnet.data import pipeline, tfexample
-from resnet.data.source import Source, class_names
+from resnet.data import classes, pipeline, tfexample
+from resnet.data.source import Source
 from resnet.rundir import metrics
 from resnet.serving import mlflow_model, registry
 from resnet.training import trained
@@ -46,8 +46,7 @@ def make(run: Run, out: Path, source: Source, predictions: Predictions | None, l
     """
     if not isinstance(run.track, Mlflow):
         return
-    names = class_names(run.data)
-    names = names if names and len(names) == run.data.classes else None
+    names = classes.of_folder(out, run.data.classes)
     with reporting("curves.png", log):
         log.artifact(curves(out))
     if predictions:

@@ -10,13 +10,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet import files, rundir
+from resnet import rundir
 from resnet.cli import Stopped
 from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
 from resnet.config.training import NanPolicy
-from resnet.data import pipeline
+from resnet.data import classes, pipeline
 from resnet.data import source as sources
 from resnet.distributed import device
 from resnet.optim import schedule
@@ -53,10 +53,9 @@ def train(
     ranks.assert_same({"fingerprint": fingerprint(run), **images, "TensorFlow": tf.__version__})
     if ranks.primary:
         rundir.claim(run, out)
-        if (names := sources.class_names(run.data)) and len(names) == run.data.classes:
-            files.write_classes(out, names)
+        classes.write(out, run.data)
     state = TrainState(run, ranks, started)
-    notes = state.restore(out)  # newest good checkpoint, else init=, else fresh weights
+    notes = classes.notes(run.data) + state.restore(out)  # newest good checkpoint, else init=, else fresh weights
     train_step = make_step(run, plan, source, state, ranks)
     signals, watchdog = Signals(), Watchdog(run.cluster.stall_s, ranks.rank, on_stall)
     evaluate = Evaluator(run, source, state.networks, ranks, watchdog)

@@ -15,7 +15,7 @@ from resnet.config.dtype import Policy
 from resnet.config.run import Run
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
-from resnet.model import resnet, weights
+from resnet.model import resnet
 from resnet.model.norm import batch_norm_class
 from resnet.optim import optimizers
 from resnet.optim.ema import Ema
@@ -108,7 +108,7 @@ class TrainState:
         if self.ranks.primary:
             self.saved, notes = checkpoint.restore(out, self.trackable)
             if self.run.init and not self.saved:
-                notes += weights.load_into(self.network, trained.read(self.run.init), self.run.init)
+                notes += trained.initialize(self.network, self.run)
         self.saved = self.ranks.broadcast_object(self.saved)
         if self.saved:
             self.step, self.progress = self.saved.step, Progress(**self.saved.state)

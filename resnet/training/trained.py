@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,15 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from resnet import UserError, files, rundir
 from resnet.config import compose
+from resnet.config.data import Records
 from resnet.config.run import Run
-from resnet.data import source
+from resnet.data import classes, source
 from resnet.distributed import device
 from resnet.model import resnet, weights
 from resnet.model.norm import batch_norm_class
 from resnet.training import checkpoint
+
+NAMES = "names/.ATTRIBUTES/VARIABLE_VALUE"  # of the classes, in a SavedModel of resnet.export
 
 
 @dataclass(frozen=True)
@@ -42,32 +46,39 @@ def on_one_rank(run: Run) -> Run:
     return replace(run, cluster=cluster, batch=run.local_batch, eval_steps=steps and steps * run.cluster.ranks)
 
 
-def load(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
+def load(path: str, words: Sequence[str], policy: str | None = None, reads_images: bool = True) -> Trained:
     """The network of a run folder, a checkpoint, a SavedModel or a weights file; `words` override settings of its run.
 
     Without a run, data=imagenet unless `words` say otherwise, and the model is detected by the shapes. `policy` overrides the
-    policy of dtype=, with layers that run on any machine. Raises UserError for what does not fit together.
+    policy of dtype=, with layers that run on any machine. Unless `reads_images`, data that `words` do not name are not looked
+    at. Raises UserError for what does not fit together, such as data of other classes.
     """
     tensors = read(path)
     outputs = len(tensors[f"{resnet.HEAD}.bias"])
-    folder = folder_of(Path(path))
+    folder, own = folder_of(Path(path)), class_names_of(path, outputs)
+    named = {word.partition("=")[0] for word in words}
     if folder:
         run = compose.for_inference(list(words), on_one_rank(rundir.load(folder)))
     else:
-        named = {word.partition("=")[0] for word in words}
         detected = weights.detect_model(tensors)
         if "model" not in named and not detected:
             raise UserError(f"{path}: not the weights of a network in conf/model; give model=")
         defaults = {"model": detected} | ({} if "data" in named else {"data": "imagenet", "data.classes": outputs})
-        own = [f"{name}={value}" for name, value in defaults.items() if name not in named]
-        run = compose.for_inference([*own, *words])
-    names = source.class_names(run.data)
-    classes = len(names) if names and run.data.classes == outputs else run.data.classes  # data.dir= may be another one
-    if classes != outputs:
+        more = [f"{name}={value}" for name, value in defaults.items() if name not in named]
+        run = compose.for_inference([*more, *words])
+    names = source.class_names(run.data) if reads_images or not own or named & {"data", "data.dir"} else None
+    count = len(names) if names and run.data.classes == outputs else run.data.classes  # data.dir= may be another one
+    if count != outputs:
         raise UserError(
-            f"{path}: has {outputs} outputs, and data={run.data.name} has {classes} classes; choose the data that "
+            f"{path}: has {outputs} outputs, and data={run.data.name} has {count} classes; choose the data that "
             "it was trained for, by data= and data.dir="
         )
+    place, notes = run.data.dir if isinstance(run.data, Records) else "", list[str]()
+    if names and own:
+        tensors, notes = in_order_of(names, own, tensors, path, place)
+    elif place and reads_images and (names or own):
+        known, unknown = (path, place) if own else (place, path)
+        notes.append(f"{unknown} names no classes: taken for those of {known}, by number")
     device.init(run.cluster, run.dtype)
     with device.device_scope(run.cluster):
         if policy:
@@ -77,8 +88,47 @@ def load(path: str, words: Sequence[str], policy: str | None = None) -> Trained:
             network = resnet.build(
                 run.model, outputs, run.dtype.policy.value, norm, device.uses_amx(run.cluster, run.dtype)
             )
-    notes = weights.load_into(network, tensors, path)
-    return Trained(run, network, names or class_names_of(folder, outputs), notes)
+    notes += weights.load_into(network, tensors, path)
+    return Trained(run, network, names or own, notes)
+
+
+def in_order_of(
+    names: list[str], own: list[str], tensors: weights.Tensors, path: str, place: str
+) -> tuple[weights.Tensors, list[str]]:
+    """(`tensors` with the outputs in the order of `names`, the classes of the data in `place`, notes); `own` are theirs.
+
+    Raises UserError if the data are of other classes.
+    """
+    places = classes.order(own, names)
+    if places is None:
+        raise UserError(
+            f"data.dir={place}: not the classes of {path} ({classes.difference(own, names)}); choose the data that it was "
+            f"trained for, by data= and data.dir=. If only their names differ, remove {place}/{files.CLASSES}: labels are "
+            "then taken by number"
+        )
+    if places == sorted(places):
+        return tensors, []
+    return permuted(tensors, places), [f"{path}: its outputs are put in the order of the classes of {place}"]
+
+
+def permuted(tensors: weights.Tensors, places: list[int]) -> weights.Tensors:
+    """The tensors with output i of the head from output places[i]."""
+    return {name: value[places] if name.startswith(f"{resnet.HEAD}.") else value for name, value in tensors.items()}
+
+
+def initialize(network: tf.keras.Model, run: Run) -> list[str]:
+    """Assign the weights of init= and return notes. The head of a network of other classes stays as initialized."""
+    assert run.init
+    tensors = read(run.init)
+    own, names = class_names_of(run.init, run.data.classes), classes.of_data(run.data)
+    new_head = ""
+    if own and names:
+        places = classes.order(own, names)
+        if places is None:
+            new_head = f"the head is for other classes ({classes.difference(own, names)})"
+        else:
+            tensors = permuted(tensors, places)
+    return weights.load_into(network, tensors, run.init, new_head)
 
 
 def read(path: str) -> weights.Tensors:
@@ -121,14 +171,21 @@ def of_variables(folder: Path, prefix: str, roots: list[str]) -> weights.Tensors
             for root in roots:
                 if keys := [key for key in names if key.startswith(f"{root}/")]:
                     return {weights.timm_name(names[key]): weights.torch_layout(reader.get_tensor(key)) for key in keys}
+    except UserError:
+        raise
     except Exception as error:  # TensorFlow raises another one for each kind of damage
         detail = " ".join(str(error).split())
         raise UserError(f"{folder}: damaged, or not of this suite ({detail}); write it again") from error
     return {}
 
 
-def class_names_of(folder: Path | None, outputs: int) -> list[str] | None:
-    """The class names in a run folder, if there are `outputs` of them."""
-    path = folder / files.CLASSES if folder else None
-    names = files.read_classes(path.read_text(encoding="utf-8")) if path and path.is_file() else []
-    return names if len(names) == outputs else None
+def class_names_of(path: str, outputs: int) -> list[str] | None:
+    """The class names in a run's folder, in a SavedModel or beside a weights file, if there are `outputs` of them."""
+    place = Path(path).expanduser()
+    if (place / "saved_model.pb").is_file():
+        with contextlib.suppress(Exception), checkpoint.glob_safe(place) as folder:  # not of this suite: it has none
+            encoded = tf.train.load_checkpoint(str(folder / "variables/variables")).get_tensor(NAMES)
+            names = [name.decode("utf-8", "surrogateescape") for name in encoded.tolist()]
+            return names if len(names) == outputs else None
+        return None
+    return classes.of_folder(folder_of(place) or place.parent, outputs)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from resnet.config import compose
 from resnet.data import pipeline, shards, source, tfexample
 from resnet.model import resnet, weights
 from resnet.training import checkpoint, loop
+from resnet.training.trained import load as trained_load
 from resnet.training.trained import read as read_weights
 
 
@@ -249,6 +251,45 @@ def test_classes_that_are_not_the_networks_are_refused(trained, prepared, tmp_pa
         with pytest.raises(UserError, match=told) as error:
             evaluate.evaluate(trained.out, words, tmp_path / "scores")
         assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def renamed(photos, tmp_path):
+    """`renamed(names, labels)`: the shards with these names of the classes, and labels[n] in place of label n + 1."""
+
+    def make(names, labels):
+        folder = shutil.copytree(photos, tmp_path / "renamed")
+        (folder / "manifest.json").unlink()
+        files.write_classes(folder, names)
+        for path in folder.glob("*/*-of-*"):
+            index = shards.index([str(path)])
+            records = [tfexample.decode(shards.read(index, number)) for number in range(len(index))]
+            changed = [{**row, "image/class/label": labels[row["image/class/label"] - 1]} for row in records]
+            shards.write(path.parent, path.name, map(tfexample.encode, changed))
+        return folder
+
+    return make
+
+
+def test_classes_of_other_names_are_refused_however_many_they_are(trained, classes, renamed, tmp_path):
+    other = renamed([classes[0], "dogs", classes[2]], [1, 2, 3])
+    with pytest.raises(UserError) as error:
+        evaluate.evaluate(trained.out, [f"data.dir={other}"], tmp_path / "scores")
+    first = "(class 2 of the network is 'dog', and of the data 'dogs')"
+    assert str(error.value).startswith(f"data.dir={other}: not the classes of {trained.out} {first}")
+    assert "\n" not in str(error.value) and not (tmp_path / "scores").exists()
+    (other / "classes.txt").unlink()  # the way out, if they are the same under other names
+    assert trained_load(trained.out, [f"data.dir={other}"]).names == classes
+
+
+def test_classes_in_another_order_are_scored_by_name(trained, classes, truth, renamed, tmp_path, capsys):
+    order = [unicodedata.normalize("NFD", classes[2]), *classes[:2]]
+    other = renamed(order, [2, 3, 1])
+    close(evaluate.evaluate(trained.out, [f"data.dir={other}"], tmp_path / "scores"), *truth)
+    assert "its outputs are put in the order of the classes of" in capsys.readouterr().out
+    found = {unicodedata.normalize("NFC", line[0]): line[1:3] for line in rows(tmp_path / "scores" / "classes.csv")[1:]}
+    confusion = confusion_of(*truth)
+    assert found == {name: [str(confusion[n].sum()), str(confusion[n, n])] for n, name in enumerate(classes)}
 
 
 def test_data_of_fewer_classes_is_refused(trained, prepared, tmp_path):

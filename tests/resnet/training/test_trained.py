@@ -4,15 +4,17 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from safetensors.numpy import save_file
 from torch_layout import counted, drawn, row, same
 
-from resnet import UserError, rundir
+from resnet import UserError, files, rundir
 from resnet.model import resnet, weights
 from resnet.optim import optimizers
 from resnet.training import checkpoint
+from resnet.training.trained import initialize
 from resnet.training.trained import read as read_weights
 
 
@@ -172,3 +174,22 @@ def test_reading_and_guessing_leave_tensorflow_to_be_set_up(saved_model, filled_
     save_file(drawn(row("tiny")), tmp_path / "w.safetensors")
     done = spawn(None, out, tmp_path / "model", tmp_path / "w.safetensors", before=WITHOUT_DEVICES).finish()
     assert done.returncode == 0, done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------- into another network
+def test_a_head_serves_by_the_names_of_its_classes_and_is_new_for_others(filled, run_of, tmp_path):
+    network, tensors = filled(3)
+    weights.write(tmp_path / "from" / "w.safetensors", tensors, {})
+    files.write_classes(tmp_path / "from", "abcdefg")
+    (tmp_path / "data").mkdir()
+    files.write_classes(tmp_path / "data", "gabcdef")
+    run = run_of("model=tiny", "data=folder", f"data.dir={tmp_path}/data", f"init={tmp_path}/from/w.safetensors")
+    head, moved = network.get_layer("fc"), [6, *range(6)]
+    initialize(network, run)
+    np.testing.assert_array_equal(head.bias.numpy(), tensors["fc.bias"][moved])
+    np.testing.assert_array_equal(head.kernel.numpy(), tensors["fc.weight"][moved].T)
+    files.write_classes(tmp_path / "data", "hijklmn")
+    head.bias.assign(range(7))
+    notes = initialize(network, run)
+    assert head.bias.numpy().tolist() == [*range(7)]
+    assert "the head is for other classes (class 1 of the network is 'a', and of the data 'h'): it is init" in notes[1]

@@ -1,0 +1,79 @@
+"""The names of a network's outputs, and whether data are of these classes."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet import UserError, files
+from resnet.config.data import Data, Records
+from resnet.data.source import class_names
+
+
+def normal(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes decomposed ones, which look the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def order(own: Sequence[str], other: Sequence[str]) -> list[int] | None:
+    """For each class of `other` its place in `own`, by name in whatever Unicode form; None if the classes differ."""
+    ours, theirs = ([normal(name) for name in names] for names in (own, other))
+    if ours == theirs:
+        return list(range(len(ours)))
+    places = {name: place for place, name in enumerate(ours)}
+    unique = len(places) == len(ours)
+    return [places[name] for name in theirs] if unique and sorted(ours) == sorted(theirs) else None
+
+
+def difference(own: Sequence[str], other: Sequence[str]) -> str:
+    """The first difference between a network's classes and those of data, for people."""
+    for number, (ours, theirs) in enumerate(zip(own, other, strict=False), 1):
+        if normal(ours) != normal(theirs):
+            return f"class {number} of the network is {ours!r}, and of the data {theirs!r}"
+    return f"the network has {len(own):,} classes, the data {len(other):,}"
+
+
+def of_data(settings: Data) -> list[str] | None:
+    """The names of the classes beside the shards, if there is one for each output."""
+    names = class_names(settings)
+    return names if names and len(names) == settings.classes else None
+
+
+def of_folder(folder: Path, outputs: int) -> list[str] | None:
+    """The names in the folder of a run or beside weights, if there are `outputs` of them."""
+    path = folder / files.CLASSES
+    names = files.read_classes(files.read_text(str(path))) if path.is_file() else []
+    return names if len(names) == outputs else None
+
+
+def check_run(out: Path, settings: Data) -> None:
+    """Raise UserError if the run in `out` is of other classes than the data, or of the same in another order."""
+    own, names = of_folder(out, settings.classes), of_data(settings)
+    if own and names and order(own, names) != list(range(len(own))):
+        assert isinstance(settings, Records)
+        raise UserError(
+            f"data.dir={settings.dir}: not the classes of the run in {out} ({difference(own, names)}); put its own shards "
+            "back, or train another network in another out=, with init= that folder to begin with its weights"
+        )
+
+
+def write(out: Path, settings: Data) -> None:
+    """Write the names into the folder of a run, unless they are there. Raises UserError as check_run()."""
+    check_run(out, settings)
+    names = of_data(settings)
+    if names and not (out / files.CLASSES).exists():
+        files.write_classes(out, names)
+
+
+def notes(settings: Data) -> list[str]:
+    """Lines about data that name another number of classes than the network has outputs, or none."""
+    if not isinstance(settings, Records) or of_data(settings):
+        return []
+    names, place = class_names(settings), f"{settings.dir}/{files.CLASSES}"
+    if names is None:
+        return [f"no {place}: {settings.classes:,} outputs, as data.classes says, whatever labels the shards have"]
+    return [
+        f"{place} has {len(names):,} classes, and the network {settings.classes:,} outputs: data.classes={len(names)}, or "
+        "data=folder, makes them equal"
+    ]
