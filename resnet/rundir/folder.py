@@ -22,11 +22,16 @@ from resnet.config.errors import explain
 from resnet.config.fingerprint import FREE, flat, may_change_on_resume
 from resnet.config.run import VARIANTS, Run
 
+from resnet.rundir import lock, metrics
 READ_ERRORS = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # of PyYAML and OmegaConf, for nonsense
 SCHEMA = 1  # of config.yaml, result.json and commit.json; raised when an older version would misread them
 VERSIONS_LINE = re.compile(r"# resnet (?P<resnet>\S+), schema (?P<schema>\d+)\n")
 PART = re.compile(r"\..+\.\d+\.part")  # files.part_of(): half of something, by a process that was killed
 MAX_CHARACTERS, MAX_DEPTH = 100_000, 20  # of a config.yaml, and of brackets in it; a run's has some 2,000, and 2
+# What a start writes before the first step: a later one with other settings is another run, in MLflow too.
+START = re.compile(
+    rf"config\.yaml|{re.escape(files.CLASSES)}|{re.escape(metrics.FILE)}|mlflow(-\w+)?\.json|tags\.json|mlperf\.log"
+)
 
 
 def versions() -> dict[str, Any]:
@@ -117,8 +122,8 @@ def resume(config: DictConfig) -> Run:
 
 
 def check_folder(run: Run, out: Path) -> None:
-    """Raise UserError if `out` is another run's folder, naming the difference."""
-    if not (out / "config.yaml").exists():
+    """Raise UserError if `out` is another run's folder, naming the difference; a start that failed holds nothing."""
+    if not holds_run(out):
         return
     before, now = flat(load(out)), flat(run)
     changed = [name for name in now if not may_change_on_resume(name) and before.get(name) != now[name]]
@@ -134,13 +139,24 @@ def claim(run: Run, out: Path) -> None:
     """Save `run` in `out`, unless it is another run's folder; remove what a killed process was writing there."""
     check_folder(run, out)
     for path in list(out.iterdir()) if out.is_dir() else ():
-        if PART.fullmatch(path.name):
+        if PART.fullmatch(path.name) or (failed and path.is_file() and START.fullmatch(path.name)):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     save(run, out)
+
+def holds_run(out: Path) -> bool:
+    """Whether a run in `out` has made a step, or may still make one in another process."""
+    if not (out / "config.yaml").exists():
+        return False
+    if (out / "result.json").exists() or any((out / "checkpoints").glob("step-*")) or lock.is_held(out):
+        return True
+    path = out / metrics.FILE
+    return path.exists() and any(name.startswith("train/") for name in metrics.read(path))
+
 
 
 def check_init(run: Run) -> None:
     """Raise UserError if the weights to start from are missing, and needed: there is no checkpoint."""
+    failed = (out / "config.yaml").exists() and not holds_run(out)
     if run.init and not Path(run.init).exists() and not (Path(run.out) / "checkpoints").exists():
         raise UserError(
             f"init={run.init}: no such file or folder; give .safetensors, .npz, a SavedModel or a run's folder"

@@ -92,3 +92,11 @@ def holder(file: IO[str]) -> Holder | None:
     with contextlib.suppress(ValueError, TypeError):
         return Holder(**json.loads(file.read()))
     return None
+def is_held(out: Path) -> bool:
+    """Whether another process of this host trains in `out`."""
+    with contextlib.suppress(OSError), open(out / FILE, opener=files.regular) as file:
+        other = holder(file)
+        return other is not None and other.pid != os.getpid() and other.alive
+    return False
+
+

@@ -265,6 +265,7 @@ def config(tmp_path, run_at, **_):
     out = Path(run.out)
     run.out, run.data.dir, run.track.uri, run.track.run_name = "/runs/1", "/digits", "sqlite:////runs/mlflow.db", "1"
     rundir.save(run, out)
+    (out / "checkpoints" / "step-00000001").mkdir(parents=True)
     path, before = out / "config.yaml", fingerprint.flat(run)
     good = path.read_bytes()
 

@@ -187,6 +187,7 @@ def test_a_recipe_file_of_ones_own_is_taken(typed, tmp_path):
 def test_a_folder_with_another_run_is_refused_before_anything_starts(typed, home):
     _, _, _, run = typed("model=tiny out=mine")
     rundir.claim(run, Path(run.out))
+    (Path(run.out) / "checkpoints" / "step-00000001").mkdir(parents=True)
     before = sorted(home.rglob("*"))
     code, _, err, _ = typed("model=tiny out=mine optim.lr=0.3")
     assert code == 1

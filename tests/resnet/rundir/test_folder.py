@@ -1,9 +1,13 @@
 """A run's folder: what is written is read again as it was, it is nobody else's, and its run goes on."""
 
 import dataclasses
+import json
+import os
+import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 import yaml
 
@@ -11,6 +15,7 @@ from resnet import UserError, rundir
 from resnet.config import fingerprint
 from resnet.config.run import Run
 from resnet.config.track import Off
+from resnet.rundir import lock
 
 
 # -------------------------------------------------------------------------------------------------- there and back
@@ -201,8 +206,42 @@ def test_what_does_not_move_the_weights_may_change_in_a_folder(frozen, tmp_path)
     assert rundir.load(tmp_path / "mine") == run
 
 
-def test_another_run_is_not_written_over_the_one_that_lies_there(frozen, tmp_path):
+def a_step(out):
+    (out / "metrics.jsonl").write_text('{"step": 0, "system/cpu": 1}\n{"step": 1, "train/loss": 2.5}\n')
+
+
+def a_checkpoint(out):
+    (out / "checkpoints" / "step-00000001").mkdir(parents=True)
+
+
+def a_result(out):
+    (out / "result.json").write_text("{}")
+
+
+def a_process(out):
+    other = psutil.Process(os.getppid())
+    holder = lock.Holder(socket.gethostname(), other.pid, other.create_time(), "now")
+    (out / lock.FILE).write_text(json.dumps(dataclasses.asdict(holder)))
+
+
+def test_a_start_that_failed_leaves_the_folder_to_the_next_one(frozen, tmp_path):
+    """Whatever failed: there is no step to lose, and nothing of it is taken for the other run's."""
+    out = tmp_path / "mine"
+    rundir.claim(frozen("init=/bad"), out)
+    for name in ("classes.txt", "mlflow.json", "mlflow-0a1b2c3d.json", "tags.json", "notes.txt"):
+        (out / name).write_text("x")
+    (out / "metrics.jsonl").write_text('{"step": 0, "system/cpu": 1}\n')
+    run = frozen("optim.lr=3")
+    rundir.check_folder(run, out)
+    rundir.claim(run, out)
+    assert rundir.load(out) == run
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "notes.txt"}
+
+
+@pytest.mark.parametrize("leave", [a_step, a_checkpoint, a_result, a_process])
+def test_another_run_is_not_written_over_the_one_that_lies_there(frozen, tmp_path, leave):
     rundir.claim(frozen(), tmp_path / "mine")
+    leave(tmp_path / "mine")
     before = (tmp_path / "mine" / "config.yaml").read_bytes()
     for word, told in {
         "optim.lr=0.5": "optim.lr was 0.128 and is 0.5",
