@@ -1,12 +1,16 @@
-"""Paths, and files and folders that are written whole or not at all."""
+"""Paths, files that are read only if they are regular and not too large, and what is written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import re
 import shutil
+import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +18,9 @@ from typing import IO, Any
 from resnet import UserError
 
 CLASSES = "classes.txt"
+MAX_CLASSES, MAX_NAME = 100_000, 1000  # names in it, and characters of one; ImageNet-21k has 21,841
+SMALL = 16 << 20  # bytes of a file that is read whole; a manifest of 1,152 shards and 1,000 classes has 0.2 MB
+KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,14 +30,24 @@ def tree(name: str) -> Path:
     return HERE / name if (HERE / name).is_dir() else HERE.parent / name
 
 
-def absolute(path: str, base: Path) -> str:
-    """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is.
+def expand(path: str) -> Path:
+    """`path` with ~ expanded. ~nobody stays a name, as in a shell. Raises UserError for ~ of a user who has no home."""
+    home = os.path.expanduser(path)
+    if home == path and (path == "~" or path.startswith("~/")):
+        raise UserError(f"{path}: there is no home folder here; set HOME, or give the whole path")
+    return Path(home)
 
-    ~nobody stays a name, as in a shell; Path.expanduser() would raise.
-    """
+
+def absolute(path: str, base: Path) -> str:
+    """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is."""
     if "\0" in path:
         raise UserError(f"{path!r}: no path; it has a NUL in it")
-    return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))
+    return path if "://" in path else os.path.normpath(base / expand(path))
+
+
+def normal(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes decomposed ones, which look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def escape(name: str) -> str:
@@ -50,11 +67,93 @@ def write_classes(folder: Path, classes: Iterable[str]) -> None:
     write_text(folder / CLASSES, "".join(f"{escape(name)}\n" for name in classes))
 
 
-def read_classes(text: str) -> list[str]:
-    """The names in the text of a classes.txt."""
-    return [unescape(line) for line in text.removesuffix("\n").split("\n")]
+def read_classes(text: str, path: object = CLASSES) -> list[str]:
+    """The names in the text of a classes.txt. Raises UserError, with its `path`, for too many or too long ones."""
+    lines = text.removesuffix("\n").split("\n", MAX_CLASSES)
+    if len(lines) > MAX_CLASSES:
+        raise UserError(
+            f"{path}: more than {MAX_CLASSES:,} lines; give one name a class, and no more classes than that"
+        )
+    if long := next((number for number, line in enumerate(lines, 1) if len(line) > MAX_NAME), None):
+        raise UserError(f"{path}: line {long} has more than {MAX_NAME:,} characters; give one name of a class a line")
+    return [unescape(line) for line in lines]
 
 
+# ---------------------------------------------------------------------------------------------------------- opening files
+def regular(path: str, flags: int) -> int:
+    """An opener for open(): of a regular file that is no link. Nothing else is waited for, read or overwritten.
+
+    Raises UserError for a link, FIFO, device or socket, and OSError for a folder.
+    """
+    return linked(path, flags | os.O_NOFOLLOW)
+
+
+def linked(path: str, flags: int) -> int:
+    """As regular(), but a link to a regular file is followed: data and weights may lie elsewhere."""
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(
+                f"{path}: a link, through which nothing is read or written here; remove it, or put the file in its place"
+            ) from error
+        if error.errno == errno.ENXIO:
+            raise UserError(f"{path}: a FIFO, device or socket, not a regular file; remove it") from error
+        raise
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind == stat.S_IFREG:
+        return handle
+    os.close(handle)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise UserError(f"{path}: {KINDS.get(kind, 'something else')}, not a regular file; remove it")
+
+
+def check_size(path: object, size: int, limit: int) -> None:
+    """Raise UserError for a file of more than `limit` bytes."""
+    if size > limit:
+        raise UserError(f"{path}: more than {limit:,} bytes, so it is not what its name says; give another one")
+
+
+def open_bytes(path: Path | str, limit: int, *, links: bool = False) -> IO[bytes]:
+    """A regular file of at most `limit` bytes, to read. Raises UserError for anything else, OSError as open()."""
+    file = open(path, "rb", opener=linked if links else regular)  # noqa: SIM115  closed by the caller
+    try:
+        check_size(path, os.fstat(file.fileno()).st_size, limit)
+    except UserError:
+        file.close()
+        raise
+    return file
+
+
+def read_bytes(path: Path | str, limit: int = SMALL, *, links: bool = False) -> bytes:
+    """The content of a file as open_bytes() opens it."""
+    with open_bytes(path, limit, links=links) as file:
+        content = file.read(limit + 1)
+    check_size(path, len(content), limit)  # a file may grow, and those of /proc say 0
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a run. Raises what read_bytes() and parse_json() raise."""
+    return parse_json(read_bytes(path))
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The content of a JSON text. Raises ValueError for damaged ones, too deep ones, and whole numbers beyond 64 bits."""
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("brackets nested too deeply") from error
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**63:
+        raise ValueError(f"{digits[:20]}... is too large a number")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------------- writing files
 def part_of(path: Path) -> Path:
     """Where this process writes what will be `path`: rundir.claim() and prepare remove it after a kill."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -74,7 +173,7 @@ def atomic_write(path: Path, aside: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write, which gets its name when it is complete and on disk. Until then it is `aside`."""
     aside = aside or part_of(path)
     try:
-        with aside.open("wb") as file:
+        with open(aside, "wb", opener=regular) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -123,7 +222,7 @@ def atomic_dir(path: Path, replace: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock on a file, which is created."""
-    with path.open("w") as file:  # the kernel unlocks it when the process dies
+    with open(path, "a", opener=regular) as file:  # the kernel unlocks it when the process dies
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -170,9 +269,14 @@ def explain_io_errors(path: str, at: int = 0) -> Iterator[None]:
 
 
 def read_text(path: str) -> str:
-    """A small UTF-8 file as it is. Raises what io_errors() lists, UserError for one that is no text."""
+    """A small UTF-8 file, through links, with plain ends of lines. Raises what io_errors() lists, UserError as read_bytes()."""
+    if is_remote(path):
+        with gfile().GFile(path, "rb") as file:
+            content = bytes(file.read(SMALL + 1))
+        check_size(path, len(content), SMALL)
+    else:
+        content = read_bytes(path, links=True)
     try:
-        with gfile().GFile(path) if is_remote(path) else open(path, encoding="utf-8") as file:
-            return str(file.read())
+        return content.decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); copy or write it again") from error

@@ -39,4 +39,10 @@ class Settings:
             if (value := getattr(self, knob)) is not None:
                 check_range(self.GROUP + knob, value, low, below, open_low=open_low)
 
+    def check_at_most(self, high: int, *knobs: str) -> None:
+        """Each of the knobs must be null or at most `high`: beyond it nothing was ever trained, and memory ends."""
+        for knob in knobs:
+            value = getattr(self, knob)
+            self.check(knob, value is None or value <= high, f"must be at most {high:,}")
+
     check_above = functools.partialmethod(check_at_least, open_low=True)

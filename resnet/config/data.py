@@ -33,6 +33,8 @@ class Data(Settings):
 
     def __post_init__(self) -> None:
         self.check("classes", self.classes > 1, "a classifier needs at least 2")
+        self.check_at_most(100_000, "classes")
+        self.check_at_most(4096, "image_size", "train_size")
         self.check("image_size", self.image_size >= 8, "must be at least 8 pixels")
         self.check("train_size", self.train_size is None or self.train_size >= 8, "must be at least 8 pixels")
         three = len(self.mean) == 3 and all(map(math.isfinite, self.mean))
@@ -59,6 +61,7 @@ class Records(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_at_most(8192, "eval_resize")
         fits = self.eval_resize >= self.image_size
         self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")
         self.check("min_area", 0 < self.min_area <= 1, "must be above 0 and at most 1")
@@ -91,3 +94,4 @@ class Synthetic(Data):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_above(0, "train_images", "eval_images")
+        self.check_at_most(1_000_000_000, "train_images", "eval_images")

@@ -8,6 +8,10 @@ from enum import Enum
 from resnet.config.checks import MISSING, Settings
 
 
+MAX_DEPTH = 256  # blocks of a stage; ResNet-200 has 36
+MAX_WEIGHTS = 10_000_000_000  # were all stages as wide as the last; ResNeXt-101 32x48d: 3,062,366,208
+
+
 class Block(Enum):
     """Residual block: two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with a four times wider output."""
 
@@ -31,9 +35,15 @@ class Model(Settings):
     batch_norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        four = len(self.depths) == 4 and min(self.depths, default=0) > 0
-        self.check("depths", four, "give four numbers above 0, such as [3,4,6,3]")
+        four = len(self.depths) == 4 and min(self.depths) > 0 and max(self.depths) <= MAX_DEPTH
+        self.check("depths", four, f"give four numbers above 0 and up to {MAX_DEPTH}, such as [3,4,6,3]")
         self.check_above(0, "groups", "width", "filters")
+        self.check_at_most(4096, "groups", "width", "filters")
+        outer, inner = 8 * self.filters * self.block.value, 8 * self.width * self.groups  # channels of the last stage
+        weights = sum(self.depths) * (2 * outer * inner + 9 * inner * inner // self.groups)
+        self.check(
+            "width", weights <= MAX_WEIGHTS, f"up to {weights:,} weights; at most {MAX_WEIGHTS:,} are tried here"
+        )
         plain = self.groups == 1 and self.width == self.filters
         way_out = "basic blocks have one group as wide as the stem; use model.block=bottleneck"
         self.check("groups", self.block is not Block.basic or plain, way_out)

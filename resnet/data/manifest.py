@@ -48,7 +48,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The manifest of a prepared folder, None if there is none. Raises UserError if it is damaged."""
     path = folder / NAME
     try:
-        return parse(path.read_bytes(), str(path))
+        return parse(files.read_bytes(path, links=True), str(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -58,8 +58,8 @@ def read(folder: Path) -> dict[str, Any] | None:
 def parse(text: bytes | str, path: str) -> dict[str, Any]:
     """The manifest in a text. Raises UserError if it is damaged: no JSON, another schema, or sums that do not agree."""
     try:
-        content: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content: Any = files.parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path}: not a manifest of schema {SCHEMA}, which is what this version writes")

@@ -36,6 +36,7 @@ LAYOUTS = (
     ("train-*-of-*", "validation-*-of-*"),
 )
 FRAME = 8 + 4 + 4  # bytes around a record's data
+MAX_RECORD = 1 << 30  # bytes of a record's data, which is read whole
 
 
 def listing(folder: str, pattern: str, knob: str = "data.dir") -> list[str]:
@@ -132,6 +133,8 @@ def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
         length = int.from_bytes(head[:8], "little")
         if len(head) < 12 or masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
             raise FrameError(at, "corrupt record header")
+        if length > MAX_RECORD:
+            raise FrameError(at, f"a record of {length:,} bytes, where {MAX_RECORD:,} are the most that is read")
         if at + length + FRAME > size:
             raise FrameError(at, f"truncated record ({at + length + FRAME - size:,} bytes are missing)")
         yield at, head, length
@@ -139,7 +142,7 @@ def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
 
 
 def open_shard(path: str) -> Any:
-    return files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", buffering=0)
+    return files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", 0, opener=files.linked)
 
 
 def scan(path: str) -> tuple[list[int], list[int]]:

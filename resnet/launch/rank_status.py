@@ -76,7 +76,7 @@ def write(out: Path, status: RankStatus) -> None:
 def read(file: Path) -> RankStatus | None:
     """None for a file that is not there, or not a status."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return RankStatus(**json.loads(file.read_text()))
+        return RankStatus(**files.read_json(file))
     return None
 
 
@@ -111,7 +111,7 @@ def redirect(out: Path, rank: int) -> None:
     folder(out).mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    descriptor = os.open(log(out, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = files.regular(str(log(out, rank)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(descriptor, number)
     os.close(descriptor)
@@ -135,7 +135,7 @@ class Stream:
 
     def show(self, status: RankStatus | None, *, last: bool = False) -> None:
         """Print new whole lines; at `last` the rest too. The error that a rank ended with is left for the diagnosis."""
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
+        with contextlib.suppress(OSError), open(self.path, "rb", opener=files.regular) as file:
             size = os.fstat(file.fileno()).st_size
             if size <= self.position or (self.rank and status is None):
                 return

@@ -102,7 +102,7 @@ def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
     logs.mkdir(parents=True, exist_ok=True)
     for status in rank_status.read_all(out):
         rank_status.path(out, status.rank).unlink(missing_ok=True)
-    with slurm.rendezvous(run.cluster) as address, (logs / "starter.log").open("ab") as log:
+    with slurm.rendezvous(run.cluster) as address, open(logs / "starter.log", "ab", opener=files.regular) as log:
         words = launchers.command(run, out)
         log.write(f"$ {shlex.join(words)}\n".encode())
         log.flush()
@@ -117,7 +117,7 @@ def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **launchers.environment(run), **address},
+            env=launchers.with_own({**launchers.environment(run), **address}, run.cluster),
             start_new_session=True,
             preexec_fn=prctl and (lambda: prctl(1, int(signal.SIGTERM))),  # PR_SET_PDEATHSIG: when this process dies
         )
@@ -126,7 +126,7 @@ def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
         finally:
             attempt.end_all()
     attempt.refresh(out)
-    with (logs / "starter.log").open("rb") as log:
+    with open(logs / "starter.log", "rb", opener=files.regular) as log:
         log.seek(log_start)
         attempt.facts.output = log.read().decode(errors="replace")
     attempt.facts.exit_status, attempt.facts.interrupted = attempt.process.returncode, bool(relay.received)

@@ -30,9 +30,10 @@ from resnet.model import resnet
 
 Tensors = dict[str, NDArray[Any]]
 
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+PICKLES = tuple(f".{ending}{more}" for ending in ("pt", "pth", "bin", "ckpt", "pkl", "pickle") for more in ("", ".tar"))
 SOURCES = "a .safetensors or .npz file, a run's folder, one of its checkpoints or a SavedModel of resnet.export"
-MAX_BYTES = 4 << 30  # of an archive when unpacked; ResNet-200 in float32 has 260 MB
+MAX_BYTES = 4 << 30  # of a file, and of an archive when unpacked; ResNet-200 in float32 has 260 MB
+MAX_TENSORS, MAX_HEADER = 10_000, 16 << 20  # in a file, and bytes that list them; ResNet-200 has 1,400
 SHOWN = 10  # misfits in an error message
 KINDS = {
     "kernel": "weight",
@@ -84,11 +85,14 @@ def of_file(path: Path) -> Tensors:
     ending = path.suffix.lower()
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give {SOURCES}")
-    if ending in PICKLES:
+    if pickled := next(
+        (ending for ending in sorted(PICKLES, key=len)[::-1] if path.name.lower().endswith(ending)), None
+    ):
+        target = path.with_name(path.name[: -len(pickled)] + ".safetensors")
         code = (
             f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, 'cpu', weights_only=True); "
             f"s.save_file({{k: v.contiguous() for k, v in w.get('state_dict', w).items()}}, "
-            f"{str(path.with_suffix('.safetensors'))!r})"
+            f"{str(target)!r})"
         )
         raise UserError(
             f"{path}: a pickle, which runs code when it is loaded, and is not read here; convert it where PyTorch is: "
@@ -97,7 +101,9 @@ def of_file(path: Path) -> Tensors:
     if ending not in (".safetensors", ".npz"):
         raise UserError(f"{path}: no kind of weights that is known here; give {SOURCES}")
     try:
-        arrays = load_file(path) if ending == ".safetensors" else of_npz(path)
+        arrays = of_safetensors(path) if ending == ".safetensors" else of_npz(path)
+    except UserError:
+        raise
     except Exception as error:  # each library has its own for each kind of damage
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({detail}); fetch or write it again") from error
@@ -109,8 +115,26 @@ def of_file(path: Path) -> Tensors:
     return named
 
 
+def of_safetensors(path: Path) -> Tensors:
+    """The arrays of a safetensors file; one of another kind, or of too many tensors, raises ValueError."""
+    with files.open_bytes(path, MAX_BYTES, links=True) as file:
+        header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER:
+            raise ValueError(f"a header of {header:,} bytes; at most {MAX_HEADER:,} are read")
+        check_count(file.read(header).count(b'"data_offsets"'))
+    return load_file(path)
+
+
+def check_count(tensors: int) -> None:
+    if tensors > MAX_TENSORS:
+        raise ValueError(f"{tensors:,} tensors; at most {MAX_TENSORS:,} are read")
+
+
 def of_npz(path: Path) -> Tensors:
     """The arrays of a NumPy archive; one that holds Python objects, or would fill the memory, raises ValueError."""
+    with files.open_bytes(path, MAX_BYTES, links=True) as file:
+        # Entries of its directory, which zipfile would read one by one before it could say how many there are.
+        check_count(sum(part.count(b"PK\x01\x02") for part in iter(lambda: file.read(1 << 20), b"")))
     with zipfile.ZipFile(path) as packed:
         if (size := sum(one.file_size for one in packed.infolist())) > MAX_BYTES:
             raise ValueError(f"{size:,} bytes when unpacked; at most {MAX_BYTES:,} are read")

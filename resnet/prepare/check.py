@@ -13,8 +13,8 @@ from typing import Any
 import google_crc32c
 
 from resnet import UserError, files
-from resnet.data import manifest, shards, tfexample
-from resnet.prepare import images, state
+from resnet.data import images, manifest, shards, tfexample
+from resnet.prepare import state
 from resnet.prepare.workers import Workers, progress, tick
 
 
@@ -64,7 +64,7 @@ def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> 
     """Read one shard, (path, its entry in the manifest or nothing); runs in a worker. None: unknown number of classes."""
     contents, (path, expected) = Contents(), shard
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb", opener=files.linked) as file:
             for at, head, length in shards.frames(file, os.fstat(file.fileno()).st_size):
                 body = file.read(length + 4)
                 contents.bytes = at + length + shards.FRAME
@@ -120,13 +120,13 @@ def folder_faults(
     for split in content["splits"].values():
         counts.update(split["classes"])
     try:
-        names = files.read_classes(path.read_text("utf-8"))
+        names = files.read_classes(files.read_text(str(path)), path)
         if sorted(names) != sorted(counts):
             yield f"{path}: not the classes of {manifest.NAME}"
         elif wrong := [name for label, name in enumerate(names, 1) if labels and labels[label] != counts[name]]:
             yield f"{path}: {len(wrong):,} classes have another number of images than {manifest.NAME} says, first {wrong[0]!r}"
-    except (OSError, UnicodeDecodeError) as error:
-        yield f"{path}: cannot be read ({error})"
+    except (OSError, UserError) as error:
+        yield str(error) if isinstance(error, UserError) else f"{path}: cannot be read ({error})"
     for place in sorted({Path(path).parent for path in expected}):
         for stray in sorted(place.glob("*-of-*")) if place.is_dir() else ():
             if str(stray) not in expected:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from resnet import UserError
+from resnet import UserError, files, uris
 from resnet.cli import nearest
 from resnet.config import track
 from resnet.rundir import metrics, result
@@ -81,7 +81,7 @@ def trainings(words: Sequence[str], uri: str = "mlflow.db") -> list[Training]:
 # ---------------------------------------------------------------------------------------------------------------- folders
 def from_folders(top: Path, depth: int = DEPTH) -> Iterator[Training]:
     """Every training in `top`, itself included, 9 before 10. Raises OSError and UserError for what cannot be read."""
-    settings = read_settings(top / "config.yaml") if (top / metrics.FILE).is_file() else {}
+    settings = read_settings(top / "config.yaml") if os.path.lexists(top / metrics.FILE) else {}
     if settings:
         final = result.read(top)
         if final is None and (top / result.FILE).exists():
@@ -99,8 +99,8 @@ def read_settings(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        settings = dotted(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = dotted(yaml.safe_load(files.read_bytes(path, 400_000)))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as YAML; leave this folder out, or fix the file") from error
     return settings if {"model.name", "batch"} <= settings.keys() else {}
 
@@ -116,11 +116,11 @@ def from_folder(out: Path, settings: dict[str, str], final: dict[str, Any]) -> T
     """The training in the folder `out`."""
     logged = metrics.read(out / metrics.FILE)
     curves = {name: curve for name in CURVES if (curve := finite(logged.get(name, {})))}
-    if final.get("steps", 0) < max((max(curve) for curve in curves.values()), default=0):
+    if finite(final).get("steps", 0) < max((max(curve) for curve in curves.values()), default=0):
         final = {}  # the run was resumed after that result
     state: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
-        state = dict(json.loads((out / store.FILE).read_text()))
+        state = dict(files.read_json(out / store.FILE))
     plain = f"{settings['model.name']} {settings.get('optim.name', '')} b{settings['batch']}"
     return Training(
         key=str(state.get("run_id") or out.resolve()),
@@ -149,8 +149,8 @@ def finite(values: Mapping[Any, object]) -> dict[Any, float]:
 # ----------------------------------------------------------------------------------------------------------------- MLflow
 def from_mlflow(word: str, uri: str) -> list[Training]:
     """The trainings of the experiment `word`, of the sweep with this run id, or the run with it. Raises UserError if none."""
-    uri = track.strip_credentials(uri if "://" in uri else f"sqlite:///{Path(uri).expanduser()}")
-    database = store.sqlite_path(uri)
+    uri = uris.name(uri) if "://" in uri else uris.sqlite(files.expand(uri))
+    database = uris.sqlite_path(uri)
     if database and not database.is_file():
         raise UserError(f"uri={uri}: no such file; give uri=<store>, cd to where you trained, or name runs' folders")
     try:

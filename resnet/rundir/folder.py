@@ -7,6 +7,7 @@ resume(config)              the run of the folder `resume=`
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -16,22 +17,22 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, __version__, files
+from resnet import UserError, __version__, files, uris
 from resnet.config import compose
 from resnet.config.errors import explain
 from resnet.config.fingerprint import FREE, flat, may_change_on_resume
 from resnet.config.run import VARIANTS, Run
-
 from resnet.rundir import lock, metrics
+
 READ_ERRORS = (ValueError, AttributeError, KeyError, TypeError, RuntimeError)  # of PyYAML and OmegaConf, for nonsense
 SCHEMA = 1  # of config.yaml, result.json and commit.json; raised when an older version would misread them
 VERSIONS_LINE = re.compile(r"# resnet (?P<resnet>\S+), schema (?P<schema>\d+)\n")
 PART = re.compile(r"\..+\.\d+\.part")  # files.part_of(): half of something, by a process that was killed
-MAX_CHARACTERS, MAX_DEPTH = 100_000, 20  # of a config.yaml, and of brackets in it; a run's has some 2,000, and 2
 # What a start writes before the first step: a later one with other settings is another run, in MLflow too.
 START = re.compile(
     rf"config\.yaml|{re.escape(files.CLASSES)}|{re.escape(metrics.FILE)}|mlflow(-\w+)?\.json|tags\.json|mlperf\.log"
 )
+MAX_CHARACTERS, MAX_DEPTH = 100_000, 20  # of a config.yaml, and of brackets in it; a run's has some 2,000, and 2
 
 
 def versions() -> dict[str, Any]:
@@ -62,21 +63,28 @@ def save(run: Run, out: Path) -> None:
 def load(out: Path) -> Run:
     """The run in <out>/config.yaml, as compose.freeze() returned it. Knobs of newer versions have their defaults."""
     path = out / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{out}: no run here (config.yaml is missing); give the folder of a run that was started")
-    if head := VERSIONS_LINE.match(path.read_text(encoding="utf-8", errors="replace")):
+    try:
+        content = files.read_bytes(path)
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(
+            f"{out}: no run here (config.yaml {reason}); give the folder of a run that was started"
+        ) from error
+    if head := VERSIONS_LINE.match(content.decode(errors="replace")):
         check_versions(path, {"schema": int(head["schema"]), "resnet": head["resnet"]})
     schema = OmegaConf.structured(Run)
     try:
         with explain():
-            check_plain(path.read_text(encoding="utf-8"))
-            saved: Any = OmegaConf.load(path)
+            check_plain(content.decode())
+            saved: Any = OmegaConf.load(io.BytesIO(content))
             for group, variants in VARIANTS.items():
                 name = saved[group].name
                 if name not in variants and "" not in variants:
                     raise UserError(f"{group}.name={name}: there are {', '.join(variants)}")
                 schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
             merged: Any = OmegaConf.merge(schema, saved)
+            if "uri" in merged.track:
+                merged.track.uri = uris.strip(merged.track.uri)  # a user and password come from the user alone
             return compose.freeze(merged)
     except READ_ERRORS as error:
         reason = str(error).partition("\n")[0]
@@ -135,14 +143,6 @@ def check_folder(run: Run, out: Path) -> None:
         )
 
 
-def claim(run: Run, out: Path) -> None:
-    """Save `run` in `out`, unless it is another run's folder; remove what a killed process was writing there."""
-    check_folder(run, out)
-    for path in list(out.iterdir()) if out.is_dir() else ():
-        if PART.fullmatch(path.name) or (failed and path.is_file() and START.fullmatch(path.name)):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    save(run, out)
-
 def holds_run(out: Path) -> bool:
     """Whether a run in `out` has made a step, or may still make one in another process."""
     if not (out / "config.yaml").exists():
@@ -153,10 +153,18 @@ def holds_run(out: Path) -> bool:
     return path.exists() and any(name.startswith("train/") for name in metrics.read(path))
 
 
+def claim(run: Run, out: Path) -> None:
+    """Save `run` in `out`, unless it is another run's folder; remove what a killed process or a failed start left there."""
+    check_folder(run, out)
+    failed = (out / "config.yaml").exists() and not holds_run(out)
+    for path in list(out.iterdir()) if out.is_dir() else ():
+        if PART.fullmatch(path.name) or (failed and path.is_file() and START.fullmatch(path.name)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    save(run, out)
+
 
 def check_init(run: Run) -> None:
     """Raise UserError if the weights to start from are missing, and needed: there is no checkpoint."""
-    failed = (out / "config.yaml").exists() and not holds_run(out)
     if run.init and not Path(run.init).exists() and not (Path(run.out) / "checkpoints").exists():
         raise UserError(
             f"init={run.init}: no such file or folder; give .safetensors, .npz, a SavedModel or a run's folder"

@@ -20,6 +20,7 @@ import psutil
 from resnet import UserError, files
 
 FILE = ".lock"
+SUBFOLDERS = ("checkpoints", "logs", "model", "profile", "tensorboard")  # what a run makes in its folder
 BUSY = (errno.EACCES, errno.EAGAIN)
 PATIENCE_S = 2.0  # for a process that has just locked the file to write who it is
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system without locks
@@ -47,7 +48,8 @@ def hold(out: Path) -> Iterator[None]:
     """Be the only process that trains in `out`. Raises UserError if another one does, or nothing can be written there."""
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / FILE).open("a+")  # the kernel unlocks it when the process dies
+        check_subfolders(out)
+        file = open(out / FILE, "a+", opener=files.regular)  # noqa: SIM115  # the kernel unlocks it when the process dies
     with file:
         take(file, out)
         me = psutil.Process()
@@ -59,6 +61,17 @@ def hold(out: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def check_subfolders(out: Path) -> None:
+    """Raise UserError for a file or link in place of a folder of a run, and for a link in one, which TensorFlow would follow."""
+    for name in SUBFOLDERS:
+        if (out / name).is_symlink() or ((out / name).exists() and not (out / name).is_dir()):
+            raise UserError(
+                f"out={out}: {name} must be a folder, and is a file or a link; remove it, or give another out="
+            )
+        if link := next((path for path in (out / name).rglob("*") if path.is_symlink()), None):
+            raise UserError(f"out={out}: {link.relative_to(out)} is a link; remove it, or give another out=")
 
 
 def take(file: IO[str], out: Path) -> None:
@@ -86,12 +99,6 @@ def take(file: IO[str], out: Path) -> None:
         time.sleep(0.05)
 
 
-def holder(file: IO[str]) -> Holder | None:
-    """The process that the file names."""
-    file.seek(0)
-    with contextlib.suppress(ValueError, TypeError):
-        return Holder(**json.loads(file.read()))
-    return None
 def is_held(out: Path) -> bool:
     """Whether another process of this host trains in `out`."""
     with contextlib.suppress(OSError), open(out / FILE, opener=files.regular) as file:
@@ -100,3 +107,9 @@ def is_held(out: Path) -> bool:
     return False
 
 
+def holder(file: IO[str]) -> Holder | None:
+    """The process that the file names."""
+    file.seek(0)
+    with contextlib.suppress(ValueError, TypeError):
+        return Holder(**files.parse_json(file.read(files.SMALL)))
+    return None

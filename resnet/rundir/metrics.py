@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from resnet import files
 
 FILE = "metrics.jsonl"
 TAIL = 1 << 16  # bytes, at least as many as the longest line
+LIMIT = 1 << 30  # bytes that are read; 450,000 steps, each logged, have 0.1 GB
 
 
 def read(path: Path) -> dict[str, dict[int, float]]:
@@ -19,15 +24,33 @@ def read(path: Path) -> dict[str, dict[int, float]]:
     resumed from is dropped. Torn lines, which kills and power cuts leave, are skipped.
     """
     metrics: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        for name, value in values.items():
-            add_point(metrics.setdefault(name, {}), step, value)
+    with files.open_bytes(path, LIMIT) as file:
+        for line in iter(lambda: file.readline(TAIL), b""):
+            step, _time, values = parse(line) or (0, 0, {})
+            for name, value in values.items():
+                add_point(metrics.setdefault(name, {}), step, value)
     return metrics
+
+
+def lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """(line, position after it) of the complete lines from the file's position on; one longer than TAIL comes in pieces."""
+    position = file.tell()
+    while (line := file.readline(TAIL)).endswith(b"\n") or len(line) == TAIL:
+        position += len(line)
+        yield line, position
+
+
+def parse(line: bytes) -> tuple[int, int, dict[str, float]] | None:
+    """(step, time in ms, finite numbers by metric) of a line; None for a torn one."""
+    try:
+        values = files.parse_json(line)
+        step, time_ms = values.pop("step"), values.pop("time_ms", 0)
+        numbers = {name: float(value) for name, value in values.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not isinstance(step, int) or not isinstance(time_ms, int):
+        return None
+    return step, time_ms, {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
 def add_point(curve: dict[int, float], step: int, value: float) -> None:
@@ -46,7 +69,7 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         """Raises OSError if the file cannot be opened."""
         self.path, self.closed, self.error = path, False, ""
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.file = files.regular(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self.pending = b"\n" if self.torn_bytes() else b""  # ends a line that a kill tore
 
     def append(self, line: str) -> None:

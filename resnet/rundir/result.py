@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from resnet import files
+from resnet import UserError, files
 
 FILE = "result.json"
 
 
 def read(out: Path) -> dict[str, Any] | None:
-    """<out>/result.json; None while the run has not ended."""
+    """<out>/result.json; None while the run has not ended. Raises UserError for one that is no regular file of a run's size."""
     try:
-        return dict(json.loads((out / FILE).read_text()))
-    except (OSError, ValueError):
+        return dict(files.read_json(out / FILE))
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError):
         return None
 
 

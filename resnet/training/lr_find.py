@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resnet import UserError
+from resnet import UserError, files
 from resnet.cli import Stopped
 from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
@@ -147,7 +147,7 @@ def run(
 
 
 def write_csv(path: Path, curve: Curve) -> None:
-    with path.open("w", newline="") as file:
+    with open(path, "w", newline="", opener=files.regular) as file:
         rows = csv.writer(file)
         rows.writerow(["step", "lr", "loss", "smoothed_loss"])
         rows.writerows(zip(range(len(curve.lrs)), curve.lrs, curve.losses, curve.smoothed, strict=True))
@@ -168,4 +168,5 @@ def draw(path: Path, curve: Curve, best: Peak | None, title: str) -> None:
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with files.atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)

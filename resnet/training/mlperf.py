@@ -135,6 +135,7 @@ class Log:
                 f"mlperf=true: resumed at step {step:,}, and MLPerf logs uninterrupted runs only; {FILE} stays as it is"
             ]
         logger = logging.Logger(str(self.path), logging.INFO)  # not in logging's tree: no other handler gets its lines
+        self.path.unlink(missing_ok=True)  # it could be a link
         logger.addHandler(logging.FileHandler(self.path, "w"))
         root = re.escape(str(Path(__file__).parents[2]))
         self.mllog = self.writer(logger, default_stack_offset=2, root_dir=root)

@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from resnet import files
+
 FOLDER, TABLE = "profile", "operations.csv"
 # Operations that call others, and contain their time.
 CALLS = {"PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile", "If", "StatelessIf"}
@@ -112,7 +114,7 @@ def table(events: Iterable[tuple[str, str, float]], steps: int) -> list[Row]:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="") as file:
+    with open(path, "w", newline="", opener=files.regular) as file:
         lines = csv.writer(file)
         lines.writerow(["place", "operation", "calls a step", "ms a step", "share"])
         lines.writerows(
