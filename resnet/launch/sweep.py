@@ -37,7 +37,7 @@ from resnet.config.run import Run
 from resnet.config.track import Mlflow, Track
 from resnet.launch import launchers, supervisor
 from resnet.launch.supervisor import ignoring_mlflow_errors
-from resnet.launch.sweep_argv import RESUME, resume_argv, save_argv
+from resnet.launch.sweep_argv import RESUME, in_one_row, resume_argv, save_argv
 from resnet.rundir import lock, result
 from resnet.track import provenance, store
 
@@ -266,7 +266,11 @@ def command_line() -> list[Run]:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come out of Hydra whole
     register()
-    sys.argv[1:] = resume_argv(sys.argv[1:])
+    os.environ.pop(uris.STORE, None)
+    typed = uris.take_words(sys.argv[1:])
+    if any(word.startswith((f"{RESUME}=", "resume=")) for word in typed):
+        os.environ.setdefault(uris.STORE, "")  # the store of a file, if none was typed
+    sys.argv[1:] = in_one_row(resume_argv(typed))
     with errors.explain(), closing_sweeps():
         hydra.main(version_base="1.3", config_path=str(files.tree("conf")), config_name="config")(compose_run)()
     runs = []

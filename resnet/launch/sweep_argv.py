@@ -6,6 +6,7 @@ are taken, and nothing is imported from its working folder.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
@@ -33,6 +35,25 @@ SEARCH = re.compile(
     r"hydra/sweeper(/sampler)?|hydra\.mode|"
     r"hydra\.sweeper\.(n_trials|n_jobs|max_batch_size|direction|sampler\.(seed|n_startup_trials))"
 )
+
+
+def in_one_row(words: list[str]) -> list[str]:
+    """The words with the overrides side by side, as argparse wants them. Raises UserError for an option that Hydra does not have."""
+    parser = get_args_parser()
+    vars(parser)["error"] = functools.partial(refuse, words)  # else it prints a usage of 20 lines and exits
+    overrides = parser.parse_intermixed_args(words).overrides
+    first = words.index(overrides[0]) if overrides else 0
+    if words[first : first + len(overrides)] == overrides:
+        return words
+    rest = list(words)
+    for word in overrides:
+        rest.remove(word)
+    return [*rest, *overrides]
+
+
+def refuse(words: list[str], message: str) -> None:
+    """Raise UserError for words that argparse refused."""
+    raise UserError(f"{shlex.join(words)}: {message}; write knob=value, and options such as -m as --help shows them")
 
 
 def save_argv(out: Path) -> None:
@@ -72,9 +93,7 @@ def resume_argv(words: list[str]) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown}: the sweep was started in {folder}, which is not there ({reason})") from error
-    place = next((at for at, word in enumerate(same) if "=" in word and word[0] != "-"), len(same))
-    # In one row with the other overrides, as argparse wants them.
-    return [*same[:place], *more, f"out={QuotedString(str(out), Quote.double).with_quotes()}", *same[place:]]
+    return [*same, *more, f"out={QuotedString(str(out), Quote.double).with_quotes()}"]
 
 
 def read_argv(out: Path, shown: str) -> tuple[list[str], str]:

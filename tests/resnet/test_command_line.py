@@ -30,6 +30,8 @@ REFUSED = {
     "+foo=1": ["foo: no such knob", "there are: model, optim,"],
     "optim=lars +optim.rows.0.foo=1": ["optim.rows.0.foo: no such knob"],
     # groups and options
+    "model=tiny --foo": ["model=tiny --foo: unrecognized arguments: --foo; write knob=value"],
+    "--cfg nope": ["--cfg nope: argument --cfg/-c: invalid choice: 'nope'"],
     "modle=tiny": ["modle", "did you mean model?"],
     "optim=adm": ["optim=adm: no such option", "lars, sgd"],
     "model=resnet5": ["model=resnet5: no such option", "did you mean resnet50?", "tiny"],

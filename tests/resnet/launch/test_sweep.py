@@ -55,8 +55,8 @@ def test_a_group_can_be_swept_too(sweep, machine):
     assert sorted(row[1] for row in rows(out)) == ["optim=lars", "optim=sgd"]
 
 
-def test_a_sweep_of_one_is_a_sweep(sweep, machine, home):
-    code, out, _ = sweep(f"-m {TINY} out=mine")
+def test_a_sweep_of_one_is_a_sweep_and_its_words_stand_in_any_order(sweep, machine, home):
+    code, out, _ = sweep(f"out=mine -m {TINY}")
     assert code == 0
     assert [run.out for run in machine.started] == [str(home / "mine" / "0")]
     assert "model=tiny" in rows(out)[0][1]
