@@ -62,6 +62,15 @@ def explain() -> Iterator[None]:
             word = next((word for word in sys.argv[1:] if len(word) > 4300), "")
             raise UserError(f"{word[:40]}...: too long for a number; write a smaller one, or quote it twice") from None
         raise
+    except AssertionError as error:
+        if not str(error).startswith("Unexpected type for root"):  # OmegaConf's
+            raise
+        names = help.known_names()
+        parents = {word: word.lstrip("+~").partition("=")[0].rpartition(".")[0] for word in sys.argv[1:]}
+        own = [word for word, parent in parents.items() if parent in names and f"{parent}." not in " ".join(names)]
+        raise UserError(
+            f"{(own or sys.argv[1:])[0]}: there are no settings below that; give the knob one value"
+        ) from None
 
 
 def one_line(error: BaseException) -> str:
@@ -78,7 +87,7 @@ def one_line(error: BaseException) -> str:
         return f"{error.override}: not an override; write knob=value{hint}"
     both = f"{error}\n{cause}"
     file = re.match(r"In '(.+?)': ", both)
-    place = f"{file[1].replace('/', '=')}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
+    place = f"{'='.join(file[1].rsplit('/', 1))}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if error.missing_cfg_file == "hydra/sweeper/optuna":
@@ -109,6 +118,8 @@ def unknown(key: str, kind: str = "") -> UserError:
     if key.startswith(f"{OPEN}."):
         return UserError(f"{key}: not there yet; add it by '++{OPEN}={{{key.removeprefix(f'{OPEN}.')}: ...}}'")
     group, _, leaf = key.partition(".")
+    if group == "hydra":
+        return UserError(f"{key}: Hydra, or the sampler that was chosen, has no such setting; leave it out")
     variants = VARIANTS.get(group, {})
     owners = [name for name, variant in variants.items() if name and leaf in help.knobs(variant)]
     if owners:

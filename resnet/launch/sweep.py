@@ -35,7 +35,7 @@ from resnet import UserError, cli, files, rundir
 from resnet.config import compose, errors, fingerprint
 from resnet.config.run import Run
 from resnet.config.track import Mlflow, Track
-from resnet.launch import launchers, supervisor
+from resnet.launch import launchers, search, supervisor
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.launch.sweep_argv import RESUME, in_one_row, resume_argv, save_argv
 from resnet.rundir import lock, result
@@ -80,6 +80,8 @@ class SubprocessLauncher(Launcher):
         self.searches = config.hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic"
         parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         self.overrides = parser.parse_overrides(list(config.hydra.overrides.task))
+        if self.searches:
+            search.check_settings(config.hydra.sweeper, self.overrides)
         logging.getLogger("optuna").setLevel(logging.WARNING)  # it reports each trial; so do we
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -37,6 +37,7 @@ REFUSED = {
     "model=resnet5": ["model=resnet5: no such option", "did you mean resnet50?", "tiny"],
     "model=": ["model=", "no such option", "resnet50"],
     "model=null": ["model=null: no such option", "leave it out", "resnet50"],
+    "profile_steps.x=1": ["profile_steps.x=1: there are no settings below that"],
     "recipe=null": ["recipe=null: no such option", "leave it out", "quickstart"],
     "+optim=lars": ["optim", "without +"],
     "optim@foo=lars": ["optim@foo: no such group", "--help"],

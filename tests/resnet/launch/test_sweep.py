@@ -9,7 +9,6 @@ from hydra.core.config_store import ConfigStore
 from sweep_runs import GRID, PAIR, TINY, rows
 
 from resnet import cli, files
-from resnet.config import track
 from resnet.launch import launchers, sweep_argv
 from resnet.launch import sweep as launch
 from resnet.rundir import lock, result
@@ -270,12 +269,11 @@ def test_a_sweep_whose_job_still_trains_is_refused(sweep, machine, home, monkeyp
 @pytest.mark.usefixtures("machine")
 def test_a_password_in_what_was_typed_is_not_kept(sweep, home, monkeypatch):
     monkeypatch.setattr(launch, "ignoring_mlflow_errors", lambda *_words, **_more: None)
-    monkeypatch.delenv("RESNET_TRACK_URI", raising=False)
-    monkeypatch.setattr(track, "strip_credentials", track.masked)  # which would keep it in the environment
+    monkeypatch.setenv("RESNET_TRACK_URI", "")  # so that what the command puts there goes with the test
     monkeypatch.setattr(launch, "process", lambda _out: 0)
-    assert sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=https://me:secret@host:5 out=mine")[0] == 0
+    assert sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=https://me:se@cret@host:5 out=mine")[0] == 0
     kept = (home / "mine" / "sweep.yaml").read_text()
-    assert "track.uri=https://host:5" in kept and "secret" not in kept and "me:" not in kept
+    assert "track.uri=https://host:5" in kept and "cret" not in kept and "me:" not in kept
 
 
 # -------------------------------------------------------------------------------------------------------------- searches
@@ -341,6 +339,23 @@ def test_a_search_without_a_top1_is_refused(sweep, machine, home, word):
     code, _, err = sweep(f"{SEARCH} {word}")
     assert (code, machine.started, list(home.iterdir())) == (1, [], [])
     assert err == f"error: {word}: a search goes by the top-1 of its jobs, and there would be none; leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [
+        ("hydra.sweeper.storage=postgres://me:secret@x/y", "hydra.sweeper.storage: a study is kept in memory only, "),
+        ("hydra.sweeper.direction=[maximize]", "hydra.sweeper.direction=['maximize']: the objective is top-1; use "),
+        ("hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0: must be above 0"),
+        ("optim.lr=interval(1,0.1)", "optim.lr=interval(1,0.1): no values to search (The `low` value must be smaller"),
+        ("hydra.sweeper.sampler.x=1", "hydra.sweeper.sampler.x: Hydra, or the sampler that was chosen, has no such"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_in_a_line(sweep, machine, home, word, error):
+    pytest.importorskip("optuna")
+    code, out, err = sweep([*SEARCH.split(), word])
+    assert (code, out, machine.started, list(home.iterdir())) == (1, "", [], [])
+    assert err.startswith(f"error: {error}") and err.count("\n") == 1 and "secret" not in err
 
 
 def test_a_search_without_optuna_is_told_how_to_get_it(sweep, home, monkeypatch):
