@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet import UserError, files
 from resnet.config.data import Data, Records
 from resnet.data.source import class_names
-
-
-def normal(name: str) -> str:
-    """A name in Unicode's composed form (NFC): macOS writes decomposed ones, which look the same."""
-    return unicodedata.normalize("NFC", name)
+from resnet.files import normal
 
 
 def order(own: Sequence[str], other: Sequence[str]) -> list[int] | None:
@@ -43,7 +38,7 @@ def of_data(settings: Data) -> list[str] | None:
 def of_folder(folder: Path, outputs: int) -> list[str] | None:
     """The names in the folder of a run or beside weights, if there are `outputs` of them."""
     path = folder / files.CLASSES
-    names = files.read_classes(files.read_text(str(path))) if path.is_file() else []
+    names = files.read_classes(files.read_text(str(path)), path) if path.is_file() else []
     return names if len(names) == outputs else None
 
 

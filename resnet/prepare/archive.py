@@ -20,6 +20,25 @@ from typing import IO, NamedTuple
 from resnet import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# Folders and files that systems and tools leave everywhere, beside those whose name begins with a dot.
+JUNK = {
+    *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "@sharebin"),  # of NAS (Synology, QNAP)
+    *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),  # of Windows
+    *("__macosx", "icon\r", "lost+found", "__pycache__"),
+}
+TEXTS = (
+    ".txt",
+    ".xml",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".htm",
+    ".log",
+)  # beside images: notes
 BLOCK = 512  # of a tar
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -52,7 +71,7 @@ def collect(members: Iterable[tuple[Entry, str | None]]) -> Contents:
     """Entries in the order of their names' bytes, each name once. A member is (entry, reason to refuse it)."""
     contents, images, double = Contents(), dict[str, Entry](), []
     for entry, reason in members:
-        hidden = entry.name.rpartition("/")[2].startswith(".")
+        hidden = any(map(is_junk, entry.name.split("/")))
         ending = Path(entry.name).suffix.lower()
         if reason:
             contents.refused.append((entry.name, reason))
@@ -65,6 +84,11 @@ def collect(members: Iterable[tuple[Entry, str | None]]) -> Contents:
     contents.entries = sorted(images.values(), key=lambda entry: raw(entry.name))
     contents.refused = sorted(contents.refused + double, key=lambda pair: raw(pair[0]))
     return contents
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or what a system leaves everywhere: neither image nor class."""
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def raw(name: str) -> bytes:
@@ -99,7 +123,7 @@ def folder(root: str, top: str) -> Contents:
         for item in scan(f"{root}/{below}"):
             name = f"{below}{item.name}"
             if item.is_dir(follow_symlinks=False):
-                if not item.name.startswith("."):
+                if not is_junk(item.name):
                     pending.append(f"{name}/")
             else:
                 reason = link_refusal(item, inside)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Sequence
 
 from resnet import UserError
-from resnet.prepare import archive
+from resnet.prepare import archive, splits
 from resnet.prepare.archive import Entry
 from resnet.prepare.knobs import Folder
 from resnet.prepare.listing import Listing, check_same_classes, class_folders, classify, few, resolve
 from resnet.prepare.workers import Workers
 
-TRAIN, VAL = ("train",), ("val", "valid", "validation")
 SHARE = 0.1  # held out by default
 
 
@@ -26,13 +24,21 @@ def fill(settings: Folder, listing: Listing, workers: Workers) -> None:
     dir, train, val, val_fraction = settings.dir, settings.train, settings.val, settings.val_fraction
     if dir:
         dir = resolve(dir, "dir")
-        train, val = train or subfolder(dir, TRAIN), val or subfolder(dir, VAL)
+        if not (train and val):
+            *pair, notes = splits.find(dir, "dir")
+            train, val = train or pair[0], val or pair[1]
+            listing.notes += notes
     if train and val:
         if val_fraction is not None:
             raise UserError(
                 f"val_fraction={val_fraction:g}: there are validation images already, in {val}; leave it out"
             )
         train, val = resolve(train, "train"), resolve(val, "val")
+        for knob, path in (("train", train), ("val", val)):
+            if inside := [one for one in splits.find(path, knob)[:2] if one]:
+                raise UserError(
+                    f"{knob}={path}: holds the split {inside[0]}, not classes; give the folder of the classes"
+                )
         listing.train.prefix, listing.val.prefix = "train/", "val/"
         classify(listing, workers, listing.val, val, class_folders(listing, val, listing.val))
         known = listing.classes
@@ -41,7 +47,7 @@ def fill(settings: Folder, listing: Listing, workers: Workers) -> None:
         listing.notes.append(f"training images from {train}, validation images from {val}")
     elif train or val:
         present, kind, missing, names = (
-            (train, "validation", "val", VAL) if train else (val, "training", "train", TRAIN)
+            (train, "validation", "val", splits.VAL) if train else (val, "training", "train", splits.TRAIN)
         )
         raise UserError(
             f"{present}: no {kind} images beside it; name them with {missing}=, call their folder {' or '.join(names)}, or "
@@ -61,20 +67,6 @@ def fill(settings: Folder, listing: Listing, workers: Workers) -> None:
     else:
         raise UserError("dir: must be given, a folder with one folder for each class in it")
     listing.texts = {name: name for name in listing.classes}
-
-
-def subfolder(dir: str, names: Sequence[str]) -> str | None:
-    """The folder of folders below `dir` that has one of these names, in whatever case. A class may be called train, too."""
-    paths = [
-        item.path
-        for item in archive.scan(dir)
-        if item.name.lower() in names and item.is_dir() and any(sub.is_dir() for sub in archive.scan(item.path))
-    ]
-    if len(paths) > 1:
-        raise UserError(
-            f"dir={dir}: which of {', '.join(map(os.path.basename, paths))} is meant? Say it with train= and val="
-        )
-    return paths[0] if paths else None
 
 
 def draw(entries: Sequence[Entry], share: float, seed: int) -> set[str]:

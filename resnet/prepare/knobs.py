@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from resnet import home
 from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check, check_range
 
@@ -36,7 +36,7 @@ class Knobs:
                 way_out = "give a folder of this machine; finished shards can be copied anywhere"
                 check("://" not in value, name, value, way_out)
                 check(bool(value.strip()), name, repr(value), "give a path")
-                setattr(self, name, str(Path(value).expanduser().absolute()))
+                setattr(self, name, str(home.expand(value).absolute()))
             elif name in LIMITS:
                 low, high, way_out = LIMITS[name]
                 check(low <= value <= high, name, value, way_out)
@@ -55,7 +55,7 @@ class Writing(Knobs):
     seed: int = knob(1, "seed of the image order and of the validation split")
     train_shards: int | None = knob(None, "number of shards (ImageNet 1024, others one per 1,000 images)")
     val_shards: int | None = knob(None, "number of shards (ImageNet 128, others one per 1,000 images)")
-    max_rejected: float = knob(0.001, "share of images that may be unreadable")
+    max_rejected: float = knob(0.001, "share of files that may be unreadable, or left out for their endings")
     processes: int | None = knob(None, "worker processes (one per core)")
 
 
@@ -79,7 +79,7 @@ class Folder(Writing):
     """your own images: jpg, jpeg, png, webp, bmp, one folder per class"""
 
     dir: str | None = knob(
-        None, "folder with one folder per class, or with train/ and val/ (valid/, validation/) of such"
+        None, "folder with one folder per class, or with train/ and val/ (Training, valid, val_images, ...) of such"
     )
     train: str | None = knob(None, "training tree, if it is elsewhere")
     val: str | None = knob(None, "validation tree, if it is elsewhere")

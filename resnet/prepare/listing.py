@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resnet import UserError
+from resnet.files import normal
 from resnet.prepare import archive
 from resnet.prepare.archive import Contents, Entry
 from resnet.prepare.state import Split, State
@@ -69,11 +70,12 @@ def classify(
     """List the classes of `places` into `split`, but into listing.val those that `held_out` names of each class."""
     if len(places) == 1:
         raise UserError(f"{root}: one class only ({next(iter(places))!r}); a classifier needs at least 2")
-    listing.classes, empty = sorted(places, key=archive.raw), []
+    listing.classes, empty, shared = sorted(places, key=archive.raw), [], list[set[str]]()
     with progress("classes listed", len(places), workers.ticks):
         listed = workers.map(scan, (places[name] for name in listing.classes))
         for label, (name, contents) in enumerate(zip(listing.classes, listed, strict=True), 1):
             entries = listing.take(contents, split, f"{name}/")
+            shared.append({entry.name.partition("/")[0] for entry in contents.entries if "/" in entry.name})
             names = held_out(entries)
             for entry in entries:
                 (listing.val if entry.name in names else split).add(label, entry)
@@ -82,6 +84,8 @@ def classify(
                 empty.append(f"{name!r}" + "".join(f" ({file!r} was refused: {reason})" for file, reason in first))
     if empty:
         raise UserError(f"{root}: no image ({', '.join(archive.ENDINGS)}) in {', '.join(empty[:5])}; fill or remove it")
+    if same := sorted(set.intersection(*shared), key=archive.raw):
+        listing.notes.append(f"every class in {root} has {few(same)} in it: folders within a class belong to it")
 
 
 def class_folders(listing: Listing, root: str, split: Split) -> Places:
@@ -90,12 +94,17 @@ def class_folders(listing: Listing, root: str, split: Split) -> Places:
         raise UserError(f"out={listing.state.out}: lies inside of {root}, which is read; give a folder elsewhere")
     places, beside, others = Places(), Contents(), Counter[str]()
     for item in archive.scan(root):
-        if item.name.startswith("."):
+        if archive.is_junk(item.name):
             continue
         if item.is_symlink() and item.is_dir():
             raise UserError(f"{item.path}: a link to a folder, which is not followed; put the folder itself there")
         if item.is_dir():
-            places[item.name] = functools.partial(archive.folder, item.path, root)
+            name = normal(item.name)
+            if name in places:
+                raise UserError(
+                    f"{root}: two folders are called {name!r}, in different Unicode forms; put their images into one"
+                )
+            places[name] = functools.partial(archive.folder, item.path, root)
         elif item.name.lower().endswith(archive.ENDINGS):
             beside.refused.append((item.name, "lies in no class's folder"))
         else:
@@ -104,6 +113,9 @@ def class_folders(listing: Listing, root: str, split: Split) -> Places:
         images = f"{len(beside.refused):,} images but " if beside.refused else ""
         tars = f"; unpack its {others['.tar']:,} tars, or give the tar they came from" if others[".tar"] else ""
         raise UserError(f"{root}: {images}no folders of classes{tars}")
+    folded = Counter(map(str.casefold, places))
+    if alike := [name for name in places if folded[name.casefold()] > 1]:
+        listing.notes.append(f"classes that differ by upper and lower case only: {few(alike)}")
     listing.take(beside, split)
     return places
 

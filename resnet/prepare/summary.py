@@ -11,10 +11,37 @@ from typing import Any
 from resnet import UserError, files
 from resnet.data import manifest
 from resnet.data.shards import Shard
+from resnet.prepare import archive
 from resnet.prepare.listing import Listing
 from resnet.prepare.state import State
 
 DEFAULT_BATCH = 256  # of training; fewer images would not make a step
+
+
+def check_left_out(listing: Listing, max_rejected: float) -> None:
+    """Raise UserError if the endings of more than `max_rejected` of all files keep them out, hidden ones and texts apart."""
+    left = left_out(listing)
+    total = left.total() + sum(map(len, listing.splits))
+    if left.total() > max_rejected * total:
+        raise UserError(
+            f"{left.total():,} of {total:,} files are no images by their ending ({counted(left)}), more than "
+            f"max_rejected={max_rejected:g} allows; convert or rename them to one of {' '.join(archive.ENDINGS)}, or do without "
+            f"them by max_rejected={share(left.total(), total):g}"
+        )
+
+
+def left_out(listing: Listing) -> Counter[str]:
+    """How many files of each ending might be images, and are not taken."""
+    return Counter({end: n for end, n in listing.ignored.items() if end != "hidden" and end not in archive.TEXTS})
+
+
+def counted(endings: Counter[str]) -> str:
+    return ", ".join(f"{ending} {count:,}" for ending, count in sorted(endings.items()))
+
+
+def share(part: int, total: int) -> float:
+    """The least max_rejected of four digits that allows `part` of `total`."""
+    return math.ceil(part / total * 1e4) / 1e4
 
 
 def headline(listing: Listing, names: Sequence[list[str]], processes: int) -> None:
@@ -22,8 +49,7 @@ def headline(listing: Listing, names: Sequence[list[str]], processes: int) -> No
     train, val = listing.splits
     lines = [*listing.notes]
     if listing.ignored:
-        kinds = ", ".join(f"{ending} {count:,}" for ending, count in sorted(listing.ignored.items()))
-        lines.append(f"left out, not images by their ending: {kinds}")
+        lines.append(f"left out, not images by their ending: {counted(listing.ignored)}")
     if listing.refused:
         [(count,)] = listing.state.select("count(*) FROM rejected WHERE shard = ''")
         name, reason = listing.refused
@@ -49,14 +75,14 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
     print(f"RGB JPEG: {kinds['JPEG']:,}" + ("" if options["resize"] is None else f"; resized: {resized:,}"))
     if parts := ", ".join(f"{kind} {number:,}" for kind, number in kinds.items() if kind != "JPEG"):
         print(f"converted to RGB JPEG: {kinds.total() - kinds['JPEG']:,} ({parts})")
-    rejected = write_rejected(state)
-    total = kinds.total() + rejected
-    if rejected > max_rejected * total:
-        enough = math.ceil(rejected / total * 1e4) / 1e4
+    rejected, left = write_rejected(state), left_out(listing).total()
+    total = kinds.total() + rejected + left
+    if rejected and rejected + left > max_rejected * total:
+        also = f", and {left:,} left out for their endings" if left else ""
         raise UserError(
-            f"{rejected:,} of {total:,} images were rejected, more than max_rejected={max_rejected:g} allows; read "
-            f"{out / manifest.REJECTED}. To do without them: the same command with max_rejected={enough:g}; nothing is "
-            "made twice"
+            f"{rejected:,} of {total:,} images were rejected{also}, more than max_rejected={max_rejected:g} allows; read "
+            f"{out / manifest.REJECTED}. To do without them: the same command with "
+            f"max_rejected={share(rejected + left, total):g}; nothing is made twice"
         )
     for (file,) in state.select("file FROM shards WHERE NOT images ORDER BY file LIMIT 1"):
         raise UserError(f"{out / file}: every image of this shard was rejected; delete {out}, and ask for fewer shards")

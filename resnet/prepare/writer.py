@@ -59,6 +59,7 @@ def build(
             with Workers(settings.processes) as workers:
                 listing = Listing(claimed)
                 fill(listing, workers)
+                summary.check_left_out(listing, settings.max_rejected)
                 names = [
                     shard_names(settings, split, established and established[number])
                     for number, split in enumerate(listing.splits)
