@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from resnet import UserError
 from resnet.config.data import Cache, Records
 from resnet.data import shards
+from resnet.data.images import MAX_ASPECT, MAX_PIXELS
 from resnet.data.reader import Reader
 from resnet.data.source import Source, check_memory
-from resnet.data.tfexample import MAX_ASPECT, MAX_PIXELS
 
 CHUNK = 16  # records per call into Python: enough to make its cost small, few enough to balance the threads
 TRIES = 10  # of the random crop before the centre crop (torchvision's RandomResizedCrop)
@@ -181,8 +181,12 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) ->
 
 
 def jpeg_shape(jpeg: tf.Tensor) -> tf.Tensor:
-    """int32 [H, W, C] from the header of a JPEG. Fails for PNG, which decode_jpeg accepts, and for more than MAX_PIXELS."""
-    shape = tf.image.extract_jpeg_shape(jpeg)
+    """int32 [H, W, C] from the header of a JPEG. Fails for PNG, which decode_jpeg accepts, and for a size beyond the limits."""
+    return within_limits(tf.image.extract_jpeg_shape(jpeg))
+
+
+def within_limits(shape: tf.Tensor) -> tf.Tensor:
+    """`shape`, int32 [H, W, C]. Fails for more than MAX_PIXELS, or a side more than MAX_ASPECT times the other."""
     sides = tf.cast(shape[:2], tf.float32)
     small = (tf.reduce_prod(sides) <= MAX_PIXELS) & (tf.reduce_max(sides) <= MAX_ASPECT * tf.reduce_min(sides))
     message = f"more than {MAX_PIXELS:,} pixels, or one side more than {MAX_ASPECT} times the other"

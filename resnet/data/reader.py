@@ -6,7 +6,7 @@ import threading
 
 from resnet import UserError
 from resnet.config.data import Cache, OnCorrupt, Records
-from resnet.data import shards
+from resnet.data import images, shards, tfexample
 
 
 class Reader:
@@ -19,6 +19,7 @@ class Reader:
     def __init__(self, records: shards.Index, settings: Records) -> None:
         self.records, self.settings = records, settings
         self.corrupt: dict[int, str] = {}
+        self.plain = bytearray(len(records))  # by number: 1 where the record's image is known to need no conversion
         self.cache: dict[int, bytes] | None = {} if settings.cache is Cache.encoded else None
         self.lock = threading.Lock()
 
@@ -31,7 +32,7 @@ class Reader:
             if self.cache is not None and place in self.cache:
                 return self.cache[place]
             try:
-                data = shards.read(self.records, place)
+                data = self.decodable(place, shards.read(self.records, place))
             except UserError as error:
                 if self.settings.on_corrupt is OnCorrupt.stop:
                     raise
@@ -41,6 +42,37 @@ class Reader:
                 self.cache[place] = data
             return data
         raise UserError(f"data.dir={self.settings.dir}: no record can be read; prepare the shards again")
+
+    def decodable(self, number: int, record: bytes) -> bytes:
+        """`record` with an image that TensorFlow decodes to what preparation makes of it. Raises UserError for one without.
+
+        With data.on_corrupt=skip, all of an image is decoded before its first use, because TensorFlow decodes only a crop, and
+        what is left out must not depend on the crop.
+        """
+        if self.plain[number]:
+            return record
+        whole = self.settings.on_corrupt is OnCorrupt.skip
+        try:
+            encoded = tfexample.encoded_image(record)
+            if whole or encoded is None:
+                features = tfexample.decode(record)
+                encoded = memoryview(features["image/encoded"])  # type: ignore[arg-type]
+                if not isinstance(features["image/class/label"], int):
+                    raise TypeError
+            converted = images.readable(encoded, whole)
+            if converted is not None:
+                return tfexample.encode({**tfexample.decode(record), "image/encoded": converted})
+        except (images.Broken, KeyError, TypeError, ValueError) as error:
+            reason = (
+                f"no image that can be decoded ({error})"
+                if isinstance(error, images.Broken)
+                else "no record of an image"
+            )
+            raise UserError(
+                f"{self.records.place(number)}: {reason}; prepare the shards again, or set data.on_corrupt=skip"
+            ) from error
+        self.plain[number] = 1
+        return record
 
     def skip(self, number: int, error: UserError) -> None:
         """Remember a corrupt record. Raises UserError when there are more than data.max_corrupt."""

@@ -11,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-# Of an image in a record. A bomb is refused before it is decoded: Pillow's own bound; three bytes a pixel make it 256 MiB.
-MAX_PIXELS = 89_478_485
-# Of its longer side to its shorter. Evaluation scales the short side to 256 and so the long one to 256 times this at most.
-MAX_ASPECT = 100
 BYTES, INTS, LENGTH_DELIMITED = 1, 3, 2
+ENCODED = b"\x0a\x0dimage/encoded"  # a feature's name as field 1 of a map's entry
 
 
 def image(encoded: bytes, height: int, width: int, label: int, synset: bytes, text: bytes, filename: bytes) -> bytes:
@@ -58,6 +55,18 @@ def decode(data: bytes) -> dict[str, bytes | int]:
                     packed = kind == INTS and not isinstance(value, int)
                     result[str(name, "utf-8")] = number(value, 0)[0] if packed else value
     return result
+
+
+def encoded_image(data: bytes) -> memoryview | None:
+    """The value of image/encoded, without the time to decode the rest; None if it is laid out otherwise than encode() does."""
+    at = data.find(ENCODED)
+    at = at + len(ENCODED) if at >= 0 else len(data)
+    size = 0
+    for tag in (b"\x12", b"\x0a", b"\x0a"):  # the feature of this name, its bytes_list, its value
+        if data[at : at + 1] != tag:
+            return None
+        size, at = number(data, at + 1)
+    return memoryview(data)[at : at + size] if at + size <= len(data) else None
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -17,8 +17,8 @@ from typing import Any
 
 from resnet import UserError
 from resnet.config.checks import check
-from resnet.data import manifest, shards, tfexample
-from resnet.prepare import archive, images, state, summary
+from resnet.data import images, manifest, shards, tfexample
+from resnet.prepare import archive, state, summary
 from resnet.prepare.archive import Entry, raw
 from resnet.prepare.knobs import Writing
 from resnet.prepare.listing import Listing

@@ -16,10 +16,10 @@ from resnet import UserError, cli, files, rundir
 from resnet.config import compose, errors, fingerprint, help
 from resnet.config.data import OnCorrupt, Records
 from resnet.config.run import VARIANTS
-from resnet.data import manifest, shards, source
+from resnet.data import images, manifest, shards, source
 from resnet.optim import schedule
 from resnet.prepare import __main__ as prepare
-from resnet.prepare import archive, check, images
+from resnet.prepare import archive, check
 from resnet.training import checkpoint
 from resnet.training.trained import read as read_weights
 

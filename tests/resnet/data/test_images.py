@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet.prepare import images
+from resnet.data import images
 
 
 def pixels(data):
