@@ -12,6 +12,8 @@ import pytest
 # Before anything imports TensorFlow or asks for a cache; each worker process has its own.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="resnet-tests-")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+for name in [name for name in os.environ if name.startswith("MLFLOW_") or name == "RESNET_TRACK_URI"]:
+    del os.environ[name]  # the user's own store gets nothing of the tests
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from resnet import UserError, files
-from resnet.config import help, resolvers, track
+from resnet import UserError, files, uris
+from resnet.config import help, resolvers
 from resnet.config.data import Records
 from resnet.config.errors import explain, unknown
 from resnet.config.run import VARIANTS, Run
@@ -35,6 +39,14 @@ INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # in a string that OmegaConf 
 LAUNCHER = "hydra_plugins.resnet.SubprocessLauncher"  # launch.sweep puts it there
 
 
+compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+
+
+def compose_own(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+    """Hydra's step from a list of option files to a configuration, which asks OwnSettings for the files."""
+    return compose_defaults(loader, defaults, OwnSettings(repo, defaults))  # type: ignore[arg-type]
+
+
 class Experiments(SearchPathPlugin):
     """experiments/ (recipe, sweep) beside conf/; a plugin, because `hydra.searchpath` is unknown to --help."""
 
@@ -42,8 +54,47 @@ class Experiments(SearchPathPlugin):
         search_path.append("resnet-experiments", f"file://{files.tree('experiments')}")
 
 
+class OwnSettings:
+    """Hydra's repository of option files, where a recipe's rate belongs to its optimizer, and its curve to its schedule.
+
+    With another optim= or schedule= these are left out of the recipe, but for the warm-up, and the option's own count.
+    """
+
+    def __init__(self, repository: IConfigRepository, defaults: Sequence[ResultDefault]) -> None:
+        self.repository = repository
+        paths = [(default.config_path or "").rpartition("/") for default in defaults]
+        self.chosen = {group: option for group, _, option in paths}
+        self.named: dict[str, str] = {}  # by config.yaml and the recipes so far
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.repository, name)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        loaded = self.repository.load_config(config_path)
+        if loaded is None or not (config_path == "config" or config_path.startswith("recipe/")):
+            return loaded
+        own = named_options(loaded)
+        if "optim" in own and (optim := self.repository.load_config(f"optim/{own['optim']}")):
+            own = named_options(optim) | own  # optim=lars chooses a schedule too
+        self.named |= own
+        if config_path != "config" and isinstance(loaded.config, DictConfig):
+            for group, stay in (("optim", ()), ("schedule", ("warmup_epochs",))):
+                body = loaded.config.get(group)
+                if isinstance(body, DictConfig) and self.named.get(group) != self.chosen.get(group):
+                    for knob in set(map(str, body)) - set(stay):
+                        del body[knob]
+        return loaded
+
+
+def named_options(file: ConfigResult) -> dict[str, str]:
+    """group -> option in a file's defaults list."""
+    entries = [entry for entry in file.defaults_list or () if isinstance(entry, GroupDefault)]
+    return {str(entry.group).lstrip("/"): str(entry.value) for entry in entries}
+
+
 def register() -> None:
     """Tell Hydra what exists here. Doing it twice is harmless."""
+    ConfigLoaderImpl._compose_config_from_defaults_list = compose_own  # type: ignore[assignment, method-assign]
     store = ConfigStore.instance()
     # Hydra copies it whole whenever it looks at a group, 128 times for --help, and never changes the copy.
     store.__deepcopy__ = lambda _memo: store  # type: ignore[attr-defined]
@@ -77,9 +128,7 @@ def freeze(config: DictConfig) -> Run:
     if isinstance(run.data, Records):
         run.data.dir = files.absolute(run.data.dir, base)
     if isinstance(run.track, Mlflow):
-        run.track.uri = track.strip_credentials(run.track.uri)
-        if run.track.uri.startswith("sqlite:///"):
-            run.track.uri = "sqlite:///" + files.absolute(run.track.uri.removeprefix("sqlite:///"), base)
+        run.track.uri = uris.absolute(uris.take(run.track.uri), base)
     return run
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import shlex
 import shutil
 import tempfile
@@ -12,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, files
-from resnet.config import topology, track
+from resnet import UserError, files, home, uris
+from resnet.config import topology
 
 
 def linear_lr(one_server: float, several: float | None = None, *, _root_: DictConfig) -> float:
@@ -43,10 +43,19 @@ def require(knob: str) -> None:
 
 
 def tracking_server() -> str:
-    """The server of MLflow's own environment variable."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return track.strip_credentials(uri)
-    raise UserError("track.uri: must be given, as in track.uri=http://host:5000; or set MLFLOW_TRACKING_URI")
+    """The store of MLflow's own environment variable."""
+    uri = uris.from_environment()
+    if uri is None:
+        raise UserError(f"track.uri: must be given, as in track.uri=http://host:5000; or set {uris.TRACKING}")
+    return uris.take(uri)
+
+
+def tracking_store() -> str:
+    """The same, else mlflow.db in the working folder. The name of that is taken as it is: `${` may stand in it."""
+    if uris.from_environment():
+        return tracking_server()
+    runtime: Any = HydraConfig.get().runtime
+    return uris.sqlite(Path(str(runtime._get_node("cwd")), "mlflow.db"))
 
 
 def counted_classes(*, _parent_: DictConfig) -> int:
@@ -56,12 +65,17 @@ def counted_classes(*, _parent_: DictConfig) -> int:
     folder = files.absolute(_parent_.dir, Path.cwd())
     path = f"{folder}/{files.CLASSES}"
     try:
-        return len(files.read_classes(files.read_text(path)))
+        return len(files.read_classes(files.read_text(path), path))
     except files.io_errors(path) as error:
         raise UserError(
             f"data.dir={folder}: no {files.CLASSES} here to tell the classes; prepare images with: python -m "
             f"resnet.prepare source=folder dir=<your images> out={shlex.quote(folder)}; or give data.classes=<how many>"
         ) from error
+
+
+def cache(name: str) -> str:
+    """A folder for what can be made again."""
+    return str(home.cache() / name)
 
 
 @functools.cache
@@ -78,6 +92,8 @@ ALL: dict[str, Callable[..., object]] = {  # by their names in option files
     "slurm_tasks": topology.allocated_tasks,
     "must_be_given": require,
     "tracking_server": tracking_server,
+    "tracking_store": tracking_store,
     "counted_classes": counted_classes,
     "scratch": scratch,
+    "cache": cache,
 }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from resnet.config.checks import MISSING, Settings
+from resnet import UserError, uris
+from resnet.config.checks import MISSING, Settings, check
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Mlflow(Track):
 
     def __post_init__(self) -> None:
         way_out = "give a store such as sqlite:////folder/mlflow.db or http://host:5000, or track=off"
-        self.check("uri", "://" in self.uri, way_out)
+        check("://" in self.uri, "track.uri", uris.strip(self.uri), way_out)
         self.check("experiment", bool(self.experiment), "give it a name")
         logged = bool(self.register) and self.log_model is not False
         way_out = "give a name, and leave out track.log_model=false: there would be no model to register"
@@ -46,28 +45,7 @@ class Mlflow(Track):
         self.check_above(0, "system_metrics_s")
 
 
-SECRET = "RESNET_TRACK_URI"  # the environment variable that keeps the URI with its user and password
-
-
-def strip_credentials(uri: str) -> str:
-    """The URI without user and password, which go nowhere but into the environment of this process and its ranks."""
-    if masked(uri) != uri:
-        os.environ[SECRET] = uri
-    return masked(uri)
-
-
-def masked(uri: str) -> str:
-    """The URI as it may be shown: without user and password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
 def error_line(error: Exception) -> str:
-    """What MLflow raised, as one line without the store's user and password."""
-    return f"{type(error).__name__}: {redact(str(error).partition(chr(10))[0])}"
-
-
-def redact(text: str) -> str:
-    """`text` without the store's user and password."""
-    secret = urlsplit(os.environ.get(SECRET, "")).netloc.rpartition("@")[0]
-    return text.replace(f"{secret}@", "").replace(secret, "***") if secret else text
+    """What MLflow or this suite raised, as one line without secrets."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{uris.redact(str(error).partition(chr(10))[0])}"

@@ -10,10 +10,11 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from resnet import __version__
+from resnet import __version__, files
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
 
+ROOT = files.HERE.parent
 DIFF_LIMIT = 1_000_000  # bytes of source.diff
 
 
@@ -42,9 +43,14 @@ def tags(run: Run, device: str) -> dict[str, str]:
 
 
 def git(folder: Path, *words: str) -> bytes:
-    """The output of a git command; nothing where it fails."""
+    """The output of a git command; nothing where it fails. The checkout that this runs from may be another user's.
+
+    Of another checkout around it, whose configuration can name programs, git takes nothing unless it is the user's own.
+    """
+    safe = ["-c", f"safe.directory={ROOT}", "-c", "core.fsmonitor=false"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=30, check=True).stdout
+        command = ["git", *safe, "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, timeout=30, check=True).stdout
     return b""
 
 
@@ -60,16 +66,18 @@ def source_tags(folder: Path) -> dict[str, str]:
 def environment(out: Path) -> Path:
     """environment.txt: every installed package and its version, as pip freeze lists them."""
     packages = {f"{dist.metadata['Name']}=={dist.version}" for dist in metadata.distributions()}
-    path = out / "environment.txt"
-    path.write_text("\n".join(sorted(packages, key=str.lower)) + "\n")
-    return path
+    return files.write_text(out / "environment.txt", "\n".join(sorted(packages, key=str.lower)) + "\n")
 
 
 def changes(out: Path) -> Path | None:
     """source.diff: the uncommitted changes of the checkout that this runs from; None if there are none."""
     diff = git(Path(__file__).parent, "diff", "HEAD", "--", ".")
     path = out / "source.diff"
-    return path if diff and path.write_bytes(diff[:DIFF_LIMIT]) else None
+    if not diff:
+        return None
+    with files.atomic_write(path) as file:
+        file.write(diff[:DIFF_LIMIT])
+    return path
 
 
 WRITERS = (environment, changes)  # of files in a run's folder

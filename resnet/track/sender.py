@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import queue
+import re
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from resnet import UserError, files, uris
 from resnet.config import track
 from resnet.config.track import Mlflow
-from resnet.rundir.metrics import FILE
+from resnet.rundir import metrics
 from resnet.track import store
+from resnet.track.client import way_out
 from resnet.track.store import SyncState
 
 CLOSE_S = 120.0  # how long finish() waits for MLflow to take what is left, a model of 100 MB among it
@@ -44,10 +47,12 @@ class Sender(threading.Thread):
         super().__init__(name="mlflow", daemon=True)
         self.out, self.settings, self.params, self.tags, self.dataset = out, settings, params, tags, dataset
         self.sample = sample
+        self.before: list[Callable[[], object]] = []  # what the thread does first, whether or not the store answers
         self.queue: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self.awake, self.closing = threading.Event(), threading.Event()
         self.status = "FAILED"
         self.error: str | None = None
+        self.reason = ""  # of the last failure, whether or not it was overcome
         self.client: Any = None
         self.state: SyncState | None = None
 
@@ -65,12 +70,17 @@ class Sender(threading.Thread):
                 self.state.write(self.out)
         self.closing.set()
         self.join(CLOSE_S)
-        error = f"MLflow did not take everything within {CLOSE_S:.0f} s" if self.is_alive() else self.error
-        sync = f"python -m resnet.track sync {shlex.quote(str(self.out))}"
-        return error and f"{error}; metrics.jsonl is complete; {sync} sends the rest"
+        late = f"MLflow ({self.settings.uri}) did not take everything within {CLOSE_S:.0f} s{self.reason and f' ({self.reason})'}"
+        error = late if self.is_alive() else self.error
+        return (
+            error and f"{error}; metrics.jsonl is complete; {sync_command(self.out, self.settings.uri)} sends the rest"
+        )
 
     def run(self) -> None:
         self.awake.wait(FIRST_S)
+        for work in self.before:
+            with contextlib.suppress(Exception):  # its file is then missing, and nothing else
+                work()
         with contextlib.suppress(Exception):  # MLflow's errors must not end the run; retry() has set self.error
             self.retry(self.open)
             last, sampled_at = False, -math.inf
@@ -83,6 +93,9 @@ class Sender(threading.Thread):
                 self.flush(last)
                 self.closing.wait(SEND_S)
             self.retry(lambda: self.client.set_terminated(self.run_id, self.status))
+            if self.state and not self.error:
+                self.state.complete = True
+                self.state.write(self.out)
 
     def flush(self, last: bool) -> None:
         """Do the deferred work; what fails is tried again the next time, if there is one."""
@@ -102,7 +115,12 @@ class Sender(threading.Thread):
             try:
                 work()
                 return
+            except UserError as error:  # waiting mends nothing
+                self.set_error(error)
+                print(f"{self.error}; nothing is sent", file=sys.stderr, flush=True)
+                raise
             except Exception as error:
+                self.reason = track.error_line(error)
                 if self.closing.is_set():
                     tries -= 1
                 if not tries:
@@ -112,7 +130,9 @@ class Sender(threading.Thread):
             pause = min(2 * pause, PAUSE_S)
 
     def set_error(self, error: Exception) -> None:
-        self.error = f"MLflow ({self.settings.uri}): {track.error_line(error)}"
+        uri, line = self.settings.uri, track.error_line(error)
+        refused = not uris.named(uri) and re.search(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", str(error))
+        self.error = f"MLflow ({uri}): {line}{f'; {way_out(uri)}' if refused else ''}"
 
     def open(self) -> None:
         """The MLflow run of this folder: the one it already has, or a new one. Existing parameters stay."""
@@ -130,37 +150,38 @@ class Sender(threading.Thread):
         store.log_params(self.client, state.run_id, params)
         if self.dataset:
             store.log_dataset(self.client, state.run_id, self.dataset)
-        state.status = self.status if self.closing.is_set() else None
+        state.status, state.complete = self.status if self.closing.is_set() else None, False
         state.write(out)
         self.state = state
 
     def send(self) -> None:
         """Send the lines that MLflow has not got."""
         assert self.state
-        for metrics, position in unsent(self.out / FILE, self.state.sent):
-            self.client.log_batch(self.state.run_id, metrics=metrics)
+        for points, position in unsent(self.out / metrics.FILE, self.state.sent):
+            self.client.log_batch(self.state.run_id, metrics=points)
             self.state.sent = position
             self.state.write(self.out)
+
+
+def sync_command(out: Path, uri: str) -> str:
+    """The command that sends the rest. It names a store of the network, or that would be sent no credentials."""
+    store = "" if uris.sqlite_path(uri) else f" uri={shlex.quote(uri)}"
+    return f"python -m resnet.track sync {shlex.quote(str(out))}{store}"
 
 
 def unsent(path: Path, position: int) -> Iterator[tuple[list[Any], int]]:
     """(MLflow's metrics, the position after them) of the complete lines from `position` on, POINTS at most at once."""
     from mlflow.entities import Metric
 
-    with path.open("rb") as file:
+    with files.open_bytes(path, metrics.LIMIT) as file:
         file.seek(position)
         points: list[Any] = []
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a torn line
-                values = json.loads(line)
-                step, time_ms = values.pop("step"), values.pop("time_ms")
-                metrics = [Metric(name, float(value), time_ms, step) for name, value in values.items()]
-                if len(points) + len(metrics) > POINTS:
-                    yield points, position
-                    points = []
-                points += metrics
-            position += len(line)
+        for line, end in metrics.lines(file):
+            step, time_ms, values = metrics.parse(line) or (0, 0, {})
+            if len(points) + len(values) > POINTS:
+                yield points, position
+                points = []
+            points += [Metric(name, value, time_ms, step) for name, value in values.items()]
+            position = end
         if points:
             yield points, position

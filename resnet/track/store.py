@@ -1,18 +1,20 @@
-"""The MLflow store: how it is reached, and the runs in it. MLflow is imported where it is needed: it takes 2 s."""
+"""The runs in an MLflow store. MLflow is imported where it is needed: it takes 2 s."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet import files
-from resnet.config import track
+from resnet import UserError, files, uris
 from resnet.config.track import Mlflow, Track
+from resnet.serving import registry
+from resnet.track.client import check_artifacts, way_out
+from resnet.track.client import connect as connect
 
 VALUE_LIMIT = 6000  # characters of a parameter (MLflow 3)
 BATCH_LIMIT = 100  # parameters to a request (MLflow's REST limit)
@@ -28,19 +30,22 @@ class SyncState:
     run_id: str
     sent: int = 0  # bytes of metrics.jsonl
     status: str | None = None  # how the run ended
+    complete: bool | None = (
+        None  # whether MLflow has got everything, the status and the files too; null: of an older version
+    )
 
     @staticmethod
     def path(out: Path, uri: str) -> Path:
         """<out>/mlflow.json for the first store, mlflow-<hash>.json for others that the run was sent to."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            if json.loads((out / FILE).read_text())["uri"] != uri:
+            if files.read_json(out / FILE)["uri"] != uri:
                 return out / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
         return out / FILE
 
     @classmethod
     def read(cls, out: Path, uri: str) -> SyncState | None:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            state = cls(**json.loads(cls.path(out, uri).read_text()))
+            state = cls(**files.read_json(cls.path(out, uri)))
             return state if state.uri == uri else None
         return None
 
@@ -53,42 +58,24 @@ def run_id(out: Path, uri: str) -> str | None:
     return state.run_id if state else None
 
 
-def connect(uri: str) -> Any:
-    """An MlflowClient that fails fast. A SQLite store is created first, under a lock: two processes at once would break it."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its errors come as exceptions too
-    from mlflow import MlflowClient
-
-    whole = os.environ.get(track.SECRET, "")
-    uri = whole if track.masked(whole) == uri else uri
-    database = sqlite_path(uri)
-    if database is None:
-        return MlflowClient(uri)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with files.locked(database.with_name(f".{database.name}.lock")):
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
 def new_run(client: Any, settings: Mlflow, name: str, tags: dict[str, str]) -> str:
     """Create a run in the experiment `settings.experiment`, which is created if it does not exist; its id."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None:
-        database = sqlite_path(settings.uri)
+        database, folder = uris.sqlite_path(settings.uri), settings.experiment.replace("/", "_").lstrip(".") or "_"
         # Beside the database, absolute: MLflow's default is relative to whatever folder the UI is started in.
-        location = (database.parent / "mlruns" / settings.experiment).as_uri() if database else None
+        location = (database.parent / "mlruns" / folder).as_uri() if database else None
         with contextlib.suppress(Exception):  # another process may be creating it
             client.create_experiment(settings.experiment, artifact_location=location, tags=KIND)
         experiment = client.get_experiment_by_name(settings.experiment)
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise UserError(
+            f"track.experiment={settings.experiment}: was deleted; {uris.TRACKING}={shlex.quote(settings.uri)} {restore} "
+            "restores it, or give another track.experiment="
+        )
     for key, value in KIND.items():
         if key not in experiment.tags:
             with contextlib.suppress(MlflowException):  # a server may allow runs only
@@ -109,6 +96,28 @@ def reopen(client: Any, run_id: str) -> bool:
             raise
         return False
     return True
+
+
+def log_artifact(client: Any, uri: str, run_id: str, path: Path) -> None:
+    """Log a file or folder with a run of the store `uri`. Raises UserError where check_artifacts() does."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    location = client.get_run(run_id).info.artifact_uri
+    check_artifacts(uri, location)
+    repository = get_artifact_repository(location, tracking_uri=uris.whole(uri))  # a second answer might be another one
+    if path.is_dir():
+        repository.log_artifacts(str(path), path.name)
+    else:
+        repository.log_artifact(str(path))
+
+
+def log_model(client: Any, run_id: str, *, uri: str, folder: Path, register: str | None) -> str:
+    """registry.log_model(). Raises UserError where check_artifacts() does, and for a server that the user did not name."""
+    if not uris.named(uri):
+        if uris.sqlite_path(uri) is None:  # it could answer otherwise when the files are sent
+            raise UserError(f"{folder}: not sent to a server that only config.yaml names; {way_out(uri)}")
+        check_artifacts(uri, client.get_experiment(client.get_run(run_id).info.experiment_id).artifact_location)
+    return registry.log_model(client, run_id, folder, register)
 
 
 def log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
@@ -148,7 +157,7 @@ def close_run(
     if isinstance(settings, Mlflow) and run_id is not None:
         client = connect(settings.uri)
         for path in artifacts:
-            client.log_artifact(run_id, str(path))
+            log_artifact(client, settings.uri, run_id, path)
         if not only_if_running or client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, status)
 

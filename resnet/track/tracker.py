@@ -19,7 +19,7 @@ from typing import Any
 from resnet import UserError, files
 from resnet.config.track import Mlflow, Track
 from resnet.rundir.metrics import FILE, MetricsFile
-from resnet.track import system
+from resnet.track import store, system
 from resnet.track.sender import Sender, Work
 from resnet.track.tensorboard import Events
 
@@ -36,6 +36,8 @@ class NullTracker:
     def log(self, step: int, metrics: Metrics) -> None: ...
 
     def artifact(self, path: Path) -> None: ...
+
+    def model(self, folder: Path, register: str | None) -> None: ...
 
     def defer(self, work: Work) -> None: ...
 
@@ -74,8 +76,7 @@ class Tracker:
                 self.events = Events(out)
             self.sender = Sender(out, settings, params, tags, dataset, self.sample if sampling else None)
             self.artifact(out / "config.yaml")
-            for write in writers:
-                self.defer(functools.partial(log_written, write, out))
+            self.sender.before = [functools.partial(self.write_artifact, write) for write in writers]
             self.sender.start()
 
     @property
@@ -103,7 +104,19 @@ class Tracker:
 
     def artifact(self, path: Path) -> None:
         """Log a file or folder with the run, as it is when the thread gets to it."""
-        self.defer(functools.partial(log_artifact, path))
+        if self.sender:
+            self.defer(functools.partial(log_artifact, path, self.sender.settings.uri))
+
+    def model(self, folder: Path, register: str | None) -> None:
+        """Log the MLflow model in a folder with the run, and register it under a name."""
+        if self.sender:
+            uri = self.sender.settings.uri
+            self.defer(functools.partial(store.log_model, uri=uri, folder=folder, register=register))
+
+    def write_artifact(self, write: Callable[[Path], Path | None]) -> None:
+        """Have `write` write a file into the run's folder, and log it."""
+        if path := write(self.out):
+            self.artifact(path)
 
     def defer(self, work: Work) -> None:
         """Have the thread call `work` with MLflow's client and the id of the run."""
@@ -120,13 +133,7 @@ class Tracker:
         return "; ".join(error for error in errors if error) or None
 
 
-def log_written(write: Callable[[Path], Path | None], out: Path, client: Any, run_id: str) -> None:
-    if path := write(out):
-        log_artifact(path, client, run_id)
-
-
-def log_artifact(path: Path, client: Any, run_id: str) -> None:
-    if path.is_dir():
-        client.log_artifacts(run_id, str(path), path.name)
-    else:
-        client.log_artifact(run_id, str(path))
+def log_artifact(path: Path, uri: str, client: Any, run_id: str) -> None:
+    if link := next((one for one in (path, *path.rglob("*")) if one.is_symlink()), None):
+        raise UserError(f"{link}: a link, which is not sent")
+    store.log_artifact(client, uri, run_id, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from resnet.config.track import Mlflow
 from resnet.data import classes, pipeline, tfexample
 from resnet.data.source import Source
 from resnet.rundir import metrics
-from resnet.serving import mlflow_model, registry
+from resnet.serving import mlflow_model
 from resnet.training import trained
 from resnet.training.evaluation import Predictions
 from resnet.training.run_log import RunLog
@@ -56,7 +55,7 @@ def make(run: Run, out: Path, source: Source, predictions: Predictions | None, l
     if wants_model(run.track) and isinstance(run.data, Records):  # a network of synthetic images is no use to anybody
         with reporting("the MLflow model", log):
             path = mlflow_model.save(run, out, names, trained.read(str(out)))
-            log.tracker.defer(functools.partial(registry.log_model, folder=path, register=run.track.register))
+            log.tracker.model(path, run.track.register)
 
 
 def wants_model(settings: Mlflow) -> bool:

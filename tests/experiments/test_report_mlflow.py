@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from resnet import UserError
-from resnet.config import track
+from resnet import UserError, uris
 from resnet.report import __main__ as report
 from resnet.report import load, tables
 
@@ -102,6 +101,6 @@ def test_what_is_in_no_store_is_told_with_what_there_is(stored, tmp_path):
 
 
 def test_a_store_that_does_not_answer_is_told_without_its_password(tmp_path, monkeypatch):
-    monkeypatch.setenv(track.SECRET, "")  # so that what the command puts there goes with the test
+    monkeypatch.setenv(uris.STORE, "")  # so that what the command puts there goes with the test
     told = refused("resnet", "uri=http://me:secret@127.0.0.1:9", f"out={tmp_path / 'report'}")
     assert told.startswith("uri=http://127.0.0.1:9: MLflow does not answer") and "secret" not in told

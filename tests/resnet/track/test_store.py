@@ -1,13 +1,20 @@
-"""The MLflow store: creating it, what a run's folder says of it, and its password."""
+"""The MLflow store: creating it, what a run's folder says of it, and its troubles."""
 
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from resnet import UserError, rundir
-from resnet.config import track
+from resnet import UserError, files, uris
+from resnet.config.track import Mlflow
+from resnet.track import client as opening
 from resnet.track import store
+from resnet.track.tracker import Tracker
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uri": "u"}'])
@@ -44,27 +51,90 @@ def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path):
     assert all(run.data.metrics["train/loss"] == 1.0 for run in runs)
 
 
-# ------------------------------------------------------------------------------------------------------------- secrets
-SECRET = "http://me:s3cr%40t@host:5000/x"
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A database with MLflow's tables."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store.connect(uris.sqlite(path))
+    return path
 
 
-def test_a_password_in_the_store_goes_nowhere_but_into_the_environment(run_of, monkeypatch, tmp_path):
-    monkeypatch.delenv(track.SECRET, raising=False)
-    run = run_of("track=server", f"track.uri='{SECRET}'", "model=tiny", "data=digits")
-    assert run.track.uri == "http://host:5000/x"
-    rundir.claim(run, tmp_path / "run")
-    assert "s3cr" not in (tmp_path / "run" / "config.yaml").read_text()
-    asked = []
-    monkeypatch.setattr("mlflow.MlflowClient", asked.append)
-    store.connect(run.track.uri)
-    store.connect("http://elsewhere:5000")
-    assert asked == [SECRET, "http://elsewhere:5000"]
-    assert track.redact(f"cannot reach {SECRET}: me:s3cr%40t") == "cannot reach http://host:5000/x: ***"
+def test_tables_that_another_process_is_creating_are_waited_for(tmp_path, database):
+    """`mlflow ui`, which knows nothing of our lock, has begun: first versions of the tables are there."""
+    path = tmp_path / "mlflow.db"
+
+    def migrate():
+        for version in ("one", "two", "three"):
+            with sqlite3.connect(path) as half:
+                half.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num TEXT)")
+                half.execute("DELETE FROM alembic_version")
+                half.execute("INSERT INTO alembic_version VALUES (?)", [version])
+            time.sleep(0.7)
+        sqlite3.connect(database).backup(sqlite3.connect(path))
+
+    ui = threading.Thread(target=migrate)
+    ui.start()
+    while not path.exists():
+        time.sleep(0.01)
+    client = store.connect(uris.sqlite(path))
+    assert not ui.is_alive() and [one.name for one in client.search_experiments()] == ["Default"]
 
 
-def test_the_server_may_come_from_mlflows_own_variable(run_of, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_database_has_its_name_only_when_it_is_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_names: (_ for _ in ()).throw(OSError("killed here")))
+    with pytest.raises(OSError, match="killed here"):
+        store.connect(uris.sqlite(tmp_path / "mlflow.db"))
+    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.lock"]
+
+
+# ------------------------------------------------------------------------------------------------------------- troubles
+def test_a_deleted_experiment_is_told_at_once_with_the_way_out(tmp_path, database, capsys):
+    uri = uris.sqlite(shutil.copy(database, tmp_path))
+    client = store.connect(uri)
+    number = client.create_experiment("gone")
+    client.delete_experiment(number)
+    (tmp_path / "config.yaml").write_text("a: 1")
+    tracker = Tracker(tmp_path, Mlflow(uri=uri, run_name="x", experiment="gone"), {}, {})
+    tracker.log(1, {"train/loss": 1.0})
+    trouble = tracker.close("FINISHED")
+    way_out = f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {number}"
+    assert f"track.experiment=gone: was deleted; {way_out} restores it, or give another" in trouble
+    assert "was deleted" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_database_is_told_at_once(tmp_path):
+    (tmp_path / "mlflow.db").write_text("not a database\n" * 100)
+    began = time.monotonic()
+    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+        store.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert time.monotonic() - began < 20  # MLflow alone tries for two minutes
+
+
+def test_a_lock_that_is_never_released_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "LIMIT_S", 0.1)
+    with (
+        files.locked(tmp_path / ".mlflow.db.lock"),
+        pytest.raises(TimeoutError, match=r"\.mlflow\.db\.lock, and does not"),
+    ):
+        store.connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+# --------------------------------------------------------------------------------------------- MLflow's own variables
+WORDS = ("model=tiny", "data=digits")
+
+
+def test_the_store_may_come_from_mlflows_own_variables(run_of, monkeypatch, tmp_path):
+    assert run_of(*WORDS).track.uri == f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(UserError, match=r"^track.uri: must be given, as in .*MLFLOW_TRACKING_URI"):
-        run_of("track=server", "model=tiny", "data=digits")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert run_of("track=server", "model=tiny", "data=digits").track.uri == "http://host:5000"
+        run_of("track=server", *WORDS)
+    monkeypatch.setenv(uris.STORE, "")
+    monkeypatch.setenv(uris.TRACKING, "http://me:p@ss@host:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "birds")
+    for words in (("track=server",), ()):
+        track = run_of(*words, *WORDS).track
+        assert (track.uri, track.experiment, uris.login(track.uri)) == ("http://host:5000", "birds", ("me", "p@ss"))
+    explicit = run_of("track.uri=http://other:1", "track.experiment=fish", *WORDS).track
+    assert (explicit.uri, explicit.experiment) == ("http://other:1", "fish")
+    assert run_of("track=off", *WORDS).track.name == "off"
+    monkeypatch.setenv(uris.TRACKING, "runs of mine")
+    assert run_of(*WORDS).track.uri == (tmp_path / "runs of mine").as_uri()
