@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resnet import UserError, files
 from resnet.config.data import Data, Records
-from resnet.data.source import class_names
+from resnet.data.source import Source, class_names
 from resnet.files import normal
 
 
@@ -61,8 +61,18 @@ def write(out: Path, settings: Data) -> None:
         files.write_classes(out, names)
 
 
-def notes(settings: Data) -> list[str]:
-    """Lines about data that name another number of classes than the network has outputs, or none."""
+def notes(source: Source) -> list[str]:
+    """Lines about shards without a record, and about data that name not as many classes as the network has outputs."""
+    halves = [half for half in (source.train, source.val) if half]
+    lines = [
+        f"{len(empty):,} of {len(half.files):,} shards have no record, first {empty[0]}"
+        for half in halves
+        if (empty := half.empty())
+    ]
+    return lines + names_notes(source.settings)
+
+
+def names_notes(settings: Data) -> list[str]:
     if not isinstance(settings, Records) or of_data(settings):
         return []
     names, place = class_names(settings), f"{settings.dir}/{files.CLASSES}"

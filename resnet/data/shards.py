@@ -75,13 +75,13 @@ def find(folder: str, prepare: str, knob: str = "data.dir") -> tuple[list[str], 
 
 def check_complete(paths: Sequence[str]) -> None:
     """Raise UserError if a shard is missing: `x-00003-of-00016` says how many there must be."""
-    counts = {path.rsplit("-of-", 1)[-1] for path in paths}
-    if len(counts) != 1 or not next(iter(counts)).isdigit():
+    counts = {path.rsplit("-of-", 1)[-1] for path in paths}  # with the ending of the name, if it has one: 00016.tfrecord
+    if len(counts) != 1 or not next(iter(counts)).partition(".")[0].isdigit():
         raise UserError(
             f"{os.path.dirname(paths[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"
             "); keep one set to a folder"
         )
-    total = int(counts.pop())
+    total = int(counts.pop().partition(".")[0])
     missing = set(range(total))
     for path in paths:
         number = path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]
@@ -108,6 +108,12 @@ class Index:
     def __len__(self) -> int:
         return len(self.file)
 
+    def empty(self) -> list[str]:
+        """The files without a record: the original suite leaves the last ones of its 1024 empty, if there are few images."""
+        import numpy as np
+
+        return [self.files[number] for number in np.flatnonzero(np.bincount(self.file, minlength=len(self.files)) == 0)]
+
     def place(self, number: int) -> str:
         """The file and byte where record `number` begins, for people."""
         return f"{self.files[self.file[number]]}, byte {self.offset[number] - FRAME + 4}"
@@ -116,9 +122,9 @@ class Index:
 class FrameError(Exception):
     """The frame at byte `at` of a shard is damaged, so that the next one cannot be found; the message says how."""
 
-    def __init__(self, at: int, message: str) -> None:
+    def __init__(self, at: int, message: str, way_out: str = "copy or prepare this shard again") -> None:
         super().__init__(message)
-        self.at = at
+        self.at, self.way_out = at, way_out
 
 
 def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
@@ -132,6 +138,8 @@ def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
         head = shard.read(12)
         length = int.from_bytes(head[:8], "little")
         if len(head) < 12 or masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
+            if at == 0 and (packed := compression(head)):
+                raise FrameError(at, f"compressed by {packed[0]}", f"write every shard anew, decompressed by {packed[1]}")
             raise FrameError(at, "corrupt record header")
         if length > MAX_RECORD:
             raise FrameError(at, f"a record of {length:,} bytes, where {MAX_RECORD:,} are the most that is read")
@@ -141,12 +149,21 @@ def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
         at += length + FRAME
 
 
+def compression(head: bytes) -> tuple[str, str] | None:
+    """(name, what decompresses it) of TFRecord's two compressions of whole files, by a file's first bytes."""
+    if head[:3] == b"\x1f\x8b\x08":
+        return "GZIP", "gzip -dc"
+    if head[:1] == b"\x78" and int.from_bytes(head[:2], "big") % 31 == 0:  # RFC 1950
+        return "ZLIB", "Python's zlib.decompress"
+    return None
+
+
 def open_shard(path: str) -> Any:
     return files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", 0, opener=files.linked)
 
 
 def scan(path: str) -> tuple[list[int], list[int]]:
-    """(offsets, lengths) of the records' data in one shard. Raises UserError for a damaged frame."""
+    """(offsets, lengths) of the records' data in one shard; none in an empty file. Raises UserError for a damaged frame."""
     offsets, lengths = [], []
     with files.explain_io_errors(path), open_shard(path) as shard:
         size = files.gfile().stat(path).length if files.is_remote(path) else os.fstat(shard.fileno()).st_size
@@ -155,9 +172,7 @@ def scan(path: str) -> tuple[list[int], list[int]]:
                 offsets.append(at + 12)
                 lengths.append(length)
         except FrameError as error:
-            raise UserError(f"{path}: {error} at byte {error.at}; copy or prepare this shard again") from error
-    if not offsets:
-        raise UserError(f"{path}: empty shard; copy or prepare it again")
+            raise UserError(f"{path}: {error} at byte {error.at}; {error.way_out}") from error
     return offsets, lengths
 
 
@@ -173,6 +188,8 @@ def index(paths: Sequence[str]) -> Index:
         return Index(tuple(paths), saved["shard"], saved["offset"], saved["length"])
     with ThreadPoolExecutor(16) as pool:  # waits for the disk, not for a core
         scanned = list(pool.map(scan, paths))
+    if not any(offsets for offsets, _ in scanned):
+        raise UserError(f"{paths[0]}: no record in this shard, nor in the {len(paths) - 1} beside it; copy or prepare them again")
     result = Index(
         tuple(paths),
         np.repeat(np.arange(len(paths), dtype=np.int32), [len(offsets) for offsets, _ in scanned]),

@@ -55,7 +55,7 @@ def train(
         rundir.claim(run, out)
         classes.write(out, run.data)
     state = TrainState(run, ranks, started)
-    notes = classes.notes(run.data) + state.restore(out)  # newest good checkpoint, else init=, else fresh weights
+    notes = classes.notes(source) + state.restore(out)  # newest good checkpoint, else init=, else fresh weights
     train_step = make_step(run, plan, source, state, ranks)
     signals, watchdog = Signals(), Watchdog(run.cluster.stall_s, ranks.rank, on_stall)
     evaluate = Evaluator(run, source, state.networks, ranks, watchdog)

@@ -3,11 +3,13 @@
 import dataclasses
 import unicodedata
 
+import numpy as np
 import pytest
 
 from resnet import UserError, files
 from resnet.config.data import Folder
-from resnet.data import classes
+from resnet.data import classes, shards
+from resnet.data.source import Source
 
 DECOMPOSED = unicodedata.normalize("NFD", "über")
 
@@ -61,10 +63,13 @@ def test_a_run_keeps_its_names_and_refuses_data_of_other_classes(settings, tmp_p
     assert (out / files.CLASSES).read_bytes() == before
 
 
-def test_names_that_are_not_those_of_the_outputs_are_told(settings, tmp_path):
-    assert classes.notes(settings) == []
-    (line,) = classes.notes(dataclasses.replace(settings, classes=1000))
+def test_empty_shards_and_names_that_are_not_those_of_the_outputs_are_told(settings, tmp_path):
+    half = shards.Index(("a", "b", "c"), np.array([0, 0]), np.array([12, 40]), np.array([1, 1]))
+    (line,) = classes.notes(Source(settings, 2, 2, half))
+    assert line == "2 of 3 shards have no record, first b"
+    thousand = Source(dataclasses.replace(settings, classes=1000), 2, 2)
+    (line,) = classes.notes(thousand)
     assert "has 2 classes, and the network 1,000 outputs: data.classes=2" in line
     (tmp_path / files.CLASSES).unlink()
-    (line,) = classes.notes(dataclasses.replace(settings, classes=1000))
+    (line,) = classes.notes(thousand)
     assert line.startswith(f"no {tmp_path}/classes.txt: 1,000 outputs, as data.classes says")

@@ -75,10 +75,27 @@ def test_an_index_numbers_the_records_of_all_files_in_order(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------- damage
-def test_an_empty_shard_is_refused_by_name(tmp_path):
-    (tmp_path / "shard").touch()
-    with pytest.raises(UserError, match=r"shard: empty shard"):
-        shards.index([written(tmp_path / "good"), str(tmp_path / "shard")])
+def test_empty_files_are_shards_without_a_record_as_in_tensorflow(tmp_path):
+    """The original suite leaves the last of its 1024 files empty if there are few images."""
+    files = [str(tmp_path / f"train-{number:05d}-of-00005.tfrecord") for number in range(5)]
+    for number, file in enumerate(files):
+        written(Path(file), DATA[:number] if number < 3 else [])
+    shards.check_complete(files)
+    index = shards.index(files)
+    theirs = [record.numpy() for record in tf.data.TFRecordDataset(files)]
+    assert [shards.read(index, number) for number in range(len(index))] == theirs == DATA[:1] + DATA[:2]
+    assert index.empty() == [files[0], *files[3:]]
+    with pytest.raises(UserError, match=r"00003-of-00005.tfrecord: no record in this shard, nor in the 1 beside it"):
+        shards.index(files[3:])
+
+
+@pytest.mark.parametrize(("kind", "way_out"), [("GZIP", "gzip -dc"), ("ZLIB", "Python's zlib.decompress")])
+def test_compressed_shards_are_told_as_such(tmp_path, kind, way_out):
+    with tf.io.TFRecordWriter(str(tmp_path / "shard"), kind) as writer:
+        writer.write(DATA[0])
+    line = f"{tmp_path}/shard: compressed by {kind} at byte 0; write every shard anew, decompressed by {way_out}"
+    with pytest.raises(UserError, match=f"^{line}$"):
+        shards.index([str(tmp_path / "shard")])
 
 
 @pytest.mark.parametrize("lost", [1, 3, 4, 7, 15, 16, 18])
