@@ -1,9 +1,10 @@
-"""Groups, options and knobs, and how --help lists them."""
+"""Groups, options and knobs: how --help lists them, and how a run differs from the recipe that it came from."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,47 @@ def help_text() -> str:
     for group, members in itertools.groupby(options(), lambda option: option[0]):
         lines += ["", group, *(f"  {f'{group}={name}':<29} {text}".rstrip() for _, name, text in members)]
     return "\n".join(lines)
+
+
+def recipe_text(name: str) -> str:
+    """The recipe's file behind those that it builds on; empty for one that is not in experiments/."""
+    path = files.tree("experiments") / "recipe" / f"{name}.yaml"
+    text = path.read_text() if re.fullmatch(r"\w+", name) and path.is_file() else ""
+    return "".join(map(recipe_text, re.findall(r"^  - (\w+)$", text, re.M))) + text
+
+
+def recipe_notes(run: Run) -> list[str]:
+    """Where a run departs from its recipe in what decides the numbers: a line each."""
+    text = recipe_text(run.recipe or "")
+    named = dict(re.findall(r"override /(\w+): (\w+)", text))
+    start, optim, lines = f"recipe={run.recipe}", run.optim, []
+    if named.get("optim", optim.name) != optim.name:
+        lines.append(
+            f"{start}: its rate and decay are for optim={named['optim']} and do not count; optim={optim.name} trains with a "
+            f"peak lr of {optim.lr:g} and a weight decay of {optim.weight_decay:g}"
+        )
+    if named.get("schedule", run.schedule.name) != run.schedule.name:
+        lines.append(
+            f"{start}: of its schedule={named['schedule']} only the warm-up counts; the curve is {run.schedule.name}"
+        )
+    cards, each = (re.findall(r"^# machine: (\d+) cards?(?: of (\d+))?", text, re.M) or [("0", "")])[-1]
+    cards, each = int(cards), int(each or 256)
+    if cards and named.get("model", run.model.name) != run.model.name:
+        lines.append(f"{start}: its settings are for model={named['model']}, and train {run.model.name} here")
+    if cards and cards != run.cluster.ranks and run.batch == cards * each:
+        ranks = f"{run.cluster.ranks} rank{'s' * (run.cluster.ranks > 1)}"
+        clusters = {1: "gpu1 or gaudi1", 8: "gpu8 or hls1", 32: "slurm or hls1x4"}.get(cards, "slurm")
+        alone = str(run.recipe).replace("_8x", "_1x")
+        smaller = f"batch={run.cluster.ranks * each}" + (
+            " and an optim.lr for it" if re.search(r"\blr: \d", text) else ""
+        )
+        if run.cluster.ranks == 1 and alone != run.recipe and recipe_text(alone):
+            smaller = f"recipe={alone}"
+        lines.append(
+            f"{start}: for {cards} card{'s' * (cards > 1)} of {each} images; here {ranks} of {run.local_batch}, with other "
+            f"batch-norm statistics and memory. For {cards} use cluster={clusters}; for {ranks}, {smaller}"
+        )
+    return lines
 
 
 def knobs(kind: Any) -> list[str]:

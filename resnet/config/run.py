@@ -122,9 +122,11 @@ class Run(Settings):
         )
         if isinstance(self.schedule, Horizon):
             horizon, warmup = self.schedule.horizon_epochs or self.epochs, self.schedule.warmup_epochs
-            way_out = f"use more than schedule.warmup_epochs={warmup:g}, or a shorter warm-up"
+            way_out = f"add schedule.warmup_epochs={self.epochs / 5:g}, or use more than {warmup:g} epochs"
             self.check("epochs", horizon > warmup, f"the curve would end within its warm-up; {way_out}")
-            way_out = f"the curve ends at schedule.horizon_epochs={horizon:g}; raise that with it"
+            way_out = (
+                f"the curve ends at schedule.horizon_epochs={horizon:g}; add schedule.horizon_epochs={self.epochs:g}"
+            )
             self.check("epochs", self.epochs <= horizon, way_out)
 
 

@@ -38,7 +38,7 @@ SEARCH = re.compile(
 
 
 def in_one_row(words: list[str]) -> list[str]:
-    """The words with the overrides side by side, as argparse wants them. Raises UserError for an option that Hydra does not have."""
+    """The words with the overrides side by side, as argparse wants them. Raises UserError for an option that does not exist."""
     parser = get_args_parser()
     vars(parser)["error"] = functools.partial(refuse, words)  # else it prints a usage of 20 lines and exits
     overrides = parser.parse_intermixed_args(words).overrides

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from resnet import uris
+from resnet.config.help import recipe_notes
 from resnet.config.optim import Lars
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
@@ -100,11 +102,14 @@ def headline(run: Run, plan: Plan, source: Source, device: str, step: int) -> li
     row = next((row for row in rows if row.up_to is None or run.batch <= row.up_to), None)
     if row and row.lr == run.optim.lr:
         batches = f"up to {row.up_to}" if row.up_to else "above all others"
-        lines.append(f"LARS lr, warm-up and decay: the row of global batches {batches} ({row.source})")
+        same = {"warm-up": row.warmup_epochs == run.schedule.warmup_epochs, "decay": row.weight_decay == run.optim.weight_decay}
+        columns = ", ".join(["lr", *(name for name in same if same[name])])
+        lines.append(f"LARS {columns}: the row of global batches {batches} ({row.source})")
     if run.progressive.start_size is not None:
         epochs = f"{run.progressive.start_epochs:g} to {run.progressive.end_epochs:g}"
         lines.append(f"training crops of {plan.size(0)} px, growing over the epochs {epochs} to {run.train_size}")
     if step:
+    lines += recipe_notes(run)
         lines.append(f"resuming at step {step:,}, epoch {plan.epoch(step):.2f}")
     return lines
 

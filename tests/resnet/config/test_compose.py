@@ -51,6 +51,33 @@ def test_a_recipe_beats_the_parts_and_config_yaml(recipe):
     assert run.schedule.warmup_epochs == 1  # optim=lars says 3
 
 
+@pytest.mark.parametrize(
+    ("words", "optim", "schedule"),  # (lr, momentum, decay), (name, warm-up, horizon)
+    [
+        ("recipe=quickstart", (0.03, 0.9, 5e-4), ("cosine", 2, None)),
+        ("recipe=quickstart optim=lars", (2.5, 0.9, 1e-4), ("cosine", 2, None)),
+        ("recipe=quickstart_fast optim=lars", (2.5, 0.9, 1e-4), ("cosine", 0.5, None)),
+        ("recipe=quickstart optim=lars optim.lr=0.4", (0.4, 0.9, 1e-4), ("cosine", 2, None)),
+        ("recipe=quickstart schedule=polynomial", (0.03, 0.9, 5e-4), ("polynomial", 2, None)),
+        ("recipe=resnext101_8x optim=lars", (9.5, 0.9, 1e-4), ("cosine", 3, None)),
+        ("recipe=resnet50_lars_32k", (21.2, 0.94, 2.5e-5), ("polynomial", 16, 58)),
+        ("recipe=resnet50_lars_32k optim=sgd", (16.384, 0.9, 1e-4), ("piecewise", 16, None)),
+        ("recipe=resnet50_lars_32k schedule=cosine", (21.2, 0.94, 2.5e-5), ("cosine", 16, None)),
+        ("recipe=resnet50_fast schedule=cosine", (1.7, 0.9, 1e-4), ("cosine", 2, None)),
+    ],
+)
+def test_a_recipe_s_rate_belongs_to_its_optimizer_and_its_curve_to_its_schedule(frozen, words, optim, schedule):
+    run = frozen(*words.split(), *(() if "quickstart" in words else ("data.dir=/shards",)))
+    assert (run.optim.lr, run.optim.momentum, run.optim.weight_decay) == pytest.approx(optim)
+    shape = run.schedule.name, run.schedule.warmup_epochs, getattr(run.schedule, "horizon_epochs", None)
+    assert shape == schedule
+
+
+def test_a_rate_without_an_optimizer_is_for_the_default_one(recipe):
+    body = "# @package _global_\nbatch: 64\noptim: {lr: 0.7}\n"
+    assert (recipe(body).optim.lr, recipe(body, "optim=lars").optim.lr) == (0.7, 2.5)
+
+
 def test_a_recipe_without_self_in_its_defaults_means_the_same(recipe):
     assert recipe(RECIPE.replace("  - _self_\n", ""), "out=x") == recipe(RECIPE, "out=x")
 

@@ -203,6 +203,7 @@ BAD = [
     (run, {"label_smoothing": 1.0}, "label_smoothing", "below 1"),
     (run, {"label_smoothing": -0.1}, "label_smoothing", "at least 0"),
     (run, {"mixup": -0.1}, "mixup", "at least 0"),
+    (run, {"eval_offset_epochs": -1.0}, "eval_offset_epochs", "at least 0"),
     (run, {"seed": -1}, "seed", "at least 0"),
     (run, {"seed": 2**31}, "seed", "below 2^31"),
     (run, {"stop_at_top1": 75.9}, "stop_at_top1", "0.759"),
@@ -216,8 +217,13 @@ BAD = [
     (run, {"lr_find": True, "mlperf": True}, "mlperf", "lr_find=true"),
     (run, {"out": ""}, "out", "folder"),
     (run, {"out": "  "}, "out", "folder"),
-    (run, {"epochs": 8.0, "schedule": Cosine(warmup_epochs=8)}, "epochs", "schedule.warmup_epochs=8"),
-    (run, {"epochs": 41.0, "schedule": Polynomial(horizon_epochs=40.0)}, "epochs", "schedule.horizon_epochs=40"),
+    (
+        run,
+        {"epochs": 8.0, "schedule": Cosine(warmup_epochs=8)},
+        "epochs",
+        "add schedule.warmup_epochs=1.6, or use more than 8",
+    ),
+    (run, {"epochs": 41.0, "schedule": Polynomial(horizon_epochs=40.0)}, "epochs", "add schedule.horizon_epochs=41"),
 ]
 
 
@@ -317,3 +323,11 @@ def test_defaults_are_the_published_ones():
     assert default.data.mean == [123.68, 116.78, 103.94] and default.data.std == [58.393, 57.12, 57.375]
     assert (default.data.min_area, default.data.max_aspect) == (0.08, pytest.approx(4 / 3))
     assert default.keep_checkpoints == 3
+
+
+@pytest.mark.parametrize("words", [("recipe=quickstart", "epochs=2"), ("optim=lars", "batch=4096", "epochs=50")])
+def test_a_run_too_short_or_too_long_for_its_curve_names_the_word_that_makes_it_run(frozen, words):
+    with pytest.raises(UserError, match=r"^epochs=\S+: the curve .* add (schedule\.\S+=[\d.]+)") as refused:
+        frozen(*words)
+    word = str(refused.value).partition("add ")[2].partition(",")[0]
+    assert frozen(*words, word).schedule.warmup_epochs == (0.4 if "recipe=quickstart" in words else 7)
