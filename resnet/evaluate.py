@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet import cli, files
+from resnet import cli, files, home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +43,12 @@ def evaluate(path: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(run, images, [loaded.network], Ranks())
-    with pipeline.naming_bad_images(images, run.seed, run.batch):
+    handler = signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # no handler in Python runs while TensorFlow waits for a read
+    with pipeline.reading(images, run.seed, run.batch):
         (result, _), predictions = evaluator(), evaluator.predictions()
+    signal.signal(signal.SIGINT, handler)
     names = loaded.names or [str(number) for number in range(run.data.classes)]
     scores = {"weights": str(Path(path).resolve()), "data": run.data.name, **result.as_dict()}
     write(out, scores, predictions.confusion(len(names)), names)
@@ -71,7 +76,7 @@ def write(out: Path, scores: dict[str, Any], confusion: NDArray[np.int64], names
 def main() -> None:
     with cli.command(HELP) as words:
         path, overrides, place = cli.weights_and_overrides(words, "resnet.evaluate")
-        out = Path(place).expanduser() if place else Path(f"{Path(path).resolve()}-evaluation")
+        out = home.expand(place) if place else Path(f"{Path(path).resolve()}-evaluation")
         scores = evaluate(path, overrides, out)
         top1, top5 = 100 * scores["top1"], 100 * scores["top5"]
         print(f"top-1 {top1:.2f} %  top-5 {top5:.2f} %  loss {scores['loss']:.4f}  ({scores['seen']:,} images)")

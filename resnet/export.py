@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet import UserError, cli, files
+from resnet import UserError, cli, files, home
 
 FLAG = "mlflow="
 
@@ -70,7 +70,7 @@ def main() -> None:
         if not {*flags} <= {"true", "false"}:
             raise UserError(f"{FLAG}{flags[-1]}: must be true or false")
         overrides = [word for word in overrides if not word.startswith(FLAG)]
-        for line in export(path, overrides, Path(out).expanduser(), flags[-1:] == ["true"]):
+        for line in export(path, overrides, home.expand(out), flags[-1:] == ["true"]):
             print(line)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from resnet import UserError
+from resnet import UserError, home
 
 CLASSES = "classes.txt"
 MAX_CLASSES, MAX_NAME = 100_000, 1000  # names in it, and characters of one; ImageNet-21k has 21,841
@@ -30,19 +30,11 @@ def tree(name: str) -> Path:
     return HERE / name if (HERE / name).is_dir() else HERE.parent / name
 
 
-def expand(path: str) -> Path:
-    """`path` with ~ expanded. ~nobody stays a name, as in a shell. Raises UserError for ~ of a user who has no home."""
-    home = os.path.expanduser(path)
-    if home == path and (path == "~" or path.startswith("~/")):
-        raise UserError(f"{path}: there is no home folder here; set HOME, or give the whole path")
-    return Path(home)
-
-
 def absolute(path: str, base: Path) -> str:
     """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is."""
     if "\0" in path:
         raise UserError(f"{path!r}: no path; it has a NUL in it")
-    return path if "://" in path else os.path.normpath(base / expand(path))
+    return path if "://" in path else os.path.normpath(base / home.expand(path))
 
 
 def normal(name: str) -> str:

@@ -7,7 +7,6 @@ from enum import Enum
 
 from resnet.config.checks import MISSING, Settings
 
-
 MAX_DEPTH = 256  # blocks of a stage; ResNet-200 has 36
 MAX_WEIGHTS = 10_000_000_000  # were all stages as wide as the last; ResNeXt-101 32x48d: 3,062,366,208
 

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
-from resnet import UserError, files
+from resnet import UserError, files, home
 
 if TYPE_CHECKING:  # imported where it is needed: --help and a typo do not wait for NumPy
     import numpy as np
@@ -34,6 +34,8 @@ LAYOUTS = (
     ("img_train/img_train-*-of-*", "img_val/img_val-*-of-*"),
     ("train/train-*-of-*", "validation/validation-*-of-*"),
     ("train-*-of-*", "validation-*-of-*"),
+    # the original suite's mini_imagenet
+    ("imagenet_train_subset/imagenet_train_subset-*-of-*", "imagenet_val_subset/imagenet_val_subset-*-of-*"),
 )
 FRAME = 8 + 4 + 4  # bytes around a record's data
 MAX_RECORD = 1 << 30  # bytes of a record's data, which is read whole
@@ -75,7 +77,9 @@ def find(folder: str, prepare: str, knob: str = "data.dir") -> tuple[list[str], 
 
 def check_complete(paths: Sequence[str]) -> None:
     """Raise UserError if a shard is missing: `x-00003-of-00016` says how many there must be."""
-    counts = {path.rsplit("-of-", 1)[-1] for path in paths}  # with the ending of the name, if it has one: 00016.tfrecord
+    counts = {
+        path.rsplit("-of-", 1)[-1] for path in paths
+    }  # with the ending of the name, if it has one: 00016.tfrecord
     if len(counts) != 1 or not next(iter(counts)).partition(".")[0].isdigit():
         raise UserError(
             f"{os.path.dirname(paths[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"
@@ -139,7 +143,9 @@ def frames(shard: IO[bytes], size: int) -> Iterator[tuple[int, bytes, int]]:
         length = int.from_bytes(head[:8], "little")
         if len(head) < 12 or masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
             if at == 0 and (packed := compression(head)):
-                raise FrameError(at, f"compressed by {packed[0]}", f"write every shard anew, decompressed by {packed[1]}")
+                raise FrameError(
+                    at, f"compressed by {packed[0]}", f"write every shard anew, decompressed by {packed[1]}"
+                )
             raise FrameError(at, "corrupt record header")
         if length > MAX_RECORD:
             raise FrameError(at, f"a record of {length:,} bytes, where {MAX_RECORD:,} are the most that is read")
@@ -182,14 +188,16 @@ def index(paths: Sequence[str]) -> Index:
 
     stamps = [stamp(path) for path in paths]
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet" / "index" / f"{key}.npz"
+    cache = home.cache() / "index" / f"{key}.npz"
     # Exception, because np.load raises half a dozen kinds for a damaged file; then the shards are scanned again.
     with contextlib.suppress(Exception), np.load(cache) as saved:
         return Index(tuple(paths), saved["shard"], saved["offset"], saved["length"])
     with ThreadPoolExecutor(16) as pool:  # waits for the disk, not for a core
         scanned = list(pool.map(scan, paths))
     if not any(offsets for offsets, _ in scanned):
-        raise UserError(f"{paths[0]}: no record in this shard, nor in the {len(paths) - 1} beside it; copy or prepare them again")
+        raise UserError(
+            f"{paths[0]}: no record in this shard, nor in the {len(paths) - 1} beside it; copy or prepare them again"
+        )
     result = Index(
         tuple(paths),
         np.repeat(np.arange(len(paths), dtype=np.int32), [len(offsets) for offsets, _ in scanned]),

@@ -24,7 +24,7 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from resnet import UserError, files
+from resnet import UserError, files, home
 from resnet.config.model import Block, Model
 from resnet.model import resnet
 
@@ -56,7 +56,7 @@ def read(path: str) -> Tensors:
 
     Raises UserError as check() does, and for what cannot be read.
     """
-    return check(of_file(Path(path).expanduser()), path)
+    return check(of_file(home.expand(path)), path)
 
 
 def check(arrays: Tensors, path: str) -> Tensors:

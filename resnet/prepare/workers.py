@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -22,30 +23,41 @@ from resnet import UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 WATCH_S = 0.3  # between a worker's looks at whether it is still needed
+NO_SEMAPHORES = "processes cannot share a semaphore here, for which Linux needs /dev/shm"
 REDRAW_S, LINE_S = 0.2, 10.0  # between updates of the progress bar, and between lines
 
-_ticks: Any = None  # in a worker: the number that Workers.ticks() returns
+_lock: Any = contextlib.nullcontext()  # around the count
+_count: Any = None  # that of Workers.ticks(), also in a worker
 
 
 def tick() -> None:
     """Count, inside a job, one more piece of it as done."""
-    if _ticks is not None:
-        with _ticks.get_lock():
-            _ticks.value += 1
+    if _count is not None:
+        with _lock:
+            _count.value += 1
 
 
 class Workers:
-    """Context: `processes` spawned workers (None: one for each core); with 1 the jobs run in this process, in turn."""
+    """Context: `processes` spawned workers (None: one for each core); with 1 the jobs run in this process, in turn.
+
+    So they do, and a line says so, where processes cannot share semaphores: a container without /dev/shm.
+    """
 
     def __init__(self, processes: int | None) -> None:
-        global _ticks
         context = multiprocessing.get_context("spawn")
-        self.processes = processes or len(os.sched_getaffinity(0))
-        # Raw, so that a worker that is killed while it holds a lock cannot hold up the others' end, or ours.
-        self.counter, self.stop = context.Value("Q", 0), context.RawValue("b", 0)
-        _ticks, self.pool = self.counter, None
+        lock: Any = contextlib.nullcontext()
+        self.processes = processes or cpu_count()
+        self.pool = None
+        self.count: Any = ctypes.c_uint64(0)
         if self.processes > 1:
-            self.pool = ProcessPoolExecutor(self.processes, context, start, (self.counter, self.stop))
+            try:
+                # Raw, so that a worker that is killed while it holds a lock cannot hold up the others' end, or ours.
+                lock, self.count, self.stop = context.Lock(), context.RawValue("Q", 0), context.RawValue("b", 0)
+                self.pool = ProcessPoolExecutor(self.processes, context, start, (lock, self.count, self.stop))
+            except (OSError, ImportError) as error:
+                print(f"processes={self.processes}: {NO_SEMAPHORES} ({error}); one works alone", file=sys.stderr)
+                self.processes = 1
+        share(lock, self.count)
 
     def __enter__(self) -> Workers:
         return self
@@ -56,7 +68,7 @@ class Workers:
             self.pool.shutdown(cancel_futures=True)
 
     def ticks(self) -> int:
-        return int(self.counter.get_obj().value)
+        return int(self.count.value)
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Results in the order of `jobs`, which are taken no faster than they are done: neither piles up."""
@@ -77,10 +89,19 @@ class Workers:
             ) from error
 
 
-def start(counter: Any, stop: Any) -> None:
+def cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(lock: Any, count: Any) -> None:
+    """Set what tick() counts with, in this process."""
+    global _lock, _count
+    _lock, _count = lock, count
+
+
+def start(lock: Any, count: Any, stop: Any) -> None:
     """Initialise a worker. Ctrl-C reaches every process of the terminal; the main process decides what it means."""
-    global _ticks
-    _ticks = counter
+    share(lock, count)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError, __version__, cli, files
+from resnet import UserError, __version__, cli, files, home
 from resnet.cli import knob
 from resnet.config.track import Mlflow
 
@@ -42,10 +42,10 @@ def write(words: Sequence[str]) -> None:
     """Write the report that the words of the command line ask for."""
     from resnet.report import load, tables
 
-    knobs = [word for word in words if re.match(r"\w+=", word) and not Path(word).expanduser().is_dir()]
+    knobs = [word for word in words if re.match(r"\w+=", word) and not home.expand(word).is_dir()]
     what = [word for word in words if word not in knobs] or [Mlflow.experiment]
     settings = cli.parse(Report, cli.split(knobs), "experiments.report")
-    out = Path(settings.out).expanduser()
+    out = home.expand(settings.out)
     check_out(out)
     runs = tables.run_table(load.trainings(what, settings.uri or "mlflow.db"))
     replace(out, contents(settings.title or f"Report: {', '.join(what)}", runs))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing.context import SpawnContext
 
 import psutil
 import pytest
@@ -95,6 +96,22 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not alive
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_without_shared_semaphores_one_process_does_it_and_a_line_says_so(processes, monkeypatch, capsys):
+    """As in a container without /dev/shm: sem_open() and multiprocessing's heap fail there."""
+
+    def missing(*_words):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(SpawnContext, "Lock", missing)
+    monkeypatch.setattr(SpawnContext, "RawValue", missing)
+    with Workers(processes) as workers:
+        assert list(workers.map(square, [2, 3])) == [(4, os.getpid()), (9, os.getpid())]
+        assert (workers.ticks(), workers.processes) == (2, 1)
+    line = capsys.readouterr().err
+    assert line.startswith("processes=2: ") and "/dev/shm" in line if processes == 2 else not line
 
 
 # ---------------------------------------------------------------------------------------------------------------- progress
