@@ -102,7 +102,10 @@ def headline(run: Run, plan: Plan, source: Source, device: str, step: int) -> li
     row = next((row for row in rows if row.up_to is None or run.batch <= row.up_to), None)
     if row and row.lr == run.optim.lr:
         batches = f"up to {row.up_to}" if row.up_to else "above all others"
-        same = {"warm-up": row.warmup_epochs == run.schedule.warmup_epochs, "decay": row.weight_decay == run.optim.weight_decay}
+        same = {
+            "warm-up": row.warmup_epochs == run.schedule.warmup_epochs,
+            "decay": row.weight_decay == run.optim.weight_decay,
+        }
         columns = ", ".join(["lr", *(name for name in same if same[name])])
         lines.append(f"LARS {columns}: the row of global batches {batches} ({row.source})")
     if run.progressive.start_size is not None:
