@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from resnet import UserError, files, uris
+from resnet import UserError, files, home, uris
 from resnet.cli import nearest
 from resnet.config import track
 from resnet.rundir import metrics, result
@@ -65,7 +65,7 @@ def trainings(words: Sequence[str], uri: str = "mlflow.db") -> list[Training]:
     """The trainings that the words name. Raises UserError if a word names none. MLflow is asked only about what is no folder."""
     runs: list[Training] = []
     for word in words:
-        folder = Path(word).expanduser()
+        folder = home.expand(word)
         try:
             here = list(from_folders(folder)) if folder.is_dir() else []
         except OSError as error:
@@ -149,7 +149,7 @@ def finite(values: Mapping[Any, object]) -> dict[Any, float]:
 # ----------------------------------------------------------------------------------------------------------------- MLflow
 def from_mlflow(word: str, uri: str) -> list[Training]:
     """The trainings of the experiment `word`, of the sweep with this run id, or the run with it. Raises UserError if none."""
-    uri = uris.name(uri) if "://" in uri else uris.sqlite(files.expand(uri))
+    uri = uris.name(uri) if "://" in uri else uris.sqlite(home.expand(uri))
     database = uris.sqlite_path(uri)
     if database and not database.is_file():
         raise UserError(f"uri={uri}: no such file; give uri=<store>, cd to where you trained, or name runs' folders")
