@@ -1,53 +1,40 @@
-"""The options, variables and keys of the original's four commands, and what each is here.
+"""The options and variables of the original's commands, and what each is here; the flags of its programs are in `flags`.
 
 `request` reads them, --help prints them, and a test compares docs/original.md with them. A `key` is a knob of ours, or one of
-PLANNED, of which `habana` makes words; an option without a key is ignored.
+PLANNED, of which `habana` and `hyper` make words; an option without a key is ignored.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from resnet.compat.flags import FLAGS, PER_CARD
+from resnet.compat.option import Option, ignored
 
-# kind -> (what a value must match, the same in words, what stands for it in --help)
-KINDS = {
-    "": ("", "without a value", ""),
-    "dtype": (r"bf16|fp32", "bf16 or fp32", "bf16|fp32"),
-    "size": (r"18|34|50|101|152|200", "18, 34, 50, 101, 152 or 200", "SIZE"),
-    "whole": (r"[1-9]\d*", "a whole number above 0", "N"),
-    "count": (r"\d+", "a whole number", "N"),
-    "limit": (r"-1|[1-9]\d*", "a whole number above 0, or -1 for no limit", "N"),
-    "number": (r"(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", "a number", "X"),
-    "truth": (r"(?i)0|1|true|false", "0 or 1, false or true", "0|1"),
-    "if true": (r"(?i)0|1|true|false", "0 or 1, false or true", "0|1"),
-    "hosts": (r"[\w.-]+(,[\w.-]+)*", "names or addresses with commas between them", "A,B"),
-    "model": (r"resnet_estimator|resnet_keras", "resnet_estimator or resnet_keras", "MODEL"),
-    "version": (r"1", "1: every network here is v1.5, as the original's version 1 was", "1"),
-    "folder": (r"(?s).*\S.*", "a folder", "DIR"),
-    "text": (r"(?s).+", "given", "VALUE"),
+# Those of the optimizer and its schedule.
+HYPER = {
+    *("use_cosine_lr", "lr_schedule", "base_learning_rate", "start_learning_rate", "end_learning_rate", "lars_epsilon"),
+    *("epochs_for_lars", "lars_decay_epochs", "warmup_epochs", "disable_warmup", "fine_tune", "weight_decay"),
+    *("single_l2_loss_op", "optimizer"),
 }
-PLANNED = {
-    *("print", "model", "config", "dtype", "size", "resnext", "lars", "card_batch", "shards"),
-    *("workers", "hosts", "interface", "gpus", "recover", "export", "eval_only"),
+PLANNED = HYPER | {
+    *(
+        "print",
+        "model",
+        "config",
+        "dtype",
+        "conversion",
+        "converts",
+        "size",
+        "type",
+        "lars",
+        "card_batch",
+        "shards",
+        "synthetic",
+    ),
+    *("workers", "per_host", "hosts", "interface", "gpus", "strategy", "no_hpu", "recover", "export", "eval_only"),
+    *("hooks", "profile_steps", "train_offset"),
 }
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option, variable or key. One without a kind sets its knob to `fixed`; one of kind `if true` does if it is true."""
-
-    names: str  # as they are typed, spaces between them
-    key: str
-    help: str  # for --help and docs/original.md
-    kind: str = ""
-    fixed: str = "true"
-
-
-def ignored(names: str, reason: str, kind: str = "text") -> Option:
-    return Option(names, "", f"ignored: {reason}", kind)
-
 
 PRINT = Option("--print", "print", "only print the line, start nothing")
-PER_CARD = "per card; batch= is this times the number of ranks"
 BOTH = (
     Option("-d --dtype", "dtype", "dtype=; required", "dtype"),
     Option("-b --batch-size", "card_batch", f"{PER_CARD}; default 256 for bf16, 128 for fp32", "whole"),
@@ -65,17 +52,28 @@ BOTH = (
     Option("-v --display-steps", "log_every_steps", "log_every_steps=", "whole"),
     Option("-r --recover", "recover", "cluster.max_restarts=10; needs -s, as in the original"),
     Option("-k --no-experimental-preloading", "cluster.prefetch", "cluster.prefetch=false", fixed="false"),
+    Option("--epochs-between-evals", "eval_every_epochs", "eval_every_epochs=; default 1", "number"),
+    Option("--stop_threshold", "stop_at_top1", "stop_at_top1=", "number"),
 )
-RESNEXT = Option("--resnext", "resnext", "model=resnext101 (or -rs), with its published schedule, momentum and decay")
+RESNEXT = Option(
+    "--resnext",
+    "type",
+    "model=resnext101 (or -rs), with its published schedule, momentum and decay; mixup=0.2 for 250 epochs",
+    fixed="resnext",
+)
 ESTIMATOR = (
     Option("-rs --resnet-size", "size", "model=resnet50, ...; 50, or 101 with --resnext", "size"),
     *BOTH,
     Option("-l --eval-steps", "eval_steps", "eval_steps=", "limit"),
-    Option("-c --checkpoint-steps", "save_every_steps", "save_every_steps=; default: after every epoch", "whole"),
+    Option(
+        "-c --checkpoint-steps",
+        "save_every_steps",
+        "save_every_steps=; default: after every epoch; 0 with -n: only the last step is saved",
+        "count",
+    ),
     ignored("--use-train-and-evaluate", "one loop trains and evaluates", ""),
-    Option("--epochs-between-evals", "eval_every_epochs", "eval_every_epochs=; default 1", "number"),
-    Option("--enable-lars-optimizer", "lars", "optim=lars"),
-    Option("--stop_threshold", "stop_at_top1", "stop_at_top1=", "number"),
+    ignored("--dummy_epoch", "compiling counts in the time", ""),
+    Option("--enable-lars-optimizer", "lars", "optim=lars, optim.lr=2.5, or 9.5 with -o; schedule.horizon_epochs=38"),
     RESNEXT,
 )
 KERAS = (
@@ -84,9 +82,12 @@ KERAS = (
         "-l --steps-per-loop", "steps_per_loop", "steps_per_loop=; calls end at evaluations and checkpoints", "whole"
     ),
     Option("-c --enable-checkpoint", "export", "resnet.export after the training; checkpoints are always saved"),
+    Option("-t --enable-tensorboard", "track.tensorboard", "track.tensorboard=true"),
+    Option("--use_hpu_strategy", "strategy", "as -o, and batch= is -b, of all together", fixed="hpu"),
 )
+HOSTS = Option("MULTI_HLS_IPS", "hosts", "cluster.hosts=, as many ranks on each; on Gaudi ssh uses port 3022", "hosts")
 HVD_ENVIRONMENT = (
-    Option("IMAGENET_DIR", "shards", "as -a of demo_resnet", "folder"),
+    Option("IMAGENET_DIR", "shards", "as -a of demo_resnet; required", "folder"),
     Option("RESNET_SIZE", "size", "model=; 50, or 101 with --resnext", "size"),
     Option("USE_LARS_OPTIMIZER", "lars", "1: optim=lars, 0: optim=sgd; default 1, with --resnext 0", "truth"),
     Option("BATCH_SIZE", "card_batch", f"{PER_CARD}; default 256", "whole"),
@@ -97,71 +98,61 @@ HVD_ENVIRONMENT = (
         "NUM_WORKERS_PER_HLS", "workers", "cluster.ranks=; default: all Gaudi cards here, or 2 ranks on a CPU", "whole"
     ),
     ignored("HLS_TYPE", "the cards need no file with their type"),
-    Option("MULTI_HLS_IPS", "hosts", "cluster.hosts=, as many ranks on each; on Gaudi ssh uses port 3022", "hosts"),
+    HOSTS,
+    Option(
+        "MPI_MAP_BY_PE", "cluster.threads", "cluster.threads=; mpirun binds each rank to its share of the cores", "auto"
+    ),
+    ignored("MPI_MAP_BY", "mpirun maps the ranks by socket", "binding"),
     Option("MPI_TPC_INCLUDE MPI_TCP_INCLUDE", "interface", "mpirun's and HCCL's network interface", "text"),
-    Option("USE_MLPERF", "mlperf", "mlperf=true eval_every_epochs=4, with LARS and STOP_THRESHOLD", "if true"),
+    Option(
+        "USE_MLPERF",
+        "mlperf",
+        "mlperf=true with LARS, evaluated after 6, 10, ... 38 epochs, and STOP_THRESHOLD",
+        "if true",
+    ),
     Option("STOP_THRESHOLD", "stop_at_top1", "stop_at_top1=; default 0.759 with USE_MLPERF, otherwise none", "number"),
 )
 RUNNER = (
     Option("--model", "model", "resnet_estimator or resnet_keras, as in the file", "model"),
-    Option("--hb_config", "config", "the YAML file: model, env_variables, parameters", "text"),
-)
-PARAMETERS = (
-    Option("batch_size", "card_batch", PER_CARD, "whole"),
-    ignored("clean", "nothing is deleted; for a new run use another model_dir", "truth"),
-    Option("data_dir", "shards", "as -a of demo_resnet", "folder"),
-    ignored("data_format", "the program chooses the layout of images"),
-    ignored("data_loader_image_type", "images are uint8 until they are on the device"),
-    Option("disable_warmup", "schedule.warmup_epochs", "schedule.warmup_epochs=0", "if true", fixed="0"),
-    Option("display_steps log_steps", "log_every_steps", "log_every_steps=", "whole"),
-    ignored("distribution_strategy", "use_horovod or num_gpus sets the number of ranks"),
-    Option("enable_checkpoint_and_export", "export", "as -c of demo_keras_resnet", "if true"),
-    Option("enable_lars", "lars", "optim=lars", "if true"),
-    Option("epochs_between_evals", "eval_every_epochs", "eval_every_epochs=", "number"),
-    Option("eval_only", "eval_only", "resnet.evaluate of model_dir, no training", "if true"),
-    Option("experimental_preloading", "cluster.prefetch", "cluster.prefetch=", "truth"),
-    Option("export_dir", "export", "resnet.export there after the training; True: exported/ in model_dir", "text"),
-    Option("fine_tune", "finetune.freeze", "finetune.freeze=head", "if true", fixed="head"),
-    ignored("hooks", "every metric is logged, see track="),
-    ignored("image_bytes_as_serving_input", "an export accepts pixels and JPEG bytes", "truth"),
-    Option("label_smoothing", "label_smoothing", "label_smoothing=", "number"),
-    ignored("mini_imagenet", "data_dir selects the images", "truth"),
-    Option("model_dir", "out", "out=", "folder"),
-    Option("num_gpus", "gpus", "cluster=gpu1, or gpu8 with this number of ranks; 0: no GPU", "count"),
-    Option("pretrained_model_checkpoint_path", "init", "init=", "text"),
-    Option("resnet_size", "size", "model=resnet50, ...", "size"),
-    ignored("resnet_version", "1 is v1.5, which every network here is", "version"),
-    Option("return_before_eval skip_eval", "eval", "eval=false", "if true", fixed="false"),
-    Option("save_checkpoint_steps", "save_every_steps", "save_every_steps=", "whole"),
-    Option("steps_per_loop", "steps_per_loop", "steps_per_loop=", "whole"),
-    Option("train_epochs", "epochs", "epochs=; default 1", "number"),
-    Option("train_steps", "steps", "steps=", "limit"),
-    Option("use_horovod", "workers", "as -o of demo_resnet", "if true", fixed="all"),
-    ignored("use_train_and_evaluate", "one loop trains and evaluates", "truth"),
-    Option("weight_decay", "optim.weight_decay", "optim.weight_decay=", "number"),
+    Option("--hb_config", "config", "the YAML file: model, env_variables, parameters; ~ and $VAR in its path", "text"),
 )
 COMPILER = "a setting of Habana's compiler of release 0.13"
 RUNNER_ENVIRONMENT = (
     Option("TF_ENABLE_BF16_CONVERSION", "dtype", "1: dtype=bf16; 0 or not given: dtype=fp32", "if true", fixed="bf16"),
+    Option("TF_BF16_CONVERSION", "converts", "as bf16_config_path, with any dtype", "text"),
+    ignored("USE_LARS_OPTIMIZER", "enable_lars or optimizer decides"),
     ignored("TF_PRELIMINARY_CLUSTER_SIZE", COMPILER),
     ignored("TF_PRELIMINARY_CLUSTER_SIZE_THRESHOLD", COMPILER),
     ignored("HBN_TF_REGISTER_DATASETOPS", "cluster.prefetch needs no extension"),
     ignored("HCL_CONFIG_PATH", "the cards do not need it"),
+    HOSTS,
 )
 # command -> the first line of its --help, and what it reads: where from -> options
 COMMANDS: dict[str, tuple[str, dict[str, tuple[Option, ...]]]] = {
     "demo_resnet": ("one card, or with -o all cards of this machine", {"options": (*ESTIMATOR, PRINT)}),
-    "demo_keras_resnet": ("ResNet-50, as demo_resnet trains it: both use the same loop", {"options": (*KERAS, PRINT)}),
+    "demo_keras_resnet": (
+        "ResNet-50 with the Keras program's settings: lr 0.1 per 256 images, warm-up 5, no smoothing",
+        {"options": (*KERAS, PRINT)},
+    ),
     "demo_resnet_hvd.sh": (
         "bf16 on all cards of one machine or of several",
         {"options": (RESNEXT, PRINT), "environment": HVD_ENVIRONMENT},
     ),
     "habana_model_runner.py": (
         "one run, described by a YAML file",
-        {"options": (*RUNNER, PRINT), "parameters": PARAMETERS, "env_variables": RUNNER_ENVIRONMENT},
+        {
+            "options": (*RUNNER, PRINT),
+            "environment": (HOSTS,),
+            "parameters": FLAGS,
+            "env_variables": RUNNER_ENVIRONMENT,
+        },
+    ),
+    "resnet_ctl_imagenet_main.py": (
+        "ResNet-50, by the flags of the original's Keras program",
+        {"options": (PRINT,), "flags": FLAGS, "environment": (HOSTS,)},
+    ),
+    "imagenet_main.py": (
+        "ResNeXt-101, by the flags of the original's Estimator program; --model_type resnet: ResNet",
+        {"options": (PRINT,), "flags": FLAGS, "environment": (HOSTS,)},
     ),
 }
-
-
-def by_name(options: tuple[Option, ...]) -> dict[str, Option]:
-    return {name: option for option in options for name in option.names.split()}

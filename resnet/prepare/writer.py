@@ -30,7 +30,7 @@ FULL = 10  # images per shard: with fewer, the established number of shards woul
 RECORD_BYTES = 400  # of a record besides its image, at most about
 NOT_OF_THE_BYTES = ("out", "processes", "max_rejected")  # knobs that may change from call to call
 MAX_BYTES = 128 << 20  # of one image file
-LAYOUTS = dict(zip(("img_train", "train", "flat"), shards.LAYOUTS, strict=True))
+LAYOUTS = dict(zip(("img_train", "train", "flat"), shards.LAYOUTS, strict=False))
 
 
 # ------------------------------------------------------------------------------------------------------------------ a folder

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from resnet.compat import habana
+from resnet.compat import habana, places
 from resnet.compat.request import read_request
 from resnet.config import compose
 from resnet.distributed import gaudi
@@ -17,7 +17,7 @@ def machine(monkeypatch):
     def has(cards):
         monkeypatch.setattr(gaudi, "cards", lambda: cards)
 
-    monkeypatch.setattr(habana, "STANDARD", "/nowhere")
+    monkeypatch.setattr(places, "STANDARD", ())
     has(8)
     return has
 

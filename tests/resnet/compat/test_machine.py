@@ -10,9 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from resnet import UserError, files
-from resnet.compat import habana
+from resnet.compat import habana, places
+from resnet.data import shards
 
 DATA = "/data/shards"
+HERE = "/usr"  # a folder that exists, as IMAGENET_DIR must
 BF16 = ["-d", "bf16", "-a", DATA]
 
 
@@ -44,12 +46,12 @@ def test_without_a_card_it_says_that_it_takes_the_cpu(words, asked, machine):
     request, _ = asked("demo_resnet", *BF16)
     assert request.notes == ["no Gaudi card on this machine: 1 rank on CPU; for GPUs add -- cluster=gpu1, or gpu8"]
     assert asked("demo_resnet", *BF16, "--", "cluster=gpu1")[0].notes == []
-    lars = f"model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir={DATA} cluster=cpu2 batch=512"
-    assert words("demo_resnet_hvd.sh", IMAGENET_DIR=DATA) == [*lars.split(), "eval_every_epochs=8"]
+    lars = f"model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir={HERE} cluster=cpu2 batch=512 epochs=38"
+    assert words("demo_resnet_hvd.sh", IMAGENET_DIR=HERE) == [*lars.split(), "eval_every_epochs=8"]
 
 
 def test_several_servers_get_what_the_original_gave_mpirun(words, asked, machine):
-    several = {"MULTI_HLS_IPS": "a,b", "MPI_TPC_INCLUDE": "eth1", "IMAGENET_DIR": DATA}
+    several = {"MULTI_HLS_IPS": "a,b", "MPI_TPC_INCLUDE": "eth1", "IMAGENET_DIR": HERE}
     request, (train,) = asked("demo_resnet_hvd.sh", **several)
     assert {"cluster=hls1", "cluster.ranks=16", "cluster.hosts=[a:8,b:8]", "batch=4096"} <= set(train)
     interface = {"OMPI_MCA_btl_tcp_if_include": "eth1", "HCCL_SOCKET_IFNAME": "eth1"}
@@ -70,10 +72,10 @@ def test_several_servers_get_what_the_original_gave_mpirun(words, asked, machine
     ("argv", "said"),
     [
         ("--enable-lars-optimizer -e 3", ["schedule.horizon_epochs=38"]),  # its warm-up: it rises and stops
-        ("--enable-lars-optimizer -e 4", []),
-        ("--enable-lars-optimizer -e 40", []),
-        ("--enable-lars-optimizer -e 42 -b 4096", ["schedule.horizon_epochs=null"]),  # the row's own is 41
-        ("--enable-lars-optimizer -e 40 -b 4096", []),
+        ("--enable-lars-optimizer -e 9", ["schedule.horizon_epochs=38"]),
+        ("--enable-lars-optimizer -e 40", ["schedule.horizon_epochs=null"]),
+        ("--enable-lars-optimizer -e 38", []),
+        ("--enable-lars-optimizer -e 38 -b 4096", ["schedule.warmup_epochs=3", "schedule.horizon_epochs=38"]),
         ("--resnext -e 8", ["schedule.horizon_epochs=90"]),
         ("--resnext -e 9", []),
         ("-e 1", []),
@@ -95,7 +97,7 @@ def test_without_a_folder_it_takes_the_digits_and_says_so(asked):
 
 
 def test_without_a_folder_it_takes_the_original_s_if_it_is_there(words, monkeypatch, tmp_path):
-    monkeypatch.setattr(habana, "STANDARD", str(tmp_path))
+    monkeypatch.setattr(places, "STANDARD", ("/nowhere", str(tmp_path)))
     assert f"data.dir={tmp_path}" in words("demo_resnet", "-d", "bf16")
 
 
@@ -107,6 +109,14 @@ def lay(folder, layout=("img_train/img_train", "img_val/img_val"), classes=None)
     if classes:
         (folder / "classes.txt").write_text("".join(f"class {number}\n" for number in range(classes)))
     return folder
+
+
+def test_mini_imagenet_is_read_where_it_lies(asked, tmp_path):
+    subset = [f"imagenet_{part}_subset/imagenet_{part}_subset" for part in ("train", "val")]
+    lay(tmp_path / "mini", subset)
+    _, (train,) = asked("imagenet_main.py", "--mini_imagenet", "--data_dir", tmp_path / "mini" / "imagenet_val_subset")
+    assert f"data.dir={tmp_path}/mini" in train
+    assert [len(paths) for paths in shards.find(f"{tmp_path}/mini", "")] == [1, 1]
 
 
 @pytest.mark.parametrize("below", ["", "img_train", "img_val"])

@@ -57,8 +57,8 @@ def call(tmp_path):
     ("before", "command", "argv", "line"),
     [
         ("", "demo_resnet", "-d bf16 -rs 101 -a /s -s 2 -l 1 -m 'my run'", "model=resnet101 optim=sgd dtype=bf16 data=imagenet"),
-        ("bash", "demo_keras_resnet", "-d fp32 -a /s -m 'my run'", "model=resnet50 optim=sgd dtype=fp32 data=imagenet"),
-        ("", "demo_resnet_hvd.sh", "--resnext -- 'out=\"my run\"'", "model=resnext101 optim=sgd schedule=cosine"),
+        ("bash", "demo_keras_resnet", "-d fp32 -a /s -m 'my run'", "model=resnet50 optim=sgd optim.weight_decay=0.0002"),
+        ("", "demo_resnet_hvd.sh", "--resnext -- data=digits 'out=\"my run\"'", "model=resnext101 optim=sgd schedule=cosine"),
         ("python3", "habana_model_runner.py", "--model resnet_keras --hb_config 'a run.yaml'", "model=resnet50 optim=sgd"),
     ],
 )  # fmt: skip
@@ -122,7 +122,10 @@ def test_the_scripts_are_clean():
     shellcheck = Path(sys.executable).with_name("shellcheck")
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert all(os.access(path, os.X_OK) for path in [*scripts, LAUNCH / "habana_model_runner.py"])
+    assert all(
+        os.access(path, os.X_OK)
+        for path in [*scripts, LAUNCH / "habana_model_runner.py", *LAUNCH.glob("*imagenet_main.py")]
+    )
 
 
 def test_tensorflow_is_not_needed_to_print():
@@ -134,7 +137,7 @@ def test_tensorflow_is_not_needed_to_print():
 @pytest.mark.slow
 def test_two_workers_train_with_lars(call, tmp_path):
     small = {"NUM_WORKERS_PER_HLS": "2", "BATCH_SIZE": "16", "TRAIN_STEPS": "2"}
-    words = ("model=tiny", "cluster=cpu2", "out=x")
+    words = ("model=tiny", "cluster=cpu2", "out=x", "data=digits")
     done = call("demo_resnet_hvd.sh", "--", *words, USE_LARS_OPTIMIZER="1", RESNET_SIZE="50", **small)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "x" / "result.json").read_text())
