@@ -275,7 +275,38 @@ class TestHorovod:
         assert machine.run("setup.sh", "test", checkout=machine.clone("another")).returncode == 0
         calls = machine.calls()
         assert [call for call in calls if "compile horovod" in call] == []
-        assert [call for call in calls if ".whl" in call] != []
+        assert [call for call in calls if "-r horovod.txt" in call] != []
+
+    @pytest.mark.parametrize("change", ["wheel", "record", "no record"])
+    def test_a_wheel_that_is_not_what_was_compiled_is_made_again(self, machine: Machine, change: str) -> None:
+        machine.python("bin/python3.11", "3.11")
+        machine.compiler()
+        assert machine.run("setup.sh", "test").returncode == 0
+        (wheel,) = (machine.home / ".cache" / "resnet" / "wheels").rglob("*.whl")
+        record = wheel.with_name("horovod.txt")
+        empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of the stand-in
+        assert record.read_text() == f"./{wheel.name} --hash=sha256:{empty}\n"
+        if change == "wheel":
+            wheel.write_text("another")
+        elif change == "record":
+            record.write_text(f"./{wheel.name} --hash=sha256:{empty[::-1]}\n")
+        else:
+            record.unlink()
+        machine.calls()
+        done = machine.run("setup.sh", "test", checkout=machine.clone("another"))
+        assert done.returncode == 0 and "is not what was compiled" in done.stderr
+        assert [call for call in machine.calls() if "compile horovod" in call] != []
+        assert (wheel.read_text(), record.read_text().strip()[-64:]) == ("", empty)
+
+    def test_without_a_home_the_wheel_is_kept_in_the_temporary_folder(self, machine: Machine) -> None:
+        machine.python("bin/python3.11", "3.11")
+        machine.compiler()
+        del machine.env["HOME"]
+        done = machine.run("setup.sh", "test", TMPDIR=str(machine.root))
+        place = machine.root / f"resnet-{os.getuid()}"
+        assert done.returncode == 0 and f"caches are in {place}" in done.stderr, done.stderr
+        assert list((place / "resnet" / "wheels").rglob("*.whl")) != []
+        assert list(machine.home.iterdir()) == []  # the working folder
 
     def test_mpi_is_another_wheel(self, machine: Machine) -> None:
         machine.python("bin/python3.11", "3.11")
