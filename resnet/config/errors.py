@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet import UserError
+from resnet import UserError, shell
 from resnet.cli import nearest
 from resnet.config import help
 from resnet.config.run import VARIANTS
@@ -82,8 +81,7 @@ def one_line(error: BaseException) -> str:
         return str(cause)
     if isinstance(error, OverrideParseException):
         knob, _, value = error.override.partition("=")
-        doubled = shlex.quote(f'{knob}="{value}"')
-        hint = f", and quote special characters twice: {doubled}" if value else ""
+        hint = f", and quote special characters twice: {shell.word(knob, value)}" if value else ""
         return f"{error.override}: not an override; write knob=value{hint}"
     both = f"{error}\n{cause}"
     file = re.match(r"In '(.+?)': ", both)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, files, home, uris
+from resnet import UserError, files, home, shell, uris
 from resnet.config import topology
 
 
@@ -67,9 +66,10 @@ def counted_classes(*, _parent_: DictConfig) -> int:
     try:
         return len(files.read_classes(files.read_text(path), path))
     except files.io_errors(path) as error:
+        command = shell.command("resnet.prepare", "source=folder", "dir=IMAGES", f"out={folder}")
         raise UserError(
-            f"data.dir={folder}: no {files.CLASSES} here to tell the classes; prepare images with: python -m "
-            f"resnet.prepare source=folder dir=<your images> out={shlex.quote(folder)}; or give data.classes=<how many>"
+            f"data.dir={folder}: no {files.CLASSES} here to tell the classes; prepare images with: {command}; or give "
+            "data.classes=<how many>"
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet import UserError, files
+from resnet import UserError, files, shell
 from resnet.config.data import Cache, Data, Digits, Records, Synthetic
 from resnet.data import digits, manifest, shards
 from resnet.data.reader import Reader
@@ -45,7 +45,8 @@ def open_source(settings: Data) -> Source:
         case Records():
             if isinstance(settings, Digits):
                 digits.write(settings.dir)
-            command = f"python -m resnet.prepare source={settings.name} dir=<your images> out={settings.dir}"
+            words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
+            command = shell.command("resnet.prepare", *words)
             train, val = (shards.index(paths) for paths in shards.find(settings.dir, command))
             check_counts(settings.dir, train, val)
             if settings.cache is Cache.encoded:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet import shell
 from resnet.config import fingerprint, topology
 from resnet.config.run import Run
 from resnet.launch import rank_status
@@ -72,7 +72,7 @@ def diagnose(attempt: Observation) -> Outcome:
     states = {status.state for status in attempt.ranks.values()}
     if not _failed(attempt, "user", "error") and (attempt.interrupted or "stopped" in states):
         saved = (status.error for status in rank_status.read_all(attempt.out) if status.state == "stopped")
-        resume = f"resume with: python -m resnet.train resume={shlex.quote(str(attempt.out))}"
+        resume = f"resume with: {shell.command('resnet.train', shell.override('resume', attempt.out))}"
         return Outcome(stopped=next(saved, None) or f"nothing was saved since the last checkpoint; {resume}")
     if failure:
         return dataclasses.replace(failure, notes=notes)

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import logging
 import os
-import shlex
 import signal
 import sys
 import types
@@ -31,7 +30,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from resnet import UserError, cli, files, rundir
+from resnet import UserError, cli, files, rundir, shell
 from resnet.config import compose, errors, fingerprint
 from resnet.config.run import Run
 from resnet.config.track import Mlflow, Track
@@ -152,8 +151,8 @@ class SubprocessLauncher(Launcher):
         (self.out / "summary.md").write_text(summary + "\n")
         print(f"\n{summary}\n\nsweep folder: {self.out}", flush=True)
         if status != "FINISHED":
-            resume = shlex.quote(f"{RESUME}={self.out}")
-            print(f"resume, without the jobs that finished: python -m resnet.train {resume}", flush=True)
+            resume = shell.command("resnet.train", shell.override(RESUME, self.out))
+            print(f"resume, without the jobs that finished: {resume}", flush=True)
         ignoring_mlflow_errors(store.close_run, self.track, self.parent, status, artifacts=(self.out / "summary.md",))
 
     def train(self, job: Job) -> None:

@@ -18,10 +18,12 @@ from typing import Any
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from resnet import UserError, files
+from resnet import UserError, files, shell
 from resnet.config import fingerprint, help
 from resnet.config.compose import INTERPOLATION
 from resnet.config.run import VARIANTS, Run
@@ -68,12 +70,12 @@ def resume_argv(words: list[str]) -> list[str]:
 
     Raises UserError if there is no sweep in the folder, or if `words` would make another one of it.
     """
-    folders = [word.partition("=")[2] for word in words if word.startswith(f"{RESUME}=")]
-    if not folders:
+    typed = [word for word in words if word.startswith(f"{RESUME}=")]
+    if not typed:
         return words
-    shown = f"{RESUME}={folders[-1]}"
-    out = Path(files.absolute(folders[-1].strip("'\""), Path.cwd()))
-    if not folders[-1] or not out.is_dir():
+    shown, place = typed[-1], path_of(typed[-1])
+    out = Path(files.absolute(place, Path.cwd()))
+    if not place or not out.is_dir():
         raise UserError(f"{shown}: no such folder; give that of a sweep, which was shown when the sweep ended")
     before, folder = read_argv(out, shown)
     more = [word for word in words if word not in before and not word.startswith((f"{RESUME}=", *FLAGS))]
@@ -93,14 +95,22 @@ def resume_argv(words: list[str]) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown}: the sweep was started in {folder}, which is not there ({reason})") from error
-    return [*same, *more, f"out={QuotedString(str(out), Quote.double).with_quotes()}"]
+    return [*same, *more, shell.override("out", out)]
+
+
+def path_of(word: str) -> str:
+    """The path in knob=path, quoted as Hydra has it or typed as it is."""
+    try:
+        return str(OmegaConf.create([OverridesParser.create().parse_override(word).value()])[0])
+    except (HydraException, OmegaConfBaseException):
+        return word.partition("=")[2]
 
 
 def read_argv(out: Path, shown: str) -> tuple[list[str], str]:
     """The command line and working folder of the sweep in `out`. Raises UserError, with `shown` for what was typed."""
     if not (out / FILE).is_file():
         run = (out / "config.yaml").exists()
-        hint = f"this is a run; resume it with resume={out}" if run else "give a sweep's"
+        hint = f"this is a run; resume it with {shell.word('resume', out)}" if run else "give a sweep's"
         raise UserError(f"{shown}: not the folder of a sweep ({FILE} is missing); {hint}")
     try:
         content = yaml.safe_load(files.read_bytes(out / FILE, 1 << 20))
@@ -110,7 +120,7 @@ def read_argv(out: Path, shown: str) -> tuple[list[str], str]:
         return [re.sub(r"//[^/@\s]+@", "//", word) for word in words], folder
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        way_out = f"give the sweep's command again with out={out}"
+        way_out = f"give the sweep's command again with {shell.word('out', out)}"
         raise UserError(f"{out / FILE}: cannot be read ({reason}); {way_out}") from error
 
 
@@ -118,7 +128,7 @@ def check_words(words: Sequence[str], shown: str) -> None:
     """Raise UserError for a word from a sweep's file that is no flag, group or knob with a plain value."""
     for word in words:
         if word not in FLAGS and (reason := not_data(word)):
-            trusted = f"python -m resnet.train {shlex.quote(shown)} {shlex.quote(word)}"
+            trusted = shell.command("resnet.train", shown, word)
             raise UserError(f"{shown}: {FILE} has {word}, {reason}; if you trust it, type it too: {trusted}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import google_crc32c
 
-from resnet import UserError, files
+from resnet import UserError, files, shell
 from resnet.data import images, manifest, shards, tfexample
 from resnet.prepare import state
 from resnet.prepare.workers import Workers, progress, tick
@@ -35,7 +35,7 @@ def check(folder: Path, deep: bool, processes: int | None) -> None:
     if content is None:
         if (folder / state.FOLDER / state.FILE).exists():
             raise UserError(f"check={folder}: half done; the command that began it resumes it")
-        train, val = shards.find(str(folder), f"python -m resnet.prepare source=... out={folder}", "check")
+        train, val = shards.find(str(folder), shell.command("resnet.prepare", "source=...", f"out={folder}"), "check")
         expected: dict[str, dict[str, Any]] = {path: {} for path in (*train, *val)}
         print(f"{folder}: no {manifest.NAME} here, so the records are checked and nothing is known of their number")
     else:

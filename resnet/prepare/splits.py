@@ -77,10 +77,10 @@ def find(dir: str, knob: str) -> tuple[str | None, str | None, list[str]]:
             notes.append(f"left out beside {train} and {val}: {few(rest)}")
     elif train and test:
         same = few(sorted(classes[test] & classes[train]))
-        pair = shlex.join([f"train={trees[train]}", f"val={trees[test]}"])
+        pair, alone = shlex.join([f"train={trees[train]}", f"val={trees[test]}"]), shlex.quote(f"dir={trees[train]}")
         raise UserError(
             f"{knob}={dir}: {train} and {test} are splits, not classes{f' (both have {same})' * bool(same)}; give {pair} to "
-            f"validate with the images of {test}, or {shlex.quote(f'dir={trees[train]}')} to hold out val_fraction of the others"
+            f"validate with the images of {test}, or {alone} to hold out val_fraction of the others"
         )
     elif test and (twice := sorted(classes[test] & beside)):
         raise UserError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from resnet import UserError, files
+from resnet import UserError, files, shell
 from resnet.data import manifest
 from resnet.data.shards import Shard
 from resnet.prepare import archive
@@ -108,8 +107,8 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
             print(f"no training image is left of class {name!r}")
     data = "imagenet" if len(listing.classes) == 1000 and options["source"] == "imagenet" else "folder"
     number = splits["train"]["images"]
-    batch = f" batch={2 ** int(math.log2(number) - 1)}" if number < DEFAULT_BATCH else ""
-    print(f"next: python -m resnet.train data={data} data.dir={shlex.quote(str(out))}{batch}")
+    batch = [f"batch={2 ** int(math.log2(number) - 1)}"] if number < DEFAULT_BATCH else []
+    print("next:", shell.command("resnet.train", f"data={data}", shell.override("data.dir", out), *batch))
 
 
 def split_entry(state: State, split: str, classes: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, __version__, files, uris
+from resnet import UserError, __version__, files, shell, uris
 from resnet.config import compose
 from resnet.config.errors import explain
 from resnet.config.fingerprint import FREE, flat, may_change_on_resume
@@ -139,7 +139,7 @@ def check_folder(run: Run, out: Path) -> None:
         shown = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
         raise UserError(
             f"out={out}: another run is here ({shown}{', ...' if len(changed) > 5 else ''}); "
-            f"give another out=, or resume it with resume={out}"
+            f"give another out=, or resume it with {shell.word('resume', out)}"
         )
 
 

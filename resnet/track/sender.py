@@ -6,7 +6,6 @@ import contextlib
 import math
 import queue
 import re
-import shlex
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError, files, uris
+from resnet import UserError, files, shell, uris
 from resnet.config import track
 from resnet.config.track import Mlflow
 from resnet.rundir import metrics
@@ -165,8 +164,7 @@ class Sender(threading.Thread):
 
 def sync_command(out: Path, uri: str) -> str:
     """The command that sends the rest. It names a store of the network, or that would be sent no credentials."""
-    store = "" if uris.sqlite_path(uri) else f" uri={shlex.quote(uri)}"
-    return f"python -m resnet.track sync {shlex.quote(str(out))}{store}"
+    return shell.command("resnet.track", "sync", str(out), *([] if uris.sqlite_path(uri) else [f"uri={uri}"]))
 
 
 def unsent(path: Path, position: int) -> Iterator[tuple[list[Any], int]]:

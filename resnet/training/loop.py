@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from resnet import rundir
+from resnet import rundir, shell
 from resnet.cli import Stopped
 from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
@@ -119,7 +118,7 @@ def train(
                     meter.resume()
                 if stop:
                     checkpoints.wait()
-                    way = f"python -m resnet.train resume={shlex.quote(str(out))}"
+                    way = shell.command("resnet.train", shell.override("resume", out))
                     raise Stopped(f"saved {checkpoint.path_of(out, last).name}; resume with: {way}")
             predictions = evaluate.predictions() if isinstance(run.track, Mlflow) and state.evaluated else None
         # -------------------------------------------------------------------------------------------------------- result

@@ -265,7 +265,7 @@ def test_data_folder_without_shards_names_the_folder_and_the_command(tmp_path, r
     with pytest.raises(UserError) as caught:
         run_of("data=folder", "data.dir=no such")
     assert str(caught.value).startswith(f"data.dir={tmp_path}/no such: no classes.txt here")
-    assert f"python -m resnet.prepare source=folder dir=<your images> out='{tmp_path}/no such'" in str(caught.value)
+    assert f"python -m resnet.prepare source=folder dir=IMAGES 'out={tmp_path}/no such'" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"^data.dir: must be given"):
         run_of("data=folder")
