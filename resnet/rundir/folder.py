@@ -29,9 +29,7 @@ SCHEMA = 1  # of config.yaml, result.json and commit.json; raised when an older 
 VERSIONS_LINE = re.compile(r"# resnet (?P<resnet>\S+), schema (?P<schema>\d+)\n")
 PART = re.compile(r"\..+\.\d+\.part")  # files.part_of(): half of something, by a process that was killed
 # What a start writes before the first step: a later one with other settings is another run, in MLflow too.
-START = re.compile(
-    rf"config\.yaml|{re.escape(files.CLASSES)}|{re.escape(metrics.FILE)}|mlflow(-\w+)?\.json|tags\.json|mlperf\.log"
-)
+START = re.compile(rf"{re.escape(files.CLASSES)}|{re.escape(metrics.FILE)}|mlflow(-\w+)?\.json|tags\.json|mlperf\.log")
 MAX_CHARACTERS, MAX_DEPTH = 100_000, 20  # of a config.yaml, and of brackets in it; a run's has some 2,000, and 2
 
 

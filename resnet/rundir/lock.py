@@ -103,7 +103,8 @@ def is_held(out: Path) -> bool:
     """Whether another process of this host trains in `out`."""
     with contextlib.suppress(OSError), open(out / FILE, opener=files.regular) as file:
         other = holder(file)
-        return other is not None and other.pid != os.getpid() and other.alive
+        away = other is not None and other.host != socket.gethostname()
+        return other is not None and (away or (other.pid != os.getpid() and other.alive))
     return False
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Synthetic
 from resnet.config.dtype import Dtype, Policy
-from resnet.config.model import Model
+from resnet.config.model import Block, Model
 from resnet.config.optim import Lars, LarsRow, Sgd
 from resnet.config.run import Run
 from resnet.config.schedule import Constant
@@ -121,7 +121,7 @@ def test_time_is_told_in_hours_minutes_and_seconds(seconds, shown):
 # ------------------------------------------------------------------------------------------------------------ headline
 def run(optim, batch=256):
     return Run(
-        model=Model(name="resnet50", block="bottleneck", depths=[3, 4, 6, 3]),
+        model=Model(name="resnet50", block=Block.bottleneck, depths=[3, 4, 6, 3]),
         optim=optim,
         schedule=Constant(),
         dtype=Dtype(name="bf16", policy=Policy.mixed_bfloat16),
