@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import gc
+import os
 import signal
 import subprocess
 import sys
+import traceback
 import typing
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
 
-from resnet import UserError
+from resnet import UserError, home, uris
 
 # Exit statuses, beside the watchdog's. STOPPED: a signal ended the run after it had saved; the same command resumes it.
 DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
@@ -101,7 +103,7 @@ def help_lines(kind: type, names: Sequence[str]) -> list[str]:
 def weights_and_overrides(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
     """(weights, overrides, value of out=) of a command line. Raises UserError unless there is one path of weights."""
     knobs = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
-    paths = [str(Path(word).expanduser()) for word in words if word not in knobs]
+    paths = [str(home.expand(word)) for word in words if word not in knobs]
     if len(paths) != 1:
         raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
     outs = [word.removeprefix("out=") for word in knobs if word.startswith("out=")]
@@ -116,31 +118,106 @@ class Failed(Exception):
     """Ranks failed; the message says which one did first, and ends with its own traceback."""
 
 
+unfinished: list[str] = []  # work of other threads that did not end in time, and would keep the process from ending
+
+
 @contextlib.contextmanager
 def reported(interrupted: str = "the checkpoints written so far are whole") -> Iterator[None]:
     """Print what the user can fix, or how a run was stopped, as one line, and exit with its status."""
-    try:
-        yield
-    except (UserError, Failed) as error:
-        line, status = f"error: {error}", FAILED
-    except Stopped as stopped:
-        line, status = f"stopped by a signal; {stopped}", STOPPED
-    except KeyboardInterrupt:
-        line, status = f"interrupted; {interrupted}", INTERRUPTED
+    line, status = "", DONE
+    with tolerant_output():
+        try:
+            home.provide()
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            match error:
+                case UserError() | Failed():
+                    line, status = f"error: {error}", FAILED
+                case Stopped():
+                    line, status = f"stopped by a signal; {error}", STOPPED
+                case KeyboardInterrupt():
+                    line, status = f"interrupted; {interrupted}", INTERRUPTED
+                case _:
+                    line, status = traceback.format_exc().rstrip(), FAILED
+            clear_frames(error)
+        if line:
+            print(uris.USERINFO.sub("", line), file=sys.stderr)
+        leave(status)
+    if status:
+        sys.exit(status)
+
+
+def clear_frames(error: BaseException) -> None:
+    """Drop what the frames of an exception hold: iterators of data, which must not live until the interpreter ends."""
+    link: BaseException | None = error
+    while link:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__context__
+
+
+def leave(status: int) -> None:
+    """The last call of a command. If something is `unfinished` the process ends here: its normal end would wait for it.
+
+    Otherwise iterators of data are collected now. At the end of the interpreter they would wait for calls into Python, which
+    no thread can make by then, and the process would never end (tensorflow#21277).
+    """
+    if not unfinished:
+        gc.collect()
     else:
-        return
-    print(line, file=sys.stderr)
-    sys.exit(status)
+        print(f"{'; '.join(unfinished)}; the process ends without it", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+@contextlib.contextmanager
+def tolerant_output() -> Iterator[None]:
+    """Context in which a closed pipe or a full disk behind stdout or stderr raises nothing: what is printed there is lost."""
+    with (
+        contextlib.redirect_stdout(TolerantStream(sys.stdout)) as out,
+        contextlib.redirect_stderr(TolerantStream(sys.stderr)) as err,
+    ):
+        try:
+            yield
+        finally:
+            out.end()
+            err.end()
+
+
+class TolerantStream:
+    """A text stream whose writes raise no OSError."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def end(self) -> None:
+        """Flush; what cannot be written is dropped, or it would fail again at the end of the interpreter."""
+        try:
+            self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 @contextlib.contextmanager
 def command(help_text: str) -> Iterator[list[str]]:
     """The words of the command line, errors reported; or print the help and exit."""
-    words = sys.argv[1:]
-    if not words or {"--help", "-h"} & set(words):
-        print(help_text)
-        sys.exit(DONE)
     with reported():
+        words = sys.argv[1:]
+        if not words or {"--help", "-h"} & set(words):
+            print(help_text)
+            sys.exit(DONE)
         yield words
 
 

@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from resnet import UserError, cli, rundir
+from resnet import UserError, cli, rundir, uris
 from resnet.config import topology
 from resnet.launch import rank_status, slurm
 
@@ -28,7 +28,10 @@ def main() -> int:
                 train.main([rundir.load(Path(folder))])
             return cli.DONE
         case [folder, "--rank"]:
-            return run_rank(Path(folder))
+            with cli.tolerant_output():
+                code = run_rank(Path(folder))
+                cli.leave(code)
+            return code
     print("usage: python -m resnet.rank <folder with config.yaml>", file=sys.stderr)
     return 2
 
@@ -36,6 +39,7 @@ def main() -> int:
 def run_rank(out: Path) -> int:
     """Be one rank; the exit status of the training."""
     slurm.export_horovod_env()
+    uris.reveal()
     rank = topology.process_rank()
     rank_status.redirect(out, rank)
     rank_status.register(out, rank)

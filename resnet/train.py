@@ -11,6 +11,7 @@ from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
 from resnet.launch import launchers, rank_status, supervisor, sweep
 from resnet.rundir import lock, result
+from resnet.track import sync
 
 
 def main(runs: Iterable[Run] | None = None) -> None:
@@ -27,6 +28,7 @@ def main(runs: Iterable[Run] | None = None) -> None:
             content = result.read(out)
             if content and content.get("fingerprint") == fingerprint(run):
                 print(f"{out}: this run has finished already")
+                sync.send_rest(run, out)
             elif launchers.needed(run.cluster):
                 content = supervisor.run(run, out)
             else:

@@ -48,7 +48,7 @@ def absolute(uri: str, base: Path) -> str:
         return uri
     paths = [home.expand(one) for one in (uri.removeprefix(SQLITE), str(path))]
     typed, decoded = (Path(os.path.normpath(base / one)) for one in paths)
-    if typed.parent.is_dir() and typed.parent != decoded.parent:
+    if typed.parent.is_dir() and (not decoded.parent.is_dir() or "?" in str(typed.parent)):
         return sqlite(typed)
     _, mark, query = uri.partition("?")
     return sqlite(decoded) + mark + query
@@ -74,7 +74,9 @@ def check(uri: str) -> None:
             "write @ as %40"
         )
     if query and shown.startswith(("http://", "https://")):
-        raise UserError(f"track.uri={shown}: MLflow takes no ?query behind it; give a token by MLFLOW_TRACKING_TOKEN instead")
+        raise UserError(
+            f"track.uri={shown}: MLflow takes no ?query behind it; give a token by MLFLOW_TRACKING_TOKEN instead"
+        )
 
 
 def strip(uri: str) -> str:

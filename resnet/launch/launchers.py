@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from resnet import UserError, files
+from resnet import UserError, files, uris
 from resnet.config.cluster import Cluster, Device, Starter
 from resnet.config.run import Run
 from resnet.config.topology import allocated_nodes, hosts, in_allocation, launcher_for, ranks_per_host, started_by
@@ -38,7 +38,7 @@ ROOT = files.HERE.parent
 # Variables that ranks on other hosts need too, by their beginnings; mpirun forwards none by itself, Slurm and horovodrun all.
 FORWARDED = (
     *("MLFLOW_", "AWS_", "GOOGLE_", "TF_", "HOROVOD_", "NCCL_", "HCCL_", "HABANA_", "HLS_", "OMP_", "KMP_", "XDG_"),
-    *("GC_KERNEL_PATH", "FI_", "RDMAV_", "OPAL_PREFIX"),  # Habana's images set these
+    *(uris.STORE, "GC_KERNEL_PATH", "FI_", "RDMAV_", "OPAL_PREFIX"),  # Habana's images set these
     *("PYTHON", "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV", "http_proxy", "https_proxy", "no_proxy"),
 )
 SSH_WORDS = "OMPI_MCA_plm_rsh_args"  # where Open MPI is given ssh's options, such as -p 3022
@@ -47,7 +47,6 @@ INSTALL = {
     Starter.mpirun: "install Open MPI (apt-get install openmpi-bin), or use cluster.starter=horovodrun",
     Starter.srun: "install Slurm's client, or use cluster.starter=horovodrun",
 }
-INSIDE = {"OMPI_COMM_WORLD_SIZE": "mpirun", "HOROVOD_SIZE": "horovodrun", "PMI_SIZE": "mpirun"}
 # In Horovod's extension only if it was compiled with that feature; importing the extension takes seconds.
 MARKS = {"gloo": b"HOROVOD_GLOO_RENDEZVOUS_ADDR", "mpi": b"MPI_Init_thread"}
 
@@ -130,6 +129,12 @@ def python_environment() -> dict[str, str]:
 def environment(run: Run) -> dict[str, str]:
     """The environment variables of ranks beside those of this process."""
     return {"PYTHONUNBUFFERED": "1", **python_environment(), **device_environment(run)}
+
+
+def with_own(variables: dict[str, str], cluster: Cluster) -> dict[str, str]:
+    """The environment of ranks with `variables`; horovodrun shows no secrets of rank 0, which alone tracks, on this host."""
+    merged, first = {**os.environ, **variables}, next(iter(hosts(cluster)), "localhost")
+    return uris.hide(merged) if launcher_for(cluster) is Starter.horovodrun and is_local(first) else merged
 
 
 def forwarded(run: Run) -> list[str]:

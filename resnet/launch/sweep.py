@@ -30,7 +30,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from resnet import UserError, cli, files, rundir, shell
+from resnet import UserError, cli, files, rundir, shell, uris
 from resnet.config import compose, errors, fingerprint
 from resnet.config.run import Run
 from resnet.config.track import Mlflow, Track
@@ -38,7 +38,7 @@ from resnet.launch import launchers, search, supervisor
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.launch.sweep_argv import RESUME, in_one_row, resume_argv, save_argv
 from resnet.rundir import lock, result
-from resnet.track import provenance, store
+from resnet.track import provenance, store, sync
 
 open_sweeps: list[SubprocessLauncher] = []  # the sweep of this process, once it has a folder
 
@@ -117,7 +117,7 @@ class SubprocessLauncher(Launcher):
             config.hydra.job.id, config.hydra.job.num = str(number), number
         HydraConfig.instance().set_config(config)
         try:
-            run = compose.freeze(config)
+            run = freeze(config)
         except UserError as error:
             raise UserError(f"job {number} ({' '.join(varying)}): {error}") from error
         if run.resume:
@@ -148,7 +148,7 @@ class SubprocessLauncher(Launcher):
     def close(self, status: str) -> None:
         """Leave the table on the terminal, in the folder and in MLflow."""
         summary = table(self.jobs)
-        (self.out / "summary.md").write_text(summary + "\n")
+        files.write_text(self.out / "summary.md", summary + "\n")
         print(f"\n{summary}\n\nsweep folder: {self.out}", flush=True)
         if status != "FINISHED":
             resume = shell.command("resnet.train", shell.override(RESUME, self.out))
@@ -164,6 +164,7 @@ class SubprocessLauncher(Launcher):
         content = result.read(job.out)
         if content and content.get("fingerprint") == fingerprint.fingerprint(job.run):
             print(f"{job.out}: this run has finished already", flush=True)
+            sync.send_rest(job.run, job.out)
             job.code = 0
             return
         if self.searches and not content and (self.out / str(job.number + 1)).exists():
@@ -251,6 +252,14 @@ def table(jobs: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
+def freeze(config: DictConfig) -> Run:
+    """compose.freeze(); the store counts as named by the user, who typed it or wrote the option file."""
+    run = compose.freeze(config)
+    if isinstance(run.track, Mlflow):
+        os.environ.setdefault(uris.STORE, run.track.uri)
+    return run
+
+
 def command_line() -> list[Run]:
     """The run that the command line describes; none after --help, --cfg or a sweep. Raises UserError before TensorFlow loads.
 
@@ -261,7 +270,7 @@ def command_line() -> list[Run]:
     def compose_run(config: DictConfig) -> None:
         try:
             with errors.explain():
-                composed.append(rundir.resume(config) if config.resume else compose.freeze(config))
+                composed.append(rundir.resume(config) if config.resume else freeze(config))
         except UserError as error:  # raised below: Hydra would add lines of its own
             composed.append(error)
 

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet import UserError, files, shell
+from resnet import UserError, files, shell, uris
 from resnet.config import fingerprint, help
 from resnet.config.compose import INTERPOLATION
 from resnet.config.run import VARIANTS, Run
@@ -60,7 +60,7 @@ def refuse(words: list[str], message: str) -> None:
 
 def save_argv(out: Path) -> None:
     """Write <out>/sweep.yaml; users and passwords in URLs stay out of it."""
-    words = [re.sub(r"//[^/@\s]+@", "//", word) for word in sys.argv[1:]]
+    words = [uris.USERINFO.sub("", word) for word in sys.argv[1:]]
     content = {"folder": str(Path.cwd()), "words": words}
     files.write_text(out / FILE, yaml.safe_dump(content, sort_keys=False, width=10_000))
 
@@ -117,7 +117,7 @@ def read_argv(out: Path, shown: str) -> tuple[list[str], str]:
         words, folder = content["words"], content["folder"]
         if not isinstance(words, list) or not all(isinstance(word, str) for word in [folder, *words]):
             raise TypeError("words and folder must be texts")
-        return [re.sub(r"//[^/@\s]+@", "//", word) for word in words], folder
+        return [uris.USERINFO.sub("", word) for word in words], folder
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         way_out = f"give the sweep's command again with {shell.word('out', out)}"

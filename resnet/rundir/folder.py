@@ -82,7 +82,9 @@ def load(out: Path) -> Run:
                 schema[group] = OmegaConf.structured(variants.get(name) or variants[""])
             merged: Any = OmegaConf.merge(schema, saved)
             if "uri" in merged.track:
-                merged.track.uri = uris.strip(merged.track.uri)  # a user and password come from the user alone
+                merged.track.uri = compose.escape(
+                    uris.strip(merged.track.uri)
+                )  # a user and password come from the user alone
             return compose.freeze(merged)
     except READ_ERRORS as error:
         reason = str(error).partition("\n")[0]

@@ -16,14 +16,16 @@ import tensorflow as tf
 from resnet import UserError, files
 from resnet.config.data import Records
 from resnet.config.run import Run
+from resnet.data import images
 from resnet.model import resnet, weights
 from resnet.serving import saved_model
 from resnet.serving.registry import quiet
 
 FOLDER = "model"  # in <out>
 CODE = Path(__file__).with_name("pyfunc.py")
-SAVED = "saved_model"
-PACKAGES = ("mlflow", "numpy", "pandas", "tensorflow", "tensorflow-cpu")  # of the last two one is installed
+SAVED, IMAGES = "saved_model", "images"  # artifacts
+LIMITS = {"max_images": 1000, "max_bytes": 64_000_000}  # of a request over HTTP
+PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "tensorflow", "tensorflow-cpu")  # of the last two one is installed
 
 
 def save(run: Run, out: Path, names: list[str] | None, tensors: weights.Tensors) -> Path:
@@ -65,14 +67,17 @@ def package(saved: Path, run: Run, folder: Path) -> Path:
         mlflow.pyfunc.save_model(
             str(aside),
             python_model=str(CODE),
-            artifacts={SAVED: str(saved)},
+            artifacts={SAVED: saved.absolute().as_uri(), IMAGES: Path(images.__file__).absolute().as_uri()},
+            model_config=LIMITS,
             signature=signature,
             input_example=example(size),
             pip_requirements=requirements,
             mlflow_model=model,
         )
         flavor = model.flavors["python_function"]  # without paths of this machine
-        flavor["model_code_path"], flavor["artifacts"][SAVED]["uri"] = CODE.name, None
+        flavor["model_code_path"] = CODE.name
+        for artifact in flavor["artifacts"].values():
+            artifact["uri"] = None
         model.save(str(aside / "MLmodel"))
     return folder
 

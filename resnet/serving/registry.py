@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from resnet import files
+
 NAME = "model"  # runs:/<id>/model
 METRICS = ("eval/top1", "eval/loss", "ema/top1", "ema/loss", "final/top1")  # shown with the model
 UUID = "resnet.uuid"  # the tag of a logged model that says which folder it is of
@@ -27,7 +31,8 @@ def log_model(client: Any, run_id: str, folder: Path, register: str | None = Non
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
     from mlflow.models import Model
 
-    run, model = client.get_run(run_id), Model.load(str(folder))
+    # Not Model.load(), which takes a path for a URI.
+    run, model = client.get_run(run_id), Model.from_dict(yaml.safe_load(files.read_bytes(folder / "MLmodel")))
     experiment = run.info.experiment_id
     candidates = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
     logged = next((one for one in candidates if one.tags.get(UUID) == model.model_uuid), None)

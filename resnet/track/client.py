@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from resnet import UserError, files, uris
+from resnet.serving.registry import quiet
 
+ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # of the default experiment
 LIMIT_S = 30.0  # for another process to create the database
 PAUSES = (0.5, 1.0, 2.0)  # seconds between tries to open it
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -95,18 +97,16 @@ def open_database(database: Path, uri: str) -> Any:
     Two that create its tables at once would break it. Raises OSError or sqlite3.Error, at once, for what cannot be opened:
     MLflow would try for two minutes.
     """
-    from mlflow import MlflowClient
-
     database.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(database):
         if not database.exists():
             create(database)
+        tables(database)
         if database not in complete:
             wait_for_tables(database)
         for pause in (*PAUSES, None):
             try:
-                client = MlflowClient(uri)
-                client.search_experiments(max_results=1)
+                client = open_client(uri)
                 break
             except Exception:
                 if pause is None:
@@ -134,18 +134,32 @@ def one_at_a_time(database: Path) -> Iterator[None]:
 
 def create(database: Path) -> None:
     """Create the file with all tables, unless another process is faster: it gets its name when it is complete."""
-    from mlflow import MlflowClient
-
     aside = files.part_of(database)
     try:
         with contextlib.closing(sqlite3.connect(aside)) as connection:
             connection.execute("PRAGMA user_version = 0")
-        MlflowClient(uris.sqlite(aside)).search_experiments(max_results=1)
+        # MLflow writes its default, below the working folder, into SQL as it is: a folder's name could end the text.
+        with quiet(**{ARTIFACT_ROOT: (database.parent / "mlruns").absolute().as_uri()}):
+            open_client(uris.sqlite(aside))
         with contextlib.suppress(FileExistsError):
             os.link(aside, database)
             complete.add(database)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def open_client(uri: str) -> Any:
+    """A client that has opened its SQLite file. The folder that MLflow makes of the URI, taken for a path, is removed again."""
+    from mlflow import MlflowClient
+
+    stray = Path(uri.removeprefix(uris.SQLITE).partition("?")[0]).parent
+    before = stray.exists()
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
+    if not before:
+        with contextlib.suppress(OSError):
+            os.removedirs(stray)
+    return client
 
 
 def wait_for_tables(database: Path) -> None:
@@ -156,7 +170,6 @@ def wait_for_tables(database: Path) -> None:
         time.sleep(1)
         if before and tables(database) == before:
             return
-    tables(database)
 
 
 def tables(database: Path) -> str | None:

@@ -17,7 +17,7 @@ from resnet import uris
 from resnet.config.help import recipe_notes
 from resnet.config.optim import Lars
 from resnet.config.run import Run
-from resnet.config.track import Mlflow
+from resnet.config.track import Mlflow, Track
 
 if TYPE_CHECKING:  # the process that launches ranks prints report(), and does without TensorFlow
     from resnet.data.source import Source
@@ -98,6 +98,7 @@ def headline(run: Run, plan: Plan, source: Source, device: str, step: int) -> li
         f"{run.data.classes} classes, {run.data.image_size} px",
         f"{plan.total_steps:,} steps, {plan.steps_per_epoch:,} to the epoch, peak lr {run.optim.lr:g}; folder {run.out}",
     ]
+    lines += tracking(run.track)
     rows = run.optim.rows if isinstance(run.optim, Lars) else []
     row = next((row for row in rows if row.up_to is None or run.batch <= row.up_to), None)
     if row and row.lr == run.optim.lr:
@@ -111,10 +112,21 @@ def headline(run: Run, plan: Plan, source: Source, device: str, step: int) -> li
     if run.progressive.start_size is not None:
         epochs = f"{run.progressive.start_epochs:g} to {run.progressive.end_epochs:g}"
         lines.append(f"training crops of {plan.size(0)} px, growing over the epochs {epochs} to {run.train_size}")
-    if step:
     lines += recipe_notes(run)
+    if step:
         lines.append(f"resuming at step {step:,}, epoch {plan.epoch(step):.2f}")
     return lines
+
+
+def tracking(settings: Track) -> list[str]:
+    """Where the metrics go, if MLflow's own variable names a store; and which of the two counts."""
+    uri = uris.strip(uris.from_environment() or "")
+    if not uri:
+        return []
+    if not isinstance(settings, Mlflow):
+        return [f"{uris.TRACKING}={uri} is not used: track={settings.name}"]
+    note = f"from {uris.TRACKING}" if settings.uri == uri else f"track.uri counts; {uris.TRACKING}={uri} is not used"
+    return [f"MLflow: {settings.uri} ({note}), experiment {settings.experiment}"]
 
 
 def report(content: dict[str, Any], run: Run) -> None:

@@ -24,7 +24,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from resnet import UserError
+from resnet import UserError, uris
 from resnet.serving import mlflow_model, pyfunc, registry
 from resnet.track import store
 from resnet.training.trained import read as read_weights
@@ -92,16 +92,16 @@ def test_as_many_classes_as_are_asked_for(loaded, jpegs, of_jpegs):
     images = pd.DataFrame({"image": jpegs})
     same(answered(loaded, images, top=1), of_jpegs, top=1)
     same(answered(loaded, images, top=1000), of_jpegs)
-    with pytest.raises(MlflowException, match="top=0: must be at least 1"):
+    with pytest.raises(MlflowException, match=r"params\.top: must be a whole number of at least 1"):
         loaded.predict(images, params={"top": 0})
 
 
 @pytest.mark.parametrize(
     ("image", "told"),
     [
-        ("no base64!", r"image 1: text must be the base64 of a JPEG"),
-        (text(b"no image"), r"image 1: no JPEG that can be decoded \(Unknown image file format"),
-        (b"no image", r"image 1: no JPEG that can be decoded"),
+        ("no base64!", r"image 1: text must be the base64 of an image file"),
+        (text(b"no image"), r"image 1: no image that can be decoded \(not a JPEG, PNG, WebP, BMP or GIF image"),
+        (b"no image", r"image 1: no image that can be decoded"),
         ([[1, 2], [3]], r"image 1: neither base64 text nor pixels"),
         (np.zeros((4, 4)), r"image 1: pixels must be of shape \[height, width, 3\], not \[4, 4\]"),
         (np.zeros((4, 4, 4)), r"must be of shape \[height, width, 3\], not \[4, 4, 4\]"),
@@ -191,8 +191,8 @@ def test_there_is_nothing_to_serve_of_synthetic_images(run_at, tmp_path):
 @pytest.fixture(scope="module")
 def kept(place, tmp_path_factory):
     """(client of a SQLite store, run in it with metrics and the model, the model's id), as the tracker's thread does it."""
-    folder = tmp_path_factory.mktemp("a store")
-    client = store.connect(f"sqlite:///{folder}/mlflow.db")
+    folder = tmp_path_factory.mktemp("a%2Fstore? #")
+    client = store.connect(uris.sqlite(folder / "mlflow.db"))
     experiment = client.create_experiment("e", artifact_location=(folder / "files").as_uri())
     run_id = client.create_run(experiment).info.run_id
     client.log_param(run_id, "optim.rows", "x" * 6000)
@@ -304,14 +304,15 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def asked(place, tmp_path_factory):
-    """`asked(content)`: (status, answer) of `mlflow models serve` on the folder."""
+    """`asked(content)`: (status, answer) of `mlflow models serve` on the folder; bytes are sent as they are."""
     port = free_port()
     words = ("models", "serve", "-m", str(place), "--env-manager", "local")
     process = started(words, port, "/ping", tmp_path_factory.mktemp("server"))
 
     def ask(content):
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"}
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -343,10 +344,20 @@ def test_a_server_answers_a_jpeg_and_an_array(asked, jpegs, of_jpegs, wanted):
 
 
 @pytest.mark.slow
-def test_a_server_says_what_is_wrong_with_a_request(asked):
-    for image, told in (("/9j/AAAA", "image 0: no JPEG"), ([[[300, 0, 0]]], "image 0: pixels must be whole numbers")):
-        status, answer = asked({"inputs": [image]})
-        assert status == 400 and told in answer["message"]
+def test_a_server_says_in_a_line_what_is_wrong_with_a_request_and_lives_on(asked, jpegs, encoded):
+    ribbon = text(encoded(Image.new("RGB", (1, 20_000))))
+    for content, told in (
+        ({"inputs": ["/9j/AAAA"]}, "image 0: no image that can be decoded"),
+        ({"inputs": [[[[300, 0, 0]]]]}, "image 0: pixels must be whole numbers"),
+        ({"inputs": [text(jpegs[0]), ribbon]}, "image 1: no image that can be decoded (1 x 20000 pixels"),
+        ({"inputs": [text(jpegs[0])], "params": {"top": "x"}}, "params.top: must be a whole number of at least 1"),
+        (b"x" * 50_000_000, "the body is not JSON"),
+        (b"x" * 70_000_000, "a body of 70,000,000 bytes; a request may have 64,000,000"),
+        (b'{"inputs": ' + b"[" * 100_000, "the request must be"),
+    ):
+        status, answer = asked(content)
+        assert status == 400 and told in answer["message"] and len(json.dumps(answer)) < 500
+    assert asked({"inputs": [text(jpegs[0])]})[0] == 200
 
 
 @pytest.mark.slow

@@ -33,6 +33,15 @@ def test_a_run_tells_the_commit_of_the_checkout_and_whether_it_was_changed(tmp_p
     assert provenance.source_tags(tmp_path / "code") == {**clean, "git.dirty": "true"}
 
 
+def test_the_checkout_of_another_user_is_read_if_it_is_the_one_that_runs(tmp_path, monkeypatch):
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-qm", "first", "--allow-empty")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert provenance.source_tags(tmp_path) == {}  # a checkout around ours, whose configuration can name programs
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.source_tags(tmp_path)["git.dirty"] == "false"
+
+
 def test_outside_of_a_checkout_or_without_git_there_is_no_commit_to_tell(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.source_tags(tmp_path) == {}

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+from resnet import uris
 from resnet.config.track import Mlflow, Off
 from resnet.track import sender, store
 from resnet.track.tracker import Tracker
@@ -24,7 +25,7 @@ TAGS = {"recipe": "quickstart", "device": "a card"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the store lies; its name has what people's folders have."""
-    made = tmp_path_factory.mktemp("track") / "it's a folder; a=b [x] #1"
+    made = tmp_path_factory.mktemp("track") / 'job%2F it\'s a "folder"?; a=b&c+d \\e ${f} [x] #1 ü'
     made.mkdir()
     return made
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(folder):
     """`settings(run_name="...")`: MLflow in one SQLite file, which making takes seconds."""
-    return lambda **more: Mlflow(**{"uri": f"sqlite:///{folder}/mlflow.db", "run_name": "a run", **more})
+    return lambda **more: Mlflow(**{"uri": uris.sqlite(folder / "mlflow.db"), "run_name": "a run", **more})
 
 
 @pytest.fixture(scope="module")
