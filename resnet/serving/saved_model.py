@@ -8,13 +8,15 @@ import tensorflow as tf
 
 from resnet.config.data import Data, Records
 from resnet.data.augment import prepare_images
-from resnet.data.pipeline import centre_crop
+from resnet.data.pipeline import centre_crop, within_limits
+from resnet.serving import upright
 
 
 def write(network: tf.keras.Model, data: Data, names: list[str] | None, path: Path) -> None:
     """The SavedModel; attributes: the network's variables `weights`, the classes' names `names`.
 
-    `cropped` preprocesses pixels [H, W, 3] as evaluation does, to [S, S, 3].
+    The signature `jpeg` turns photographs upright. `cropped` preprocesses pixels [H, W, 3] as evaluation does, to [S, S, 3].
+    Both refuse images of a size that preparation refuses.
     """
     size = data.image_size
 
@@ -34,12 +36,20 @@ def write(network: tf.keras.Model, data: Data, names: list[str] | None, path: Pa
     signatures = {"serving_default": probabilities, "uint8": probabilities_of_uint8}
     if isinstance(data, Records):  # synthetic images are no JPEGs
         cropped = tf.TensorSpec([size, size, 3], tf.uint8)
-        module.cropped = tf.function(lambda image: centre_crop(image, data), [tf.TensorSpec([None, None, 3], tf.uint8)])
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+        def crop(image: tf.Tensor) -> tf.Tensor:
+            with tf.control_dependencies([within_limits(tf.shape(image))]):
+                return centre_crop(image, data)
+
+        module.cropped = crop
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
         def probabilities_of_jpegs(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
             return probabilities_of_uint8(
-                tf.map_fn(lambda one: centre_crop(one, data), encoded, fn_output_signature=cropped)
+                tf.map_fn(
+                    lambda one: crop(upright.decode(one)), encoded, parallel_iterations=1, fn_output_signature=cropped
+                )
             )
 
         signatures["jpeg"] = probabilities_of_jpegs

@@ -15,13 +15,13 @@ from resnet.training.trained import read as read_weights
 NAMES = ["cat", "dog", "ümlaut, of $x$\nüber"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(trained_once, tmp_path_factory):
     """A run in bfloat16 with averaged weights."""
     return trained_once.copy("averaged", tmp_path_factory.mktemp("a folder"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(trained, tmp_path_factory):
     """The folder that was written of it; nothing else was, here or in the run's folder."""
     before = set(Path(trained.out).iterdir())
@@ -33,13 +33,13 @@ def place(trained, tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def loaded(place):
     """MLflow's own hold of it."""
     return mlflow.pyfunc.load_model(str(place))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def jpegs(trained, encoded, photo):
     """JPEGs: of the evaluation shards, and of other sizes and colours."""
     index = shards.index(shards.listing(trained.data.dir, shards.LAYOUTS[0][1]))
@@ -47,7 +47,7 @@ def jpegs(trained, encoded, photo):
     return [*found, encoded(photo(1, 300, 40)), encoded(photo(2, 48, 48)), encoded(photo(3).convert("L"))]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wanted(trained):
     """Probabilities of uint8 [B, 48, 48, 3], by the weights that resnet.evaluate would take, in NumPy's softmax."""
     network = resnet.build(trained.model, 3, "float32")
@@ -62,7 +62,7 @@ def wanted(trained):
     return of
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def of_jpegs(trained, jpegs, wanted):
     """The same of the JPEGs, as evaluation crops them."""
     return wanted([pipeline.centre_crop(tf.constant(one), trained.data).numpy() for one in jpegs])
