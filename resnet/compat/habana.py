@@ -12,12 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from resnet import UserError, cli, files
+from resnet import UserError, cli, files, shell
 from resnet.compat.habana_options import COMMANDS, PLANNED
 from resnet.compat.hyper import curve, presets, settings
 from resnet.compat.places import MissingImages, dtype, images, machine
 from resnet.compat.request import NEVER, Request, check, help_text, read_request
-from resnet.compat.words import joined, one_group, quoted, shell_line
+from resnet.compat.words import joined, one_group, shell_line
 from resnet.config import fingerprint, help
 from resnet.config.cluster import Cluster
 
@@ -63,7 +63,7 @@ def training(request: Request) -> dict[str, str]:
     rest |= {"cluster.max_restarts": "10"} if "recover" in options else {}
     for key, value in options.items():
         if key not in PLANNED:
-            rest[key] = quoted(value) if key in ("out", "init") else value
+            rest[key] = shell.quoted(value) if key in ("out", "init") else value
     words = curve(request, request.not_overridden(model | settings(request, batch) | here | length(request, rest)))
     if recipe := published(request, words, card, cluster):
         implied = ("data", "model", "optim", "schedule", "dtype", "batch", "epochs", "label_smoothing", "mixup")

@@ -118,8 +118,8 @@ def curve(request: Request, words: dict[str, str]) -> dict[str, str]:
     if "schedule" in request.overridden:
         words = {name: value for name, value in words.items() if not name.startswith("schedule.")}
     bare = {name: value for name, value in words.items() if not name.startswith(("optim.", "schedule."))}
-    parts = {"optim": one_group("optim", ("batch",), bare, request)}
-    parts["schedule"] = one_group("schedule", ("optim", "batch", "epochs"), bare, request)
+    rows = ("batch",) if bare.get("optim", "lars") == "lars" else ()  # whose settings go by the batch
+    parts = {group: one_group(group, ("optim", "schedule", *rows), bare, request) for group in ("optim", "schedule")}
     for name, value in list(words.items()):
         group, _, knob = name.partition(".")
         usual = getattr(parts[group], knob, None) if group in parts and knob else None

@@ -9,10 +9,10 @@ import re
 from resnet import UserError, files, home
 from resnet.compat.option import OFF
 from resnet.compat.request import Request
-from resnet.compat.words import quoted
 from resnet.data import shards
 from resnet.distributed import gaudi
 from resnet.launch.launchers import SSH_WORDS
+from resnet.shell import quoted
 
 # where the original looked for shards that nobody named: releases 0.13 to 0.15, and from 1.0 on
 STANDARD = (

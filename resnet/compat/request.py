@@ -208,15 +208,20 @@ def check(request: Request) -> None:
     """Raise UserError for options that are missing or exclude each other."""
     options = request.options
     resnext, size, top1 = options.get("type") == "resnext", options.get("size"), options.get("stop_at_top1")
+    typed, way_out = (
+        ("--resnext", "leave one of the two out")
+        if request.scripted
+        else ("model_type resnext", "give model_type resnet, or no LARS")
+    )
     eager = options.get("save_every_steps") == "0" and "eval" not in options
     odd = [word for word in request.extra if word.startswith("-") or "=" not in word]
     errors = {
         "-d: must be given, bf16 or fp32": request.scripted and "dtype" not in options,
         "-r: needs -s, the steps after which the training is done": "recover" in options and "steps" not in options,
-        "--resnext: nobody published settings of LARS for it; leave one of the two out, or add -- optim=lars": (
+        f"{typed}: nobody published settings of LARS for it; {way_out}, or add -- optim=lars": (
             resnext and options.get("lars") == "true"
         ),
-        f"--resnext: there is no ResNeXt-{size}; choose 50, 101 or 152": resnext and size in ("18", "34", "200"),
+        f"{typed}: there is no ResNeXt-{size}; choose 50, 101 or 152": resnext and size in ("18", "34", "200"),
         f"0 steps between checkpoints: only without evaluation (-n); for few of them give a big number: {NEVER}": eager,
         f"stop_at_top1={top1}: only an evaluation can tell, and none is wanted": bool(top1) and "eval" in options,
         "eval_only: needs model_dir, the folder of the run to evaluate": "eval_only" in options

@@ -25,16 +25,6 @@ def one_group(group: str, more: Sequence[str], words: Mapping[str, str], request
     return compose.one_group(group, *words_of)
 
 
-def quoted(text: str) -> str:
-    """A path that Hydra's grammar reads as this very text, ${ and all. Only a quite plain one goes without quotes."""
-    number = not text[:1].isalpha() or text.lower() in ("null", "true", "false", "inf", "nan")
-    if re.fullmatch(r"[\w./-]+", text, re.ASCII) and ("/" in text or not number):
-        return text
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf's escape
-    text = re.sub(r'(\\*)"', r'\1\1\\"', text)
-    return '"' + re.sub(r"(\\+)$", r"\1\1", text) + '"'
-
-
 def shell_line(lines: Sequence[Sequence[str]], env: Mapping[str, str]) -> str:
     """One line for a shell."""
     first = shutil.which("python")

@@ -144,7 +144,7 @@ def test_the_shards_tell_how_many_classes(asked, tmp_path, run_at, classes, data
 
 
 def test_a_remote_folder_is_not_looked_into(words):
-    assert 'data.dir="gs://bucket/tf_records"' in words("demo_resnet", "-d", "bf16", "-a", "gs://bucket/tf_records")
+    assert "data.dir=gs://bucket/tf_records" in words("demo_resnet", "-d", "bf16", "-a", "gs://bucket/tf_records")
 
 
 def test_other_data_takes_no_folder_along(words):

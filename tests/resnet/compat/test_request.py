@@ -221,7 +221,10 @@ def test_a_file_that_makes_no_sense(asked, described, text, said):
         ("demo_resnet -d bf16 -n --stop_threshold 0.7", "stop_at_top1=0.7: only an evaluation can tell"),
         ("demo_resnet -d bf16 -c 0", "0 steps between checkpoints: only without evaluation (-n)"),
         ("MPI_MAP_BY=numa demo_resnet_hvd.sh", "MPI_MAP_BY=numa: must be socket or slot"),
-        ("imagenet_main.py --enable_lars", "--resnext: nobody published settings of LARS for it"),
+        (
+            "imagenet_main.py --enable_lars",
+            "model_type resnext: nobody published settings of LARS for it; give model_type resnet",
+        ),
         (
             "resnet_ctl_imagenet_main.py --optimiser=SGD",
             "--optimiser: no such option; did you mean optimizer? --help lists all",
