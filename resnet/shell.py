@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 
-PLAIN = re.compile(r"[A-Za-z0-9_./:+-]*/[A-Za-z0-9_./:+-]*")  # a path that Hydra's grammar takes as it is
+PLAIN = re.compile(r"[A-Za-z0-9_./:+-]*/[A-Za-z0-9_./:+-]*|(?!(?i:null|true|false|inf|nan)$)[A-Za-z][A-Za-z0-9_-]*")
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar and OmegaConf read this very text. A plain one goes without quotes."""
+    if PLAIN.fullmatch(text):
+        return text
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf's escape of an interpolation
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'
 
 
 def override(knob: str, value: object) -> str:
     """The override by which Hydra sets `knob` to the text of `value`, whatever is in it."""
-    text = str(value)
-    if PLAIN.fullmatch(text):
-        return f"{knob}={text}"
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf's escape of an interpolation
-    text = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text)  # Hydra's of a quote
-    return f'{knob}="{text}"'
+    return f"{knob}={quoted(str(value))}"
 
 
 def word(knob: str, value: object) -> str:

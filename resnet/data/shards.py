@@ -77,9 +77,8 @@ def find(folder: str, prepare: str, knob: str = "data.dir") -> tuple[list[str], 
 
 def check_complete(paths: Sequence[str]) -> None:
     """Raise UserError if a shard is missing: `x-00003-of-00016` says how many there must be."""
-    counts = {
-        path.rsplit("-of-", 1)[-1] for path in paths
-    }  # with the ending of the name, if it has one: 00016.tfrecord
+    # With the ending of the name, if it has one: 00016.tfrecord.
+    counts = {path.rsplit("-of-", 1)[-1] for path in paths}
     if len(counts) != 1 or not next(iter(counts)).partition(".")[0].isdigit():
         raise UserError(
             f"{os.path.dirname(paths[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"

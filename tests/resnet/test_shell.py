@@ -17,6 +17,9 @@ from resnet.prepare import __main__ as prepare
 
 NAMES = [
     "plain",
+    "1/2",
+    "gs://a/b:c+d.e",
+    "True",
     "date=2024",
     "two words",
     " edges ",
