@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def evaluate(path: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
 
 def write(out: Path, scores: dict[str, Any], confusion: NDArray[np.int64], names: list[str]) -> None:
     """scores.json, classes.csv, confusion.csv (rows: labels, columns: predictions)."""
-    (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    files.write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")
     classes: list[list[Any]] = [["class", "images", "right", "top1", "most_often_taken_for", "so_often"]]
     for number, (name, row) in enumerate(zip(names, confusion, strict=True)):
         wrong = row.copy()
@@ -69,8 +70,10 @@ def write(out: Path, scores: dict[str, Any], confusion: NDArray[np.int64], names
     matrix = [["", *names], *([name, *row] for name, row in zip(names, confusion, strict=True))]
     for path, rows in ((out / "classes.csv", classes), (out / "confusion.csv", matrix)):
         # Bytes of a name that are no UTF-8, which a folder's may have, are escaped.
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file).writerows(rows)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        with files.atomic_write(path) as file:
+            file.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from resnet import cli
+from resnet import UserError, cli
 from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
 from resnet.launch import launchers, rank_status, supervisor, sweep
@@ -41,7 +41,12 @@ def main(runs: Iterable[Run] | None = None) -> None:
                     content = loop.train(run, out)
             from resnet.training import progress
 
-            progress.report(content, run)
+            try:
+                progress.report(content, run)
+            except (KeyError, TypeError, ValueError) as error:  # somebody else's
+                reason = f"{type(error).__name__}: {error}"
+                path = out / result.FILE
+                raise UserError(f"{path}: not the result of this run ({reason}); remove it, and start again") from error
 
 
 def check_plan(run: Run) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet import UserError, files, rundir
+from resnet import UserError, evaluate, files, rundir
 from resnet.config import resolvers
 from resnet.data import manifest, shards
 from resnet.data.source import beside
@@ -271,6 +271,8 @@ WRITERS = {  # file -> how it is written
     f".result.json.{os.getpid()}.part": lambda out: result.write(out, {}),
     "logs/rank-0.log": lambda out: rank_status.redirect(out, 0),
     "lr_find.csv": lambda out: lr_find.write_csv(out / "lr_find.csv", lr_find.Curve([1.0], [1.0], [1.0])),
+    "scores.json": lambda out: evaluate.write(out, {}, np.eye(2, dtype=int), ["a", "b"]),
+    "classes.csv": lambda out: evaluate.write(out, {}, np.eye(2, dtype=int), ["a", "b"]),
     "operations.csv": lambda out: profiling.write(out / "operations.csv", []),
 }
 

@@ -27,7 +27,7 @@ def told(path):
     return line.removeprefix(f"{path}: ")
 
 
-@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".ckpt", ".pkl", ".PTH"])
+@pytest.mark.parametrize("ending", [".pt", ".bin", ".ckpt", ".pkl", ".PTH", ".pth.tar"])
 def test_a_pickle_is_refused_and_the_command_it_names_converts_it(tmp_path, monkeypatch, ending):
     path = tmp_path / f"it's mine{ending}"
     path.write_bytes(b"anything")

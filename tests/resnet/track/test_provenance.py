@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+
 from resnet.config.track import Mlflow
-from resnet.track import provenance
+from resnet.track import provenance, sender, store
+from resnet.track.tracker import Tracker
 
 
 def git(folder, *words):
@@ -85,3 +88,14 @@ def test_uncommitted_changes_are_kept_and_nothing_where_there_are_none(tmp_path,
     assert "+two" in provenance.changes(tmp_path).read_text()
     monkeypatch.setattr(provenance, "__file__", str(tmp_path.parent / "nowhere" / "track.py"))
     assert provenance.changes(tmp_path) is None
+
+
+def test_the_environment_is_recorded_though_the_store_never_answers(tmp_path, monkeypatch):
+    def away(_uri):
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(store, "connect", away)
+    monkeypatch.setattr(sender, "PAUSE_S", 0.01)
+    tracker = Tracker(tmp_path, Mlflow(uri="http://127.0.0.1:9"), {}, {}, writers=provenance.WRITERS)
+    assert "ConnectionError: away" in tracker.close("FINISHED")
+    assert f"numpy=={np.__version__}\n" in (tmp_path / "environment.txt").read_text()
