@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -14,8 +15,10 @@ from typing import Any
 import tensorflow as tf
 from rich.console import Console
 
+from resnet import files
 from resnet.bench import flops, workers
-from resnet.bench.workers import Sides, Work, timed
+from resnet.bench.pixels import Pixels
+from resnet.bench.workers import Sides, Work, moving, require, timed
 from resnet.config import compose
 from resnet.config.data import Records
 from resnet.config.run import Run
@@ -37,6 +40,7 @@ from resnet.training.watchdog import Watchdog
 VERSIONS = {"versions": f"TensorFlow {tf.__version__}"}
 NAIVE = "naive: decode, slice, resize, flip, normalize each image"
 CROPS = "decode_and_crop_jpeg alone"
+SAMPLE = 16  # of a crop that is only decoded, the mean of every so many pixels a side is what the row is checked by
 
 
 def machine() -> Sides:
@@ -80,15 +84,31 @@ def step(words: str, optim: str = "sgd", variant: str = "", folder: str = "") ->
     train_step.prepare(0)
     inputs, flag = train_step.inputs(0, 1, [1e-4]), tf.constant(0.0)
     after = tracking(run, plan, source, trained, world) if variant == "tracked" else lambda _losses: None
+    changed = moving(partial(checksum, trained.network.trainable_variables[-1]))
+    averaged = moving(partial(checksum, trained.ema.mean.trainable_variables[-1])) if trained.ema else None
+    averages = [trained.step // run.ema.every_steps]
 
     def one() -> Any:
         losses, _ = train_step.train(*inputs, flag)
         after(losses)
         return losses
 
+    def check(losses: Any) -> None:
+        require(
+            losses.shape == [1] and bool(tf.reduce_all(tf.math.is_finite(losses))), f"the losses are {losses.numpy()}"
+        )
+        changed()
+        averages.append(trained.step // run.ema.every_steps)
+        if averaged and averages.pop(0) != averages[0]:
+            averaged()
+
     size = run.data.train_size or run.data.image_size
     facts = {**VERSIONS, "threads": ranks.cpu_count(), "gflop": flops.gflop(trained.network, size)}
-    return facts, {"": timed(one, lambda losses: losses.numpy())}
+    return facts, {"": timed(one, lambda losses: losses.numpy(), check)}
+
+
+def checksum(variable: tf.Variable) -> float:
+    return float(tf.reduce_sum(tf.abs(tf.cast(variable, tf.float64))))
 
 
 def tracking(
@@ -128,7 +148,12 @@ def evaluate(words: str) -> Sides:
     source, network = open_source(run.data), state.TrainState(run, world).network
     forward_pass = tf.function(lambda images: network(images, training=False))
     images = tf.random.normal([run.batch, run.data.image_size, run.data.image_size, 3])
-    forward = timed(lambda: forward_pass(images), lambda logits: logits.numpy())
+
+    def check(logits: Any) -> None:
+        finite = bool(tf.reduce_all(tf.math.is_finite(logits)))
+        require(finite and logits.shape == [run.batch, run.data.classes], f"the logits are {logits.numpy()}")
+
+    forward = timed(lambda: forward_pass(images), lambda logits: logits.numpy(), check)
     evaluator = Evaluator(run, source, [network], world, Watchdog(run.cluster.stall_s, 0, print))
     graph: Any = evaluator.step
     facts: dict[str, Any] = dict(VERSIONS)
@@ -137,9 +162,11 @@ def evaluate(words: str) -> Sides:
         source.eval_images = evaluator.images = steps * run.batch - run.batch // 2
         began = time.perf_counter()
         evaluator.batches = pipeline.evaluation(source, run.batch)
-        evaluator()
+        results = evaluator()[0]
+        seconds = time.perf_counter() - began
         facts["graphs"] = graph.experimental_get_tracing_count()
-        return time.perf_counter() - began
+        require(results.images == evaluator.images and math.isfinite(results.loss), f"the results are {results}")
+        return seconds
 
     return facts, {"evaluation": evaluation, "forward": forward}
 
@@ -148,30 +175,35 @@ def evaluate(words: str) -> Sides:
 def read(folder: str, batch: str, size: str) -> Sides:
     """The training pipeline of the shards in `folder`. A step is a batch."""
     source = open_source(Records(dir=folder, classes=1000, image_size=int(size)))
-    return VERSIONS, {"": reading(pipeline.train(source, int(batch), 1, 0))}
+    pixels = Pixels(source, (int(batch), int(size), int(size), 3))
+    return VERSIONS, {"": reading(pipeline.train(source, int(batch), 1, 0), pixels.check)}
 
 
 def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
     """Pipelines by name, of the shards in these folders; the naive one and `CROPS` are of `large`. A step is a batch."""
-    size, datasets = int(batch), {}
+    size, sides = int(batch), {}
     for name, folder in (("500x375", large), ("256 px, quality 75", small)):
         source = open_source(Records(dir=folder, classes=1000))
+        pixels = Pixels(source, (size, 224, 224, 3))
         if folder == large:
-            datasets[NAIVE] = naive(source, size)
-            datasets[CROPS] = crops_alone(source, size)
-            datasets["decode_and_crop_jpeg and TensorFlow's resize alone"] = crops_alone(source, size, 224)
-        datasets[f"training, {name}"] = pipeline.train(source, size, 1, 0)
-        datasets[f"evaluation, {name}"] = pipeline.evaluation(source, size).repeat()
+            sides[NAIVE] = reading(naive(source, size), pixels.check_normalized)
+            sides[CROPS] = reading(crops_alone(source, size), pixels.check_means)
+            sides["decode_and_crop_jpeg and TensorFlow's resize alone"] = reading(
+                crops_alone(source, size, 224), pixels.check_means
+            )
+        sides[f"training, {name}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
+        sides[f"evaluation, {name}"] = reading(pipeline.evaluation(source, size).repeat(), pixels.check)
     if own:
-        source = open_source(Records(dir=own, classes=2**31 - 1))
-        datasets[f"naive, {own}"] = naive(source, size)
-        datasets[f"training, {own}"] = pipeline.train(source, size, 1, 0)
-    return {**VERSIONS, "pipelines": list(datasets)}, {name: reading(dataset) for name, dataset in datasets.items()}
+        source = open_source(Records(dir=own, classes=files.MAX_CLASSES))
+        pixels = Pixels(source, (size, 224, 224, 3))
+        sides[f"naive, {own}"] = reading(naive(source, size), pixels.check_normalized)
+        sides[f"training, {own}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
+    return {**VERSIONS, "pipelines": list(sides)}, sides
 
 
-def reading(dataset: Any) -> Work:
+def reading(dataset: Any, check: Callable[[Any], None]) -> Work:
     """A turn opens the dataset and closes it again: its threads would read ahead while another side is measured."""
-    return lambda batches: timed(partial(next, iter(dataset)))(batches)
+    return lambda batches: timed(partial(next, iter(dataset)), check=check)(batches)
 
 
 def naive(source: Source, batch: int) -> Any:
@@ -188,13 +220,16 @@ def naive(source: Source, batch: int) -> Any:
         image = tf.image.random_flip_left_right(image)
         return (image - settings.mean) / settings.std, example["image/class/label"]
 
-    files = tf.data.Dataset.from_tensor_slices(list(source.train.files))
-    records = files.interleave(tf.data.TFRecordDataset, cycle_length=4).repeat().shuffle(64)
+    paths = tf.data.Dataset.from_tensor_slices(list(source.train.files))
+    records = paths.interleave(tf.data.TFRecordDataset, cycle_length=4).repeat().shuffle(64)
     return records.map(decode, tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
 
 
 def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
-    """The part that no pipeline can leave out: decoding the crop, with `size` resizing it. From memory; nothing is batched."""
+    """The part that no pipeline can leave out: decoding the crop, with `size` resizing it. From memory; no image is batched.
+
+    Dataset of float32 [batch]: the mean of some pixels of each crop. Without them TensorFlow would leave out the work.
+    """
     assert source.train
     blocks = [shards.read(source.train, number) for number in range(len(source.train))]
     encoded = tf.io.parse_example(blocks, pipeline.FEATURES)["image/encoded"]
@@ -203,7 +238,8 @@ def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
         shape, draws = tf.image.extract_jpeg_shape(jpeg), tf.random.uniform([4, pipeline.TRIES])
         box = pipeline.crop_box(shape[0], shape[1], draws, 0.08, 4 / 3)
         image = tf.image.decode_and_crop_jpeg(jpeg, box, channels=3, dct_method="INTEGER_ACCURATE")
-        return tf.shape(pipeline.resize(image, [size, size]) if size else image)
+        image = pipeline.resize(image, [size, size]) if size else image
+        return tf.reduce_mean(tf.cast(image[::SAMPLE, ::SAMPLE], tf.float32))
 
     cropped = tf.data.Dataset.from_tensor_slices(encoded).repeat().map(crop, tf.data.AUTOTUNE)
     return cropped.batch(batch).prefetch(tf.data.AUTOTUNE)

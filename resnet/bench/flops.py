@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from resnet.bench.workers import Work
+from resnet.bench.workers import Work, require
 
 TURN_S = 0.15  # of each size in a turn, at least
 DTYPES = {"bf16": tf.bfloat16, "fp32": tf.float32}
@@ -49,4 +50,10 @@ def seconds_per_gflop(left: Any, right: Any) -> float:
     while seconds < TURN_S:
         tf.matmul(left, right)[0, 0].numpy()
         repeats, seconds = repeats + 1, time.perf_counter() - began
+    product = tf.matmul(left, right)[0, 0]
+    exact = np.dot(*(part.numpy().astype(np.float64) for part in (left[0], right[:, 0])))
+    require(
+        abs(float(product) - exact) < 0.05 * left.shape[0] ** 0.5,
+        f"a product is {float(product)}, and {exact} is right",
+    )
     return seconds / repeats / (2 * int(left.shape[0]) ** 3 / 1e9)

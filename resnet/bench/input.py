@@ -46,9 +46,10 @@ def measure(knobs: Input, result: Result) -> None:
     )
     result.facts |= {"cores": str(knobs.cores), "threads": f"{knobs.cores}, as many as cores (TensorFlow's default)"}
     with tempfile.TemporaryDirectory() as place:
+        whole = -(-PHOTOS // knobs.batch) * knobs.batch  # the last batch of an evaluation is full too
         small = [images.resized(encoded, 256, 75) for encoded in large]
         folders = [
-            images.shards(Path(place, name), photos, PHOTOS) for name, photos in (("large", large), ("small", small))
+            images.shards(Path(place, name), photos, whole) for name, photos in (("large", large), ("small", small))
         ]
         words = [*map(str, folders), str(knobs.batch), *([knobs.dir] if knobs.dir else [])]
         with Child("children", ["pipelines", *words], cores=cores) as child:

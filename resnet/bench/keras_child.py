@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -43,6 +44,13 @@ def application(dtype: str, size: int) -> Any:
     return compile_network(tf.keras.applications.ResNet50(weights=None, input_shape=shape, classifier_activation=None))
 
 
+def check_fit(history: Any, clock: Clock, steps: int) -> None:
+    """Raise Wrong unless model.fit did so many steps with a finite loss."""
+    workers.require(len(clock.ends) == steps, f"model.fit did {len(clock.ends)} steps, not {steps}")
+    losses = history.history["loss"]
+    workers.require(all(map(math.isfinite, losses)), f"the loss is {losses}")
+
+
 def random_batch(batch: str, size: str) -> tuple[Any, Any]:
     return tf.random.normal([int(batch), int(size), int(size), 3]), tf.random.uniform([int(batch)], 0, 1000, tf.int32)
 
@@ -56,9 +64,14 @@ def step(dtype: str, batch: str, size: str) -> workers.Sides:
     network = application(dtype, int(size))
     dataset = tf.data.Dataset.from_tensors(random_batch(batch, size)).cache().repeat()
 
+    bias = network.trainable_variables[-1]
+    changed = workers.moving(lambda: float(tf.reduce_sum(tf.abs(bias))))
+
     def work(steps: int) -> float:
         clock = Clock(wait=False)
-        network.fit(dataset, steps_per_epoch=steps + 1, epochs=1, verbose=0, callbacks=[clock])
+        history = network.fit(dataset, steps_per_epoch=steps + 1, epochs=1, verbose=0, callbacks=[clock])
+        check_fit(history, clock, steps + 1)
+        changed()
         return clock.ends[-1] - clock.begins[1]  # the first step warms up
 
     versions = f"TensorFlow {tf.__version__}, its keras.applications"
@@ -73,7 +86,8 @@ def start(network: str, dtype: str, batch: str, size: str) -> workers.Sides:
     row = json.loads(network)
     model = compile_network(build(Model(**{**row, "block": Block[row["block"]]}), 1000, POLICIES[dtype]))
     clock = Clock(wait=True)
-    model.fit(*random_batch(batch, size), batch_size=int(batch), epochs=1, verbose=0, callbacks=[clock])
+    history = model.fit(*random_batch(batch, size), batch_size=int(batch), epochs=1, verbose=0, callbacks=[clock])
+    check_fit(history, clock, 1)
     return {"first_step_at": clock.ends[0]}, {}
 
 

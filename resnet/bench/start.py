@@ -22,6 +22,7 @@ from resnet.config import compose
 
 # Name, words and exit status; the second is a typing error, as people make them.
 ANSWERS = (("--help", ["--help"], 0), ("a refused configuration", ["optim.momentm=0.9"], 1))
+IN_BOTH = "nesterov"  # --help lists every knob, a refusal those of the group
 ABOUT = """
 Wall time from the start of a process, everything read from the disk's cache. The first step: resnet.train on
 synthetic images with track=off, and with MLflow in a new SQLite file as is its default, beside a plain script with
@@ -53,7 +54,7 @@ def first_steps(knobs: Start, result: Result) -> None:
         def ours(*words: str) -> float:
             out, began = Path(tempfile.mkdtemp(dir=place)), time.time()
             run_trainings([(words_of(knobs, 1, *words), out)])
-            return min(step_times(out).values()) - began
+            return step_times(out)[1] - began
 
         def mlflow() -> float:
             return ours(f"track.uri=sqlite:///{tempfile.mkdtemp(dir=place)}/mlflow.db", "track.log_model=false")
@@ -81,7 +82,10 @@ def answers(knobs: Start, result: Result) -> None:
     """--help and a refusal, and how many modules of TensorFlow they imported."""
 
     def answer_s(words: Sequence[str], status: int) -> float:
-        return run_process([sys.executable, "-m", "resnet.train", *words], status)[0]
+        seconds, output = run_process([sys.executable, "-m", "resnet.train", *words], status)
+        if IN_BOTH not in output:
+            raise UserError(f"resnet.train {' '.join(words)}: does not answer with {IN_BOTH}")
+        return seconds
 
     sides = {name: partial(answer_s, words, status) for name, words, status in ANSWERS}
     seconds = result.measure(sides, knobs.rounds, "answers, s")
@@ -93,17 +97,19 @@ def answers(knobs: Start, result: Result) -> None:
 
 def imported(package: str, words: Sequence[str], status: int) -> int:
     """How many modules of a package `python -m resnet.train` imports with these words."""
-    _, stderr = run_process([sys.executable, "-X", "importtime", "-m", "resnet.train", *words], status)
-    names = [line.rpartition("|")[2].strip() for line in stderr.splitlines() if line.startswith("import time:")]
+    _, output = run_process([sys.executable, "-X", "importtime", "-m", "resnet.train", *words], status)
+    names = [line.rpartition("|")[2].strip() for line in output.splitlines() if line.startswith("import time:")]
+    if "resnet.cli" not in names:
+        raise UserError("python -X importtime does not list the modules that are imported")
     return sum(name == package or name.startswith(f"{package}.") for name in names)
 
 
 def run_process(command: Sequence[str], status: int) -> tuple[float, str]:
-    """Seconds of a whole process, and its stderr. Raises UserError unless it ends with this status."""
+    """Seconds of a whole process, and what it printed. Raises UserError unless it ends with this status."""
     began = time.monotonic()
-    process = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - began
     if process.returncode != status:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{' '.join(command[1:4])}: exit status {process.returncode}, not {status}: {last}")
-    return seconds, process.stderr
+    return seconds, process.stdout + process.stderr

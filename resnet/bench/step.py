@@ -12,6 +12,7 @@ from functools import partial
 from resnet.bench.result import NetworkKnobs, Result, Row
 from resnet.bench.workers import Child, Unavailable
 from resnet.cli import knob
+from resnet.config.training import Ema
 
 # Our step beside itself: the row, the words of ours, those of the other side, and its name. The child adds the folder.
 VARIANTS = {
@@ -44,6 +45,9 @@ class Step(NetworkKnobs):
         super().__post_init__()
         self.check_above(0, "steps")
         known = bool(self.groups) and set(self.groups) <= set(GROUPS)
+        every = Ema.every_steps
+        way_out = f"with against=all a multiple of {every}: weights are averaged every {every} steps"
+        self.check("steps", "all" not in self.groups or self.steps % every == 0, way_out)
         self.check("against", known, f"name some of {', '.join(GROUPS)}, with commas between them")
 
     @property

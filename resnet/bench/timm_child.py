@@ -66,15 +66,23 @@ def step(compiled: bool, model: str, dtype: str, batch: str, size: str) -> worke
     images = torch.randn(int(batch), 3, int(size), int(size)).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (int(batch),))
 
-    def train_step() -> None:
+    bias = list(network.parameters())[-1]
+    changed = workers.moving(lambda: float(bias.detach().abs().double().sum()))
+
+    def train_step() -> Any:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
             loss = criterion(forward(images), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        return loss
+
+    def check(loss: Any) -> None:
+        workers.require(bool(torch.isfinite(loss)), f"the loss is {float(loss)}")
+        changed()
 
     versions = f"timm {timm.__version__}, PyTorch {torch.__version__}"
-    return {"versions": versions, "threads": torch.get_num_threads()}, {"": workers.timed(train_step)}
+    return {"versions": versions, "threads": torch.get_num_threads()}, {"": workers.timed(train_step, check=check)}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from resnet.bench import images
 from resnet.bench.result import NetworkKnobs, Result, Row
 from resnet.bench.workers import Child
 from resnet.cli import knob
+from resnet.rundir import metrics
 from resnet.rundir import result as result_file
 
 PHOTOS = 64  # different ones
@@ -54,7 +55,7 @@ def run_trainings(
 ) -> list[dict[str, Any]]:
     """The results of trainings that run at once: (words, out) of each, and the cores that it is bound to.
 
-    Raises UserError, with its last line, if one fails. Interrupted, it stops them.
+    Raises UserError, with its last line, if one fails, or did not do all its steps. Interrupted, it stops them.
     """
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -74,13 +75,28 @@ def run_trainings(
                 process.wait(STOP_S)
             process.kill()
     results = []
-    for (_, out), process, lines in zip(jobs, processes, errors, strict=True):
+    for (words, out), process, lines in zip(jobs, processes, errors, strict=True):
         content = result_file.read(out)
         if process.returncode or content is None:
             last = lines[-1] if lines else f"exit status {process.returncode} without a message"
             raise UserError(f"a training failed: {last}")
+        check_training(words, out, content)
         results.append(content)
     return results
+
+
+def check_training(words: Sequence[str], out: Path, content: dict[str, Any]) -> None:
+    """Raise UserError unless a training did the steps that `words` name, on so many ranks, with finite losses."""
+    knobs = dict(word.split("=", 1) for word in words)
+    logs = max(1, len(list((out / "logs").glob("rank-*.json"))))
+    losses = metrics.read(out / metrics.FILE).get("train/loss", {})  # without those that are not finite
+    for what, count, right in (
+        ("steps", content.get("steps"), int(knobs["steps"])),
+        ("ranks", logs, int(knobs.get("cluster.ranks", 1))),
+        ("last step with a finite loss", next(reversed(losses), None), int(knobs["steps"])),
+    ):
+        if count != right:
+            raise UserError(f"a training was not what it should be: {what} {count}, not {right}")
 
 
 def words_of(knobs: NetworkKnobs, steps: int, *more: str, data: Sequence[str] = (), save_every: int = 0) -> list[str]:
@@ -160,10 +176,15 @@ def checkpoints(knobs: Train, result: Result) -> None:
                 raise
             result.interrupted = True
         times = step_times(out)
+        saved = {int(path.name.rpartition("-")[2]) for path in (out / "checkpoints").glob("step-*")}
+    if not result.interrupted and every * (knobs.rounds + 1) not in saved:
+        raise UserError(
+            f"the checkpoint of step {every * (knobs.rounds + 1)} was not written: there are {sorted(saved)}"
+        )
     ours, without = [], []
-    for saved in range(every, every * knobs.rounds + 1, every):
-        if saved + every in times:  # the end of the second stretch
-            before, between, after = (times[saved + number * knobs.stretch] for number in range(3))
+    for start in range(every, every * knobs.rounds + 1, every):
+        if start + every in times:  # the end of the second stretch
+            before, between, after = (times[start + number * knobs.stretch] for number in range(3))
             without.append((after - between) * EPOCH_STEPS / knobs.stretch)
             ours.append(without[-1] + (between - before) - (after - between))
     if result.interrupted:

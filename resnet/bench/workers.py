@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError
+from resnet import INHERITED, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = 77  # exit status of a child that lacks what it should measure; its last line says what
@@ -37,6 +38,10 @@ class Unavailable(UserError):
     """A side cannot be measured here, because something is not installed."""
 
 
+class Wrong(Exception):
+    """What was timed is not what the row says; the message says what it was."""
+
+
 class Child:
     """Context of a process that runs resnet.bench.<module> with `words`: warm when it begins, killed at its end.
 
@@ -46,7 +51,10 @@ class Child:
     def __init__(
         self, module: str, words: Sequence[str], python: str = sys.executable, cores: Collection[int] = ()
     ) -> None:
-        position = "0" if python == sys.executable else "999"
+        own = python == sys.executable
+        position = "0" if own else "999"
+        paths = () if own else ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")  # of packages for this Python
+        self.env = {name: value for name, value in INHERITED.items() if name not in paths} | {"PYTHONUNBUFFERED": "1"}
         self.name = " ".join([module, *words[:1]])
         self.command = [python, "-c", BOOTSTRAP, position, str(ROOT), f"resnet.bench.{module}", *words]
         self.cores = cores
@@ -57,10 +65,9 @@ class Child:
             self.output = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             self.channel, theirs = map(stack.enter_context, socket.socketpair())
             self.answers = stack.enter_context(self.channel.makefile())
-            env = {**os.environ, "PYTHONUNBUFFERED": "1"}
             try:
                 self.process = subprocess.Popen(
-                    self.command, stdin=theirs.fileno(), stdout=self.output, stderr=self.output, env=env
+                    self.command, stdin=theirs.fileno(), stdout=self.output, stderr=self.output, env=self.env
                 )
             except OSError as error:
                 raise Unavailable(f"{self.command[0]}: cannot be run ({error.strerror})") from error
@@ -101,13 +108,21 @@ def serve(builders: Mapping[str, Callable[..., Sides]]) -> None:
     `work` may change the facts.
     """
     name, *words = sys.argv[1:]
+
+    def turn(side: str, steps: int) -> float:
+        try:
+            return sides[side](steps)
+        except Wrong as wrong:
+            print(f"{side or name}: {wrong}", file=sys.__stderr__, flush=True)
+            os._exit(1)  # whatever the side has left running
+
     facts, sides = builders[name](*words)
-    for work in sides.values():
-        work(1)
+    for side in sides:
+        turn(side, 1)
     answer(facts)
     for line in sys.stdin:
-        steps, _, side = line.rstrip("\n").partition(" ")
-        seconds = sides[side](int(steps))
+        count, _, side = line.rstrip("\n").partition(" ")
+        seconds = turn(side, int(count))
         status = Path("/proc/self/status").read_text()  # getrusage() counts the parent's memory at the fork as well
         peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6  # MB of 1e6 bytes
         answer({**facts, "seconds": seconds, "peak_mb": peak})
@@ -117,8 +132,29 @@ def answer(content: dict[str, Any]) -> None:
     os.write(sys.stdin.fileno(), f"{json.dumps(content)}\n".encode())
 
 
-def timed(step: Callable[[], Any], wait: Callable[[Any], object] = lambda _last: None) -> Work:
-    """Steps, after one to warm up; `wait` is called with what the last one returns."""
+def require(ok: bool, reason: str) -> None:
+    if not ok:
+        raise Wrong(reason)
+
+
+def moving(checksum: Callable[[], float]) -> Callable[[], None]:
+    """A check that a number, such as the sum of the weights, is finite and not what it was at the check before."""
+    before = [checksum()]
+
+    def check() -> None:
+        before.append(checksum())
+        require(math.isfinite(before[-1]), "the weights are not finite")
+        require(before[-1] != before.pop(0), "the weights did not change")
+
+    return check
+
+
+def timed(
+    step: Callable[[], Any],
+    wait: Callable[[Any], object] = lambda _last: None,
+    check: Callable[[Any], object] = lambda _last: None,
+) -> Work:
+    """Steps, after one to warm up. `wait` is called with what the last one returns, and `check` when the clock has stopped."""
 
     def work(steps: int) -> float:
         step()
@@ -126,6 +162,8 @@ def timed(step: Callable[[], Any], wait: Callable[[Any], object] = lambda _last:
         for _ in range(steps):
             last = step()
         wait(last)
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        check(last)
+        return seconds
 
     return work

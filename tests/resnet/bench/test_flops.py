@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from resnet.bench import flops
 from resnet.bench.keras_child import application
+from resnet.bench.workers import Wrong
 from resnet.config import compose
 from resnet.model import conv, resnet
 
@@ -35,6 +36,15 @@ def test_the_peak_is_the_best_of_the_sizes(monkeypatch):
     seconds = {32: 0.4, 64: 0.1, 128: 0.2}
     monkeypatch.setattr(flops, "seconds_per_gflop", lambda left, _right: seconds[int(left.shape[0])])
     assert flops.products("bf16", (32, 64, 128))(1) == 0.1
+
+
+def test_a_product_that_is_not_one_is_no_peak(monkeypatch):
+    square = tf.random.normal([256, 256])
+    product = tf.matmul(square, square)
+    monkeypatch.setattr(flops, "TURN_S", 0.0)
+    monkeypatch.setattr(tf, "matmul", lambda *_squares: product + 9)
+    with pytest.raises(Wrong, match="a product is"):
+        flops.seconds_per_gflop(square, square)
 
 
 def test_a_product_is_timed():

@@ -12,11 +12,19 @@ from resnet.bench.result import Result
 
 
 def test_modules_of_a_package_are_counted_and_those_of_the_like_name_are_not(monkeypatch):
-    names = ("  tensorflow.python", "tensorflow", "tensorflow_io", "re")
+    names = ("resnet.cli", "  tensorflow.python", "tensorflow", "tensorflow_io", "re")
     lines = "\n".join(f"import time:  1 |  2 | {name}" for name in names)
     stderr = f"import time: self [us] | cumulative | imported package\n{lines}\n"
     monkeypatch.setattr(start, "run_process", lambda *_words: (0.1, stderr))
     assert (start.imported("tensorflow", [], 0), start.imported("mlflow", [], 0)) == (2, 0)
+
+
+def test_what_lists_no_modules_or_does_not_answer_is_no_measurement(monkeypatch):
+    monkeypatch.setattr(start, "run_process", lambda *_words: (0.1, "hello"))
+    with pytest.raises(UserError, match="does not list the modules"):
+        start.imported("tensorflow", [], 0)
+    with pytest.raises(UserError, match=r"^resnet\.train --help: does not answer with nesterov$"):
+        start.answers(start.Start(rounds=1), Result())
 
 
 def test_answers_come_without_tensorflow():

@@ -128,6 +128,7 @@ def test_an_interruption_ends_the_comparisons_after_the_row_of_its_rounds(starte
         ({"against": "keras,pytorch"}, "^against=keras,pytorch: name some of keras, timm, onednn, lars, all"),
         ({"against": ""}, "^against=: name some of"),
         ({"steps": 0}, "^steps=0: must be above 0"),
+        ({"steps": 2}, "^steps=2: with against=all a multiple of 10: weights are averaged every 10 steps"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(knobs, error):
@@ -145,7 +146,7 @@ def test_names_of_torchvision_are_empty_but_there():
 
 
 def bench(*words):
-    small = ["size=32", "batch=8", "rounds=2", "steps=2"]
+    small = ["size=32", "batch=8", "rounds=2", "steps=10"]
     return subprocess.run(
         [sys.executable, "-m", "resnet.bench", "step", *small, *words], capture_output=True, text=True
     )
@@ -158,7 +159,7 @@ def test_a_small_one_of_every_comparison_ends_with_a_table_and_files(tmp_path):
     assert (tmp_path / "step.json").is_file() and (tmp_path / "step.md").is_file()
     rows = [line for line in process.stdout.splitlines() if line.startswith("| tiny bf16 ")]
     assert len(rows) == 4
-    assert "`python -m resnet.bench step size=32 batch=8 rounds=2 steps=2 model=tiny`" in process.stdout
+    assert "`python -m resnet.bench step size=32 batch=8 rounds=2 steps=10 model=tiny`" in process.stdout
 
 
 @pytest.mark.slow

@@ -26,9 +26,15 @@ def stretched(monkeypatch):
     for step in range(3, 37, 3):
         times[step] = now
         now += 3.0 + (0.2 * step / 6 if step % 6 == 0 else 0)
-    monkeypatch.setattr(train, "run_trainings", lambda jobs: words.extend(jobs[0][0]))
+
+    def trained(jobs):
+        words.extend(jobs[0][0])
+        (jobs[0][1] / "checkpoints" / f"step-{saved[0]:08}").mkdir(parents=True)
+
+    saved = [36]
+    monkeypatch.setattr(train, "run_trainings", trained)
     monkeypatch.setattr(train, "step_times", lambda _out: times)
-    return times, words
+    return times, words, saved
 
 
 def test_a_checkpoint_costs_what_the_stretch_after_it_takes_longer_than_the_next(stretched):
@@ -42,7 +48,7 @@ def test_a_checkpoint_costs_what_the_stretch_after_it_takes_longer_than_the_next
 
 
 def test_an_interrupted_training_has_the_cost_of_the_checkpoints_so_far(stretched, monkeypatch):
-    times, _ = stretched
+    times, _, _ = stretched
 
     def interrupted(jobs):
         jobs[0][1].mkdir(parents=True)
@@ -56,6 +62,33 @@ def test_an_interrupted_training_has_the_cost_of_the_checkpoints_so_far(stretche
     train.checkpoints(Train(stretch=3, rounds=5), result)
     assert result.rows[0].ours == pytest.approx([100.2, 100.4])
     assert result.interrupted and result.notes == ["Interrupted: checkpoints: 2 of 5 rounds."]
+
+
+def test_a_checkpoint_that_was_not_written_is_no_measurement(stretched):
+    stretched[2][0] = 30
+    with pytest.raises(UserError, match=r"^the checkpoint of step 36 was not written: there are \[30\]$"):
+        train.checkpoints(Train(stretch=3, rounds=5), Result())
+
+
+@pytest.mark.parametrize(
+    ("steps", "lines", "word", "error"),
+    [
+        (3, {1: 2.0, 3: 1.5}, "", None),
+        (2, {1: 2.0, 2: 1.5}, "", "steps 2, not 3"),
+        (3, {1: 2.0, 3: float("nan")}, "", "last step with a finite loss 1, not 3"),
+        (3, {}, "", "last step with a finite loss None, not 3"),
+        (3, {3: 2.0}, "cluster.ranks=2", "ranks 1, not 2"),
+    ],
+)
+def test_a_training_that_did_not_do_its_steps_is_no_measurement(tmp_path, steps, lines, word, error):
+    text = (json.dumps({"step": step, "time_ms": 1, "train/loss": loss}) for step, loss in lines.items())
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in text))
+    words = ["steps=3", *([word] if word else [])]
+    if error is None:
+        train.check_training(words, tmp_path, {"steps": steps})
+    else:
+        with pytest.raises(UserError, match=f"^a training was not what it should be: {error}$"):
+            train.check_training(words, tmp_path, {"steps": steps})
 
 
 def test_words_of_a_training_name_each_knob_once():

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from resnet import UserError
+from resnet.bench import workers
 from resnet.bench.result import Result
-from resnet.bench.workers import ROOT, Child, Unavailable
+from resnet.bench.workers import ROOT, Child, Unavailable, Wrong, moving
 
 HEAD = f"import sys; sys.path.append({str(ROOT)!r})\nfrom resnet.bench.workers import *\n"
 ONE = "serve({'toy': lambda: ({}, {'': lambda steps: 1.0})})"
 
 
-def child(code, name="toy"):
-    toy = Child(name, [])
-    toy.command = [sys.executable, "-c", HEAD + code, "toy"]
+def child(code, name="toy", python=sys.executable):
+    toy = Child(name, [], python)
+    toy.command = [python, "-c", HEAD + code, "toy"]
     return toy
 
 
@@ -74,6 +75,41 @@ def test_a_child_that_fails_is_reported_with_its_last_line_and_leaves_nothing(wh
     ):
         one.step_time(9)
     assert gone(one.process) and gone(other.process)
+
+
+def test_a_row_that_is_not_what_it_says_is_reported_by_its_name():
+    """Steps are counted, and what the last one returns is looked at when the clock has stopped."""
+    code = "def check(last):\n    require(last < 4, f'{last} is too much')\n"
+    code += (
+        "numbers = iter(range(99))\nserve({'toy': lambda: ({}, {'a row': timed(lambda: next(numbers), check=check)})})"
+    )
+    with pytest.raises(UserError, match=r"^toy failed: a row: 4 is too much$"), child(code) as one:
+        one.step_time(2, "a row")
+
+
+def test_weights_that_stay_or_are_not_finite_are_no_training():
+    values = iter([1.0, 2.0, 2.0, float("nan")])
+    check = moving(lambda: next(values))
+    check()
+    for reason in ("did not change", "are not finite"):
+        with pytest.raises(Wrong, match=reason):
+            check()
+
+
+def test_another_python_gets_the_environment_without_what_this_package_and_its_launcher_set(tmp_path, monkeypatch):
+    """TF_USE_LEGACY_KERAS=1 of ours would keep another TensorFlow from importing Keras; PYTHONPATH is of packages for ours."""
+    code = "import os\nserve({'toy': lambda: (dict(os.environ), {})})"
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "ours")
+    monkeypatch.setattr(workers, "INHERITED", {"PATH": "/bin", "PYTHONPATH": "/x", "OMP_NUM_THREADS": "1"})
+    (tmp_path / "python").symlink_to(sys.executable)
+    for python, paths in ((sys.executable, "/x"), (str(tmp_path / "python"), None)):
+        with child(code, python=python) as one:
+            assert (one.facts["PATH"], one.facts["OMP_NUM_THREADS"], one.facts.get("PYTHONPATH")) == (
+                "/bin",
+                "1",
+                paths,
+            )
+            assert one.facts.get("TF_USE_LEGACY_KERAS") != "ours"
 
 
 def test_a_child_that_was_killed_is_reported_by_its_status():
