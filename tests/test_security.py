@@ -174,6 +174,8 @@ SCRIPTS = {
     "demo_keras_resnet": ["-m", "resnet.compat", "demo_keras_resnet"],
     "demo_resnet_hvd.sh": ["-m", "resnet.compat", "demo_resnet_hvd.sh"],
     "habana_model_runner.py": ["-m", "resnet.compat", "habana_model_runner.py"],
+    "imagenet_main.py": ["-m", "resnet.compat", "imagenet_main.py"],
+    "resnet_ctl_imagenet_main.py": ["-m", "resnet.compat", "resnet_ctl_imagenet_main.py"],
     "slurm/one_node.sbatch": ["-m", "resnet.train", "cluster=slurm"],
     "slurm/several_nodes.sbatch": ["-m", "resnet.train", "cluster=slurm"],
 }
