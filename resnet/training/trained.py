@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from resnet import UserError, files, rundir
+from resnet import UserError, files, home, rundir
 from resnet.config import compose
 from resnet.config.data import Records
 from resnet.config.run import Run
@@ -137,7 +137,7 @@ def read(path: str) -> weights.Tensors:
     Of a run its best checkpoint, else its newest; of a checkpoint the averaged weights if it has them. Raises UserError for
     what cannot be read, is damaged, is not floating-point, or has no head.
     """
-    folder = Path(path).expanduser()
+    folder = home.expand(path)
     return weights.check(of_folder(folder), path) if folder.is_dir() else weights.read(path)
 
 
@@ -165,7 +165,7 @@ def of_variables(folder: Path, prefix: str, roots: list[str]) -> weights.Tensors
     """
     try:
         with checkpoint.glob_safe(folder) as place:
-            reader = tf.train.load_checkpoint(str(place / prefix))
+            reader = checkpoint.open_variables(place / prefix)
             graph = TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
             names = {one.checkpoint_key: one.full_name for node in graph.nodes for one in node.attributes}
             for root in roots:
@@ -181,10 +181,10 @@ def of_variables(folder: Path, prefix: str, roots: list[str]) -> weights.Tensors
 
 def class_names_of(path: str, outputs: int) -> list[str] | None:
     """The class names in a run's folder, in a SavedModel or beside a weights file, if there are `outputs` of them."""
-    place = Path(path).expanduser()
+    place = home.expand(path)
     if (place / "saved_model.pb").is_file():
         with contextlib.suppress(Exception), checkpoint.glob_safe(place) as folder:  # not of this suite: it has none
-            encoded = tf.train.load_checkpoint(str(folder / "variables/variables")).get_tensor(NAMES)
+            encoded = checkpoint.open_variables(folder / "variables/variables").get_tensor(NAMES)
             names = [name.decode("utf-8", "surrogateescape") for name in encoded.tolist()]
             return names if len(names) == outputs else None
         return None
