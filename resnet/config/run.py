@@ -73,7 +73,7 @@ class Run(Settings):
         self.check_above(
             0, "batch", "log_every_steps", "keep_checkpoints", "steps_per_loop", "epochs", "eval_every_epochs"
         )
-        self.check_at_most(1_000_000, "batch", "steps_per_loop", "lr_find_steps")
+        self.check_at_most(10_000_000, "batch", "steps_per_loop", "lr_find_steps")
         for knob in ("steps", "eval_steps", "save_every_steps"):
             value = getattr(self, knob)
             self.check(knob, value is None or value > 0, "must be above 0, or null")
