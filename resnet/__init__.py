@@ -5,9 +5,8 @@ import os
 import re
 
 __version__ = "0.1.0"
-INHERITED = dict(
-    os.environ
-)  # the environment without the defaults below, which are not for the children of another Python
+# The environment without the defaults below, which are not for the children of another Python.
+INHERITED = dict(os.environ)
 
 if importlib.util.find_spec("tf_keras"):  # TensorFlow 2.16 and later: Keras 2 lives there, and must be asked for first
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
