@@ -21,6 +21,7 @@ TRACKING = "MLFLOW_TRACKING_URI"
 TRACKING_SECRETS = (STORE, TRACKING, "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 HIDDEN = "BASH_FUNC_RESNET_SECRETS"  # horovodrun leaves out what begins so, and its ranks inherit it all the same
 SQLITE = "sqlite:///"
+QUERY = re.compile(r"\?[^/?]*=[^/?]*$")  # of a SQLite URI; another ? is of its path
 USERINFO = re.compile(r"(?<=//)([^/\s]*:\S*|[^/\s]*)@")  # in a text; a password may have a / in it
 SECRET_NAMES = re.compile(".*(PASSWORD|PASSWD|TOKEN|SECRET_ACCESS_KEY)")
 ADDRESS_NAMES = re.compile(f"{STORE}|MLFLOW_.*URI|.*_URL|(?i:.*_proxy)")
@@ -35,7 +36,7 @@ def sqlite(path: str | Path) -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a URI; None for another store."""
-    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
+    return Path(unquote(QUERY.sub("", uri.removeprefix(SQLITE)))) if uri.startswith(SQLITE) else None
 
 
 def absolute(uri: str, base: Path) -> str:
@@ -48,10 +49,10 @@ def absolute(uri: str, base: Path) -> str:
         return uri
     paths = [home.expand(one) for one in (uri.removeprefix(SQLITE), str(path))]
     typed, decoded = (Path(os.path.normpath(base / one)) for one in paths)
-    if typed.parent.is_dir() and (not decoded.parent.is_dir() or "?" in str(typed.parent)):
+    if typed.parent.is_dir() and not decoded.parent.is_dir():
         return sqlite(typed)
-    _, mark, query = uri.partition("?")
-    return sqlite(decoded) + mark + query
+    query = QUERY.search(uri)
+    return sqlite(decoded) + (query[0] if query else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ secrets

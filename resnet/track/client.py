@@ -152,7 +152,7 @@ def open_client(uri: str) -> Any:
     """A client that has opened its SQLite file. The folder that MLflow makes of the URI, taken for a path, is removed again."""
     from mlflow import MlflowClient
 
-    stray = Path(uri.removeprefix(uris.SQLITE).partition("?")[0]).parent
+    stray = Path(uri.removeprefix(uris.SQLITE)).parent
     before = stray.exists()
     client = MlflowClient(uri)
     client.search_experiments(max_results=1)

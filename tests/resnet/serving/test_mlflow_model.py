@@ -191,7 +191,7 @@ def test_there_is_nothing_to_serve_of_synthetic_images(run_at, tmp_path):
 @pytest.fixture(scope="module")
 def kept(place, tmp_path_factory):
     """(client of a SQLite store, run in it with metrics and the model, the model's id), as the tracker's thread does it."""
-    folder = tmp_path_factory.mktemp("a%2Fstore? #")
+    folder = tmp_path_factory.mktemp("a store? #")
     client = store.connect(uris.sqlite(folder / "mlflow.db"))
     experiment = client.create_experiment("e", artifact_location=(folder / "files").as_uri())
     run_id = client.create_run(experiment).info.run_id
@@ -223,7 +223,7 @@ def test_it_is_registered_and_loads_by_either_name(kept, jpegs, of_jpegs, monkey
     shown = json.loads(client.get_logged_model(model_id).tags["mlflow.modelVersions"])
     assert [(one["name"], int(one["version"])) for one in shown] == [("photos", 1)]
     assert (version.run_id, version.source, int(version.version)) == (run_id, f"models:/{model_id}", 1)
-    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", f"sqlite:///{folder}/mlflow.db")
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", uris.sqlite(folder / "mlflow.db"))
     for name in (f"runs:/{run_id}/model", "models:/photos/1"):
         found = mlflow.pyfunc.load_model(name)
         assert (found.metadata.run_id, found.metadata.model_id) == (run_id, model_id)

@@ -151,7 +151,7 @@ def test_what_a_dead_server_missed_is_sent_by_sync_and_once(server, made):
         tracker.log(step, {"train/loss": 1.0})
     (tracker.out / "result.json").write_text("{}")
     trouble = tracker.close("FINISHED")
-    assert f"python -m resnet.track sync {tracker.out} sends the rest" in trouble
+    assert f"python -m resnet.track sync {tracker.out} uri={server.uri} sends the rest" in trouble
     server.start()
     for _ in range(2):
         assert sync(tracker.out) == tracker.run_id

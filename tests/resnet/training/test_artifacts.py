@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet import files
 from resnet.config import compose
 from resnet.config.track import Mlflow
 from resnet.data import pipeline, source
-from resnet.serving import mlflow_model, registry
+from resnet.serving import mlflow_model
 from resnet.training import artifacts, trained
 from resnet.training.evaluation import Predictions
 
@@ -175,9 +176,9 @@ class Log:
     """In place of a RunLog: what it was called with."""
 
     def __init__(self):
-        self.files, self.lines, self.deferred = [], [], []
+        self.files, self.lines, self.models = [], [], []
         self.artifact, self.say = self.files.append, self.lines.append
-        self.tracker = SimpleNamespace(defer=self.deferred.append)
+        self.tracker = SimpleNamespace(model=lambda *words: self.models.append(words))
 
 
 @pytest.fixture(scope="module")
@@ -203,10 +204,10 @@ def finished(run_of, shards, tmp_path):
 def test_plots_and_model_are_written_and_given_to_the_tracker(finished, monkeypatch):
     run, out, images, predictions = finished
     run.track.log_model, run.track.register = None, "photos"
+    files.write_classes(out, ["cat", "dog", "emu"])
     calls, names = [], []
     monkeypatch.setattr(trained, "read", lambda path: f"weights of {path}")
     monkeypatch.setattr(mlflow_model, "save", lambda *words: calls.append(words) or out / "model")
-    monkeypatch.setattr(registry, "log_model", lambda *words, **more: calls.append((words, more)))
     monkeypatch.setattr(artifacts, "mistakes", lambda path, _s, _p, classes, _t: names.append(classes) or path)
     log = Log()
     artifacts.make(run, out, images, predictions, log)
@@ -214,9 +215,7 @@ def test_plots_and_model_are_written_and_given_to_the_tracker(finished, monkeypa
     assert log.files == [out / "curves.png", out / "confusion.png", out / "mistakes.png"]
     assert names == [["cat", "dog", "emu"]]
     assert calls == [(run, out, ["cat", "dog", "emu"], f"weights of {out}")]
-    [work] = log.deferred
-    work("client", "run id")
-    assert calls[1:] == [(("client", "run id"), {"folder": out / "model", "register": "photos"})]
+    assert log.models == [(out / "model", "photos")]
 
 
 def test_without_an_evaluation_there_are_curves_alone_and_no_model_unless_it_is_wanted(finished, monkeypatch):
@@ -224,7 +223,7 @@ def test_without_an_evaluation_there_are_curves_alone_and_no_model_unless_it_is_
     monkeypatch.setattr(mlflow_model, "save", lambda *_: pytest.fail("log_model=false"))
     log = Log()
     artifacts.make(run, out, images, None, log)
-    assert (log.lines, log.files, log.deferred) == ([], [out / "curves.png"], [])
+    assert (log.lines, log.files, log.models) == ([], [out / "curves.png"], [])
     assert sorted(path.name for path in out.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
@@ -233,7 +232,7 @@ def test_synthetic_images_leave_no_model(run_of, finished):
     run = replace(run_of("model=tiny", "data=synthetic", "data.classes=3"), track=Mlflow(uri="http://x", run_name="y"))
     log = Log()
     artifacts.make(run, out, source.open_source(run.data), all_predicted([0], [1]), log)
-    assert (log.lines, log.files, log.deferred) == ([], [out / "curves.png", out / "confusion.png"], [])
+    assert (log.lines, log.files, log.models) == ([], [out / "curves.png", out / "confusion.png"], [])
 
 
 def test_without_mlflow_nothing_is_written(run_of, finished):
@@ -252,7 +251,7 @@ def test_what_fails_is_reported_in_a_line_and_the_rest_is_made(finished):
     curves, model = log.lines
     assert curves.startswith("curves.png could not be written: FileNotFoundError: ")
     assert model.startswith("the MLflow model could not be written: UserError: ") and "\n" not in curves + model
-    assert log.files == [out / "confusion.png", out / "mistakes.png"] and not log.deferred
+    assert log.files == [out / "confusion.png", out / "mistakes.png"] and not log.models
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,15 @@ def test_the_report_ends_with_the_command_that_opens_mlflow(capsys):
     command = last.partition(": ")[2]
     assert shlex.split(command) == ["mlflow", "ui", "--backend-store-uri", uri]
     assert report(capsys, "http://127.0.0.1:5000").splitlines()[-1].endswith(" http://127.0.0.1:5000")
+
+
+def test_the_first_lines_say_which_store_counts_if_mlflows_own_variable_names_one(monkeypatch):
+    settings = Mlflow(uri="http://host:5000", run_name="x", experiment="birds")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert progress.tracking(settings) == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass@word@host:5000")
+    assert progress.tracking(settings) == ["MLflow: http://host:5000 (from MLFLOW_TRACKING_URI), experiment birds"]
+    assert progress.tracking(Off()) == ["MLFLOW_TRACKING_URI=http://host:5000 is not used: track=off"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
+    (line,) = progress.tracking(settings)
+    assert "track.uri counts; MLFLOW_TRACKING_URI=http://other is not used" in line
