@@ -228,7 +228,7 @@ def test_a_line_without_end_is_read_in_pieces(tmp_path):
         ("model.depths", [1_000_000, 1, 1, 1], "give four numbers above 0 and up to 256"),
         ("model.width", 10**9, "must be at most 4,096"),
         ("model.width", 4096, "weights; at most 10,000,000,000 are tried here"),
-        ("batch", 10**9, "must be at most 1,000,000"),
+        ("batch", 10**9, "must be at most 10,000,000"),
         ("data.image_size", 10**6, "must be at most 4,096"),
         ("data.classes", 10**9, "must be at most 100,000"),
         ("cluster.threads", 10**9, "must be at most 10,000"),
