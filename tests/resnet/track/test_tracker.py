@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder):
-    """`settings(run_name="...")`: MLflow in one SQLite file, which making takes seconds."""
+    """`settings(run_name="...")`: MLflow in one SQLite file."""
     return lambda **more: Mlflow(**{"uri": uris.sqlite(folder / "mlflow.db"), "run_name": "a run", **more})
 
 
@@ -86,10 +86,9 @@ def recorded(out):
 
 def shipped(client, run_id):
     """The same of MLflow, without what it samples of the machine."""
-    for name in client.get_run(run_id).data.metrics:
-        if not name.startswith("system/"):
-            for point in client.get_metric_history(run_id, name):
-                yield point.step, point.timestamp, name, point.value
+    for name in (name for name in client.get_run(run_id).data.metrics if not name.startswith("system/")):
+        for point in client.get_metric_history(run_id, name):
+            yield point.step, point.timestamp, name, point.value
 
 
 # ---------------------------------------------------------------------------------------------------------- one life
