@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 CHUNK = 64  # images to one call of the network, whatever the request's length
 LARGE_PIXELS, LARGE_BODY = 16_000_000, 8_000_000  # pixels of an image, bytes of a request: above, one at a time
+MAX_LISTS = 2_000_000  # of a request: Python needs 100 bytes for each of the two of "[]"
 SERVER, HOOK = "mlflow.pyfunc.scoring_server", "_async_catch_mlflow_exception"  # what answers with an exception's text
 JSON = "application/json"
 TYPE = f"Content-Type: must be {JSON}, in UTF-8"
@@ -209,7 +210,7 @@ def guarded(handler: Callable[[Any], Any], max_images: int, max_bytes: int) -> C
 
 
 async def read_body(request: Any, limit: int) -> int:
-    """Read the request's body, whose bytes are returned. Raises Refused above `limit`, once the client has sent it all."""
+    """Read the request's body; how many bytes it has. Raises Refused above `limit`, once the client has sent it all."""
     parts, size = list[bytes](), 0
     async for part in request.stream():
         size += len(part)
@@ -219,22 +220,25 @@ async def read_body(request: Any, limit: int) -> int:
             parts.clear()
     if size > limit:
         raise Refused(f"a body of {size:,} bytes; a request may have {limit:,} (max_bytes)")
-    request._body = b"".join(parts)  # where Request.body() looks
+    body = b"".join(parts)
+    if body.count(b"[") + body.count(b"{") > MAX_LISTS:
+        raise Refused(f"more than {MAX_LISTS:,} lists; send images as base64, or fewer")
+    request._body = body  # where Request.body() looks
     return size
 
 
 async def watched(handler: Callable[[Any], Any], request: Any, work: Request) -> Any:
     """The handler's response; the work is abandoned when the client has gone, or has been answered for its time."""
     current.set(work)
-    job, gone = asyncio.ensure_future(handler(request)), asyncio.ensure_future(request.receive())
+    job, hang_up = asyncio.ensure_future(handler(request)), asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({job, hang_up}, return_when=asyncio.FIRST_COMPLETED)
         if not job.done():
             work.abandoned.set()
         return await job
     finally:
         work.abandoned.set()
-        gone.cancel()
+        hang_up.cancel()
 
 
 def explained(error: Exception) -> MlflowException:

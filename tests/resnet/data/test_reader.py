@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnet import UserError
 from resnet.config.data import Cache, OnCorrupt, Records
-from resnet.data import digits, pipeline, source
+from resnet.data import digits, images, pipeline, reading, shards, source, tfexample
 from resnet.training import checkpoint
 from resnet.training.loop import train
 
@@ -41,14 +41,9 @@ def serialized(encoded, label):
 @pytest.fixture
 def folder(tmp_path):
     """40 training images of labels 1..40 in 3 shards, 20 evaluation images in 2."""
-    for prefix, count, shards in (("train", 40, 3), ("validation", 20, 2)):
-        (tmp_path / prefix).mkdir()
-        for shard in range(shards):
-            name = tmp_path / prefix / f"{prefix}-{shard:05d}-of-{shards:05d}"
-            with tf.io.TFRecordWriter(str(name)) as writer:
-                for number in range(shard, count, shards):
-                    writer.write(serialized(picture(number), number + 1))
-    return tmp_path
+    for half in ("train", "validation"):
+        (tmp_path / half).mkdir()
+    return replaced(tmp_path, {})
 
 
 def opened(folder, **settings):
@@ -155,7 +150,7 @@ def test_an_image_that_no_decoder_takes_is_named(folder):
     batches = pipeline.train(records, BATCH, 1, 0)
     with pytest.raises(tf.errors.OpError):
         labels(batches, 5)
-    told = str(pipeline.undecodable(records, 1, 0, BATCH, 64))
+    told = str(reading.undecodable(records, 1, 0, BATCH, 64))
     at = sum(len(one) + 16 for one in examples[:4])
     assert told.startswith(f"{bad}, byte {at}: no JPEG that can be decoded")
 
@@ -190,3 +185,64 @@ def test_a_run_passes_over_corrupt_records_logs_their_number_and_evaluates_the_r
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert max(line.get("data/corrupt_records", 0) for line in lines) in (1, 2)  # 29 images of the epoch are left out
     assert checkpoint.list_checkpoints(tmp_path / "run")[-1].state["scores"]["seen"] == 359
+
+
+# ------------------------------------------------------------------------------------------- sound records of other images
+def replaced(folder, others):
+    """The folder with these images, {number: file}, in place of a few of its training and evaluation images."""
+    for prefix, count, number_of_shards in (("train", 40, 3), ("validation", 20, 2)):
+        for shard in range(number_of_shards):
+            name = folder / prefix / f"{prefix}-{shard:05d}-of-{number_of_shards:05d}"
+            with tf.io.TFRecordWriter(str(name)) as writer:
+                for number in range(shard, count, number_of_shards):
+                    writer.write(serialized(others.get(number, picture(number)), number + 1))
+    return folder
+
+
+def number_of(records, label):
+    """The number of the record with this label."""
+    return next(
+        n for n in range(len(records)) if tfexample.decode(shards.read(records, n))["image/class/label"] == label
+    )
+
+
+def test_images_that_are_no_plain_jpeg_are_read_as_preparation_converts_them(folder, photo, encoded, rotated):
+    odd = [encoded(photo(1), form) for form in ("PNG", "GIF", "BMP", "WEBP")]
+    odd += [encoded(photo(1), exif=rotated(turn)) for turn in range(2, 9)]
+    odd += [encoded(photo(1).convert("CMYK")), encoded(photo(1).convert("RGBA"), "PNG")]
+    records = opened(replaced(folder, dict(enumerate(odd))))
+    read, prepared = Path(folder, "read"), dict(enumerate(images.convert(data).encoded for data in odd))
+    shutil.copytree(folder, read)
+    for ours, theirs in zip(
+        pipeline.evaluation(records, 20), pipeline.evaluation(opened(replaced(read, prepared)), 20), strict=True
+    ):
+        for part in range(3):
+            np.testing.assert_array_equal(ours[part], theirs[part])
+    assert len(labels(pipeline.train(records, BATCH, 1, 0), 5)) == 40 and not records.corrupt()
+
+
+def test_images_that_cannot_be_decoded_are_named_or_skipped_and_counted_on_any_number_of_ranks(folder, photo, encoded):
+    cut = encoded(photo(1, 300, 200))
+    hostile = {
+        3: encoded(Image.new("RGB", (1, 20_000))),
+        7: encoded(Image.new("RGB", (5000, 1)), "PNG"),
+        12: b"no image",
+        18: cut[: len(cut) * 2 // 3],  # its first rows can be decoded, and so can some of its crops
+    }
+    replaced(folder, hostile)
+    records = opened(folder)
+    with pytest.raises(
+        UserError, match=r"1 x 20000 pixels; one side is more than 100 times the other\); prepare the shards"
+    ):
+        records.train_reader(number_of(records.train, 4))
+    whole = labels(pipeline.train(opened(folder, on_corrupt=OnCorrupt.skip), BATCH, 1, 0), 10)
+    order = [*pipeline.shards.permutation(1, 0, 40), *pipeline.shards.permutation(1, 1, 40)]
+    label_of = [tfexample.decode(shards.read(records.train, n))["image/class/label"] - 1 for n in range(40)]
+    good = [next(n % 40 for n in range(k, k + 40) if label_of[n % 40] not in hostile) for k in range(40)]
+    assert whole == [label_of[good[number]] for number in order]
+    sources = [opened(folder, on_corrupt=OnCorrupt.skip) for _ in range(2)]
+    parts = [iter(pipeline.train(one, BATCH, 1, 5, rank, 2)) for rank, one in enumerate(sources)]  # resumed, by two
+    assert [int(label) for _ in range(5) for part in parts for label in next(part)[1]] == whole[40:]
+    seen = opened(folder, on_corrupt=OnCorrupt.skip)
+    (batch,) = pipeline.evaluation(seen, 20)
+    assert int(batch[2].numpy().sum()) == 16 and seen.skipped(20) == len(seen.corrupt()) == 4
