@@ -348,7 +348,8 @@ def test_a_damaged_cache_is_as_good_as_none(tmp_path, cache, walks, damage):
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path, cache, walks):
-    cache.write_text("a file where the folder would be")
+    cache.mkdir()
+    (cache / "resnet").write_text("a file where the folder would be")
     path = written(tmp_path / "shard")
     assert len(shards.index([path])) == len(shards.index([path])) == 5
     assert len(walks) == 2
