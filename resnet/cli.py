@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import gc
 import os
 import signal
 import subprocess
 import sys
-import traceback
 import typing
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,17 +127,12 @@ def reported(interrupted: str = "the checkpoints written so far are whole") -> I
         try:
             home.provide()
             yield
-        except (Exception, KeyboardInterrupt) as error:
-            match error:
-                case UserError() | Failed():
-                    line, status = f"error: {error}", FAILED
-                case Stopped():
-                    line, status = f"stopped by a signal; {error}", STOPPED
-                case KeyboardInterrupt():
-                    line, status = f"interrupted; {interrupted}", INTERRUPTED
-                case _:
-                    line, status = traceback.format_exc().rstrip(), FAILED
-            clear_frames(error)
+        except (UserError, Failed) as error:
+            line, status = f"error: {error}", FAILED
+        except Stopped as stopped:
+            line, status = f"stopped by a signal; {stopped}", STOPPED
+        except KeyboardInterrupt:
+            line, status = f"interrupted; {interrupted}", INTERRUPTED
         if line:
             print(uris.USERINFO.sub("", line), file=sys.stderr)
         leave(status)
@@ -147,23 +140,9 @@ def reported(interrupted: str = "the checkpoints written so far are whole") -> I
         sys.exit(status)
 
 
-def clear_frames(error: BaseException) -> None:
-    """Drop what the frames of an exception hold: iterators of data, which must not live until the interpreter ends."""
-    link: BaseException | None = error
-    while link:
-        traceback.clear_frames(link.__traceback__)
-        link = link.__context__
-
-
 def leave(status: int) -> None:
-    """The last call of a command. If something is `unfinished` the process ends here: its normal end would wait for it.
-
-    Otherwise iterators of data are collected now. At the end of the interpreter they would wait for calls into Python, which
-    no thread can make by then, and the process would never end (tensorflow#21277).
-    """
-    if not unfinished:
-        gc.collect()
-    else:
+    """End the process now if something is `unfinished`: the end of the interpreter would wait for it, maybe for ever."""
+    if unfinished:
         print(f"{'; '.join(unfinished)}; the process ends without it", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
