@@ -229,7 +229,7 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
         list(pipeline.evaluation(found, 1))
     assert peak() - before < LITTLE
     told = str(pipeline.undecodable(found, 1, 0, 1, 64))
-    assert "validation-00000-of-00001, byte 0: no JPEG that can be decoded" in told and "100 times the other" in told
+    assert "validation-00000-of-00001, byte 0: no image that can be decoded" in told and "100 times the other" in told
 
 
 def test_an_archive_that_would_fill_the_memory_is_not_unpacked(tmp_path):
