@@ -31,7 +31,7 @@ this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging
 
 def evaluate(path: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     """Evaluate, write the files into `out` and return the content of scores.json."""
-    from resnet.data import pipeline, source
+    from resnet.data import reading, source
     from resnet.distributed.ranks import Ranks
     from resnet.training import artifacts, trained
     from resnet.training.evaluation import Evaluator
@@ -47,7 +47,7 @@ def evaluate(path: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     handler = signal.signal(
         signal.SIGINT, signal.SIG_DFL
     )  # no handler in Python runs while TensorFlow waits for a read
-    with pipeline.reading(images, run.seed, run.batch):
+    with reading.reading(images, run.seed, run.batch):
         (result, _), predictions = evaluator(), evaluator.predictions()
     signal.signal(signal.SIGINT, handler)
     names = loaded.names or [str(number) for number in range(run.data.classes)]

@@ -7,9 +7,7 @@ Resuming at step s is a slice of that order: nothing is read or decoded only to 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -86,12 +84,16 @@ def read(numbers: tf.data.Dataset, source: Source, reader: Reader | None) -> tf.
     assert reader is not None and isinstance(settings, Records)
 
     def read_chunk(chunk: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
-        try:
-            data = np.array([reader(int(number)) for number in chunk], object)
-            return data, np.array([int(number) not in reader.corrupt for number in chunk])
-        except UserError as error:
-            source.error = error
-            raise
+        records = []
+        with source.reads.call():
+            try:
+                for number in map(int, chunk):
+                    source.reads.check()
+                    records.append(reader(number))
+            except UserError as error:
+                source.error = error
+                raise
+        return np.array(records, object), np.array([int(number) not in reader.corrupt for number in chunk])
 
     def check_labels(labels: NDArray[np.int64], chunk: NDArray[np.int64]) -> NDArray[np.int32]:
         bad = np.flatnonzero((labels < 1) | (labels > settings.classes))
@@ -137,47 +139,6 @@ def cached(parse: Parse) -> Parse:
         return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, []), key, tf.ensure_shape(intact, [])
 
     return one
-
-
-class Position(Protocol):
-    """Where a run is."""
-
-    step: int
-
-
-@contextlib.contextmanager
-def naming_bad_images(source: Source, seed: int, batch: int, state: Position | None = None) -> Iterator[None]:
-    """Turn TensorFlow's error for an image that cannot be read or decoded into a UserError that names the image.
-
-    It is searched for from the step of `state` on; without `state` among the evaluation images.
-    """
-    try:
-        yield
-    except tf.errors.OpError:
-        step, steps = (state.step, 64) if state else (0, 0)
-        if error := source.error or undecodable(source, seed, step, batch, steps):
-            raise error from None
-        raise
-
-
-def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) -> UserError | None:
-    """The error for the image that stopped the decoder: searched for in training from `step` on, then in evaluation."""
-    for reader in (source.train_reader, source.val_reader):
-        if reader is None:
-            return None
-        numbers: Iterable[int] = range(len(reader.records))
-        if reader is source.train_reader:
-            epoch, first = divmod(step, max(1, len(reader.records) // batch))
-            numbers = shards.permutation(seed, epoch, len(reader.records))[first * batch : (first + steps) * batch]
-        for number in map(int, numbers):
-            try:
-                example = tf.io.parse_single_example(reader(number), FEATURES)
-                jpeg_shape(example["image/encoded"])
-                tf.io.decode_jpeg(example["image/encoded"], channels=3)
-            except (UserError, tf.errors.OpError) as error:
-                fault = f"no JPEG that can be decoded ({str(error).splitlines()[0]}); prepare again"
-                return UserError(f"{reader.records.place(number)}: {fault}")
-    return None
 
 
 def jpeg_shape(jpeg: tf.Tensor) -> tf.Tensor:

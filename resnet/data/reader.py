@@ -2,11 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
+from collections.abc import Iterator
 
 from resnet import UserError
 from resnet.config.data import Cache, OnCorrupt, Records
 from resnet.data import images, shards, tfexample
+
+QUIET_S = 0.2  # without a call, until no more is expected
+
+
+class ReadsClosed(Exception):
+    """A read began, or went on, after the reading had been closed."""
+
+
+class ReadsInFlight:
+    """The calls in which TensorFlow's threads read records, so that the last has ended before the interpreter does.
+
+    One that comes later waits for the interpreter, which waits for it, and the process never ends (tensorflow#21277).
+    """
+
+    def __init__(self) -> None:
+        self.count, self.closed, self.newest = 0, False, 0.0
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Context of one such call. Raises ReadsClosed after close()."""
+        with self.changed:
+            self.newest = time.monotonic()
+            self.check()
+            self.count += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.count -= 1
+                self.changed.notify_all()
+
+    def check(self) -> None:
+        """Raise ReadsClosed after close(). Called between two records."""
+        if self.closed:
+            raise ReadsClosed
+
+    def close(self, wait_s: float) -> bool:
+        """Refuse further calls, and wait at most `wait_s` seconds for those in flight; returns whether all have ended.
+
+        TensorFlow goes on calling until its buffers are full of refusals, some ten milliseconds; then it is quiet.
+        """
+        with self.changed:
+            self.closed = True
+            idle = self.changed.wait_for(lambda: self.count == 0, wait_s)
+        while idle and time.monotonic() - self.newest < QUIET_S:
+            time.sleep(QUIET_S / 4)
+        return idle
 
 
 class Reader:

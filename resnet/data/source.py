@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from resnet import UserError, files, shell
 from resnet.config.data import Cache, Data, Digits, Records, Synthetic
 from resnet.data import digits, manifest, shards
-from resnet.data.reader import Reader
+from resnet.data.reader import Reader, ReadsInFlight
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Source:
     train_reader: Reader | None = None
     val_reader: Reader | None = None
     error: UserError | None = None  # of a reading thread; TensorFlow raises an error of its own with only its text
+    reads: ReadsInFlight = field(default_factory=ReadsInFlight)
 
     def skipped(self, first: int) -> int:
         """How many of the `first` evaluation images were skipped because they are corrupt."""
@@ -99,8 +100,10 @@ def described(images: Source) -> dict[str, Any]:
 
 def class_names(settings: Data) -> list[str] | None:
     """The names of the network's outputs: the lines of classes.txt beside the shards; None if there is none."""
-    names = beside(settings.dir, files.CLASSES) if isinstance(settings, Records) else None
-    return None if names is None else files.read_classes(names)
+    if not isinstance(settings, Records):
+        return None
+    names = beside(settings.dir, files.CLASSES)
+    return None if names is None else files.read_classes(names, f"{settings.dir}/{files.CLASSES}")
 
 
 def check_memory(settings: Records, needed: int) -> None:

@@ -64,6 +64,12 @@ class Ranks:
         parts = self.hvd.allgather(tf.constant(values[None], tf.float64), name="sum").numpy()
         return np.asarray(np.sum(parts, axis=0))
 
+    def allgather(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The array of each rank, [ranks, ...]."""
+        return (
+            values[None] if self.hvd is None else np.asarray(self.hvd.allgather(tf.constant(values[None]), name="all"))
+        )
+
     def broadcast_object(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""
         received: T = value if self.hvd is None else self.hvd.broadcast_object(value, root_rank=0)

@@ -85,7 +85,7 @@ def classes_and_kind(folder: Path) -> tuple[list[str], str]:
     if not path.exists():
         return [], "imagenet"
     texts = content.get("texts", {})
-    names = [texts.get(name, name) for name in files.read_classes(path.read_text("utf-8"))]
+    names = [texts.get(name, name) for name in files.read_classes(files.read_text(str(path)), path)]
     return names, "digits" if content.get("options", {}).get("source") == "digits" else "folder"
 
 
@@ -99,11 +99,11 @@ def terminate(_number: int, _frame: object) -> None:
 
 def main() -> None:
     words = sys.argv[1:]
-    if {"--help", "-h", "help"} & set(words):
-        print(help_text())
-        return
-    signal.signal(signal.SIGTERM, terminate)
     with cli.reported(interrupted=RESUME):
+        if {"--help", "-h", "help"} & set(words):
+            print(help_text())
+            return
+        signal.signal(signal.SIGTERM, terminate)
         try:
             do(parse(words))
         except Terminated:

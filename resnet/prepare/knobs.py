@@ -79,7 +79,7 @@ class Folder(Writing):
     """your own images: jpg, jpeg, png, webp, bmp, one folder per class"""
 
     dir: str | None = knob(
-        None, "folder with one folder per class, or with train/ and val/ (Training, valid, val_images, ...) of such"
+        None, "folder with one folder per class, or with train/ and val/ (Training, valid, ...) of such"
     )
     train: str | None = knob(None, "training tree, if it is elsewhere")
     val: str | None = knob(None, "validation tree, if it is elsewhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
 from resnet.config.training import NanPolicy
-from resnet.data import classes, pipeline
+from resnet.data import classes, reading
 from resnet.data import source as sources
 from resnet.distributed import device
 from resnet.optim import schedule
@@ -56,12 +57,13 @@ def train(
     state = TrainState(run, ranks, started)
     notes = classes.notes(source) + state.restore(out)  # newest good checkpoint, else init=, else fresh weights
     train_step = make_step(run, plan, source, state, ranks)
-    signals, watchdog = Signals(), Watchdog(run.cluster.stall_s, ranks.rank, on_stall)
+    watchdog = Watchdog(run.cluster.stall_s, ranks.rank, on_stall)
+    signals = Signals(watchdog.hurry)
     evaluate = Evaluator(run, source, state.networks, ranks, watchdog)
     checkpoints = CheckpointWriter(out, state.trackable, run.keep_checkpoints)
     profiler = Profiler(run.profile_steps if ranks.primary else None, out)
     meter = Meter(state.step, run.batch, ranks, run.on_nan.policy is NanPolicy.skip)
-    unreadable = pipeline.naming_bad_images(source, run.seed, run.batch, state)
+    reads = reading.reading(source, run.seed, run.batch, state)
     log = RunLog(run, out, plan, source, state, ranks, mlperf_log)
     nan_handler = NanHandler(run, out, plan, state, log)
 
@@ -73,7 +75,8 @@ def train(
             device.device_scope(run.cluster),
             checkpoints,
             log.finishing_profile(profiler),
-            unreadable,
+            contextlib.closing(train_step),
+            reads,
         ):
             if run.lr_find:
                 return lr_find.run(run, out, train_step, plan, signals, watchdog, log)
@@ -101,20 +104,20 @@ def train(
                 save = plan.saves(last) or stop
                 if save or plan.logs(first, last) or meter.first_call:
                     try:
-                        reading = meter.read()  # waits for the device
+                        measured = meter.read()  # waits for the device
                         if save:
-                            state.average_statistics()
+                            by_rank = state.average_statistics()
                             state.assert_finite()
                     except NotFinite as error:
                         nan_handler.roll_back(error, checkpoints)  # or raises UserError
                         meter = Meter(state.step, run.batch, ranks)
                         continue
-                    log.train(last, reading, nan_handler.count_skipped(reading))
+                    log.train(last, measured, nan_handler.count_skipped(measured))
                 if save:
                     state.progress = state.progress.add_time(*meter.take())
                     if plan.evaluates(last) and not stop:
                         log.evaluation(evaluate)
-                    state.save(checkpoints)
+                    state.save(checkpoints, None if plan.saves(last) else by_rank)
                     meter.resume()
                 if stop:
                     checkpoints.wait()

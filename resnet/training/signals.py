@@ -1,30 +1,54 @@
-"""SIGTERM and SIGINT in a training: stop after the current step, with a checkpoint."""
+"""Signals in a training: stop after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import tensorflow as tf
 
+# SIGHUP comes from a terminal that closes, SIGUSR1 from Slurm (--signal) and other schedulers before they end a job.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
 
 class Signals:
-    """Context: SIGTERM and the first SIGINT set `stop`; a second SIGINT raises KeyboardInterrupt."""
+    """Context: each signal of STOPPING sets `stop`; a second SIGINT raises KeyboardInterrupt. An ignored one stays ignored.
 
-    def __init__(self) -> None:
-        self.stop = False
+    `on_stop` is called in a thread at once, even while the main thread waits in TensorFlow, where no handler in Python runs.
+    """
+
+    def __init__(self, on_stop: Callable[[], object] = bool) -> None:
+        self.on_stop, self.stop = on_stop, False
         self.previous_flag: tf.Tensor | None = None  # summed over the ranks by the last graph call but one
         self.handlers: dict[int, Any] = {}
+        self.wakeup, self.previous_wakeup = -1, -1  # file descriptors
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.handlers[number] = signal.signal(number, self.receive)
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.handlers[number] = signal.signal(number, self.receive)
+        arrivals, self.wakeup = os.pipe()
+        os.set_blocking(self.wakeup, False)
+        self.previous_wakeup = signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
+        threading.Thread(target=self.listen, args=(arrivals,), daemon=True, name="signals").start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self.previous_wakeup)
+        os.close(self.wakeup)  # ends the thread
+
+    def listen(self, arrivals: int) -> None:
+        """The thread. Python's own handler writes a byte for each signal, its number."""
+        with os.fdopen(arrivals, "rb", buffering=0) as pipe:
+            while numbers := pipe.read(64):
+                if self.handlers.keys() & set(numbers):
+                    self.on_stop()
 
     @property
     def flag(self) -> tf.Tensor:

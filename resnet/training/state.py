@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from resnet import rundir
 from resnet.config.dtype import Policy
@@ -116,13 +118,27 @@ class TrainState:
         elif self.ema:
             self.ema.start()
         self.ranks.broadcast_variables(self.variables)
+        self.restore_statistics()
         return notes
 
-    def save(self, checkpoints: CheckpointWriter) -> None:
-        """Have rank 0 write a checkpoint of the weights as they are."""
+    def restore_statistics(self) -> None:
+        """Give this rank its own moving statistics, if the checkpoint has them for as many ranks as there are now."""
+        by_rank = self.ranks.broadcast_object(checkpoint.read_statistics(self.saved) if self.ranks.primary else None)
+        if by_rank is not None and by_rank.shape == (self.ranks.size, sum(v.shape[0] for v in self.statistics)):
+            at = 0
+            for variable in self.statistics:
+                variable.assign(by_rank[self.ranks.rank, at : at + variable.shape[0]])
+                at += variable.shape[0]
+
+    def save(self, checkpoints: CheckpointWriter, by_rank: NDArray[np.float32] | None = None) -> None:
+        """Have rank 0 write a checkpoint of the weights as they are.
+
+        `by_rank` are the moving statistics before their average, if a signal asked for the save: an undisturbed run would not
+        have averaged them at this step, and a resumed run takes them back.
+        """
         self.record_time()
         if self.ranks.primary:
-            self.saved = checkpoints.save(self.step, self.top1, self.progress)
+            self.saved = checkpoints.save(self.step, self.top1, self.progress, by_rank)
         else:
             self.saved = Saved(checkpoint.path_of(checkpoints.out, self.step), self.step, self.top1, {})
 
@@ -131,9 +147,24 @@ class TrainState:
         if self.ranks.primary and self.saved:
             self.saved = checkpoint.amend(self.saved, self.top1, self.progress)
 
-    def average_statistics(self) -> None:
-        """Average batch norm's moving statistics over the ranks: each rank updates its own."""
-        self.ranks.average_variables([weight for network in self.networks for weight in network.non_trainable_weights])
+    @property
+    def statistics(self) -> list[tf.Variable]:
+        """Batch norm's moving means and variances, float32 [C] each; each rank updates its own from its own images."""
+        layers = [layer for network in self.networks for layer in network.layers]
+        return [
+            part
+            for layer in layers
+            if hasattr(layer, "moving_mean")
+            for part in (layer.moving_mean, layer.moving_variance)
+        ]
+
+    def average_statistics(self) -> NDArray[np.float32] | None:
+        """Average the moving statistics over the ranks; returns those before, [ranks, n], or None with one rank."""
+        if self.ranks.size == 1:
+            return None
+        by_rank = self.ranks.allgather(np.concatenate([variable.numpy() for variable in self.statistics]))
+        self.ranks.average_variables(self.statistics)
+        return by_rank
 
     def assert_finite(self) -> None:
         """Raise NotFinite unless every variable is finite: no checkpoint is written of others."""

@@ -51,6 +51,11 @@ class TrainStep:
         self.train = tf.function(self.train_steps, input_signature=signature)
         return True
 
+    def close(self) -> None:
+        """Destroy the iterator, which waits for its reads; it is left alone if they never end."""
+        if not self.source.reads.count:
+            self.batches = self.train = None
+
     def inputs(
         self, first: int, last: int, lrs: ArrayLike | None = None
     ) -> tuple[Iterator[Batch], tf.Tensor, tf.Tensor]:

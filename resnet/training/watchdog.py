@@ -14,19 +14,24 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 STALLED = 75  # exit status: EX_TEMPFAIL of sysexits.h, "try again"
+STOP_S, FIRST_STOP_S = 20.0, 60.0  # for the current step after a signal to stop; for the first one, which compiles
 T = TypeVar("T")
 
 
 class Watchdog:
-    """Context: unless reset() is called every `limit_s` seconds, the process ends with STALLED, after `report(message)`."""
+    """Context: unless reset() is called every `limit_s` seconds, the process ends with STALLED, after `report(message)`.
+
+    Time in which the process itself did not run (SIGSTOP, a suspended machine) does not count.
+    """
 
     def __init__(self, limit_s: float, rank: int, report: Callable[[str], object]) -> None:
         self.limit_s, self.rank, self.report = limit_s, rank, report
-        self.since = time.monotonic()
+        self.reason = "cluster.stall_s"
+        self.since, self.longest = time.monotonic(), 0.0  # s between two resets
         self.finished = threading.Event()
 
     def __enter__(self) -> Watchdog:
-        self.reset()
+        self.since = time.monotonic()
         threading.Thread(target=self.watch, daemon=True, name="watchdog").start()
         return self
 
@@ -35,7 +40,14 @@ class Watchdog:
 
     def reset(self) -> None:
         """Call it after every step, and every batch of an evaluation."""
-        self.since = time.monotonic()
+        now = time.monotonic()
+        self.longest, self.since = max(self.longest, now - self.since), now
+
+    def hurry(self) -> None:
+        """Shorten the limit, after a signal to stop: reads of data that has gone away must not keep the process."""
+        limit = max(STOP_S, 3 * self.longest) if self.longest else FIRST_STOP_S
+        if limit < self.limit_s:
+            self.limit_s, self.reason = limit, "after a signal to stop"
 
     def watching(self, batches: Iterable[T]) -> Iterator[T]:
         """`batches`, with a reset at each."""
@@ -44,9 +56,16 @@ class Watchdog:
             yield batch
 
     def watch(self) -> None:
-        while not self.finished.wait(min(1.0, self.limit_s / 4)):
-            if time.monotonic() - self.since > self.limit_s:
-                message = f"rank {self.rank}: no step finished for {self.limit_s:g} s (cluster.stall_s); stacks of all threads:"
+        interval, woke = min(1.0, self.limit_s / 4), time.monotonic()
+        while not self.finished.wait(interval):
+            late = time.monotonic() - woke - interval
+            woke = time.monotonic()
+            if late > max(1.0, interval):
+                self.since += late
+            if woke - self.since > self.limit_s:
+                message = (
+                    f"rank {self.rank}: no step finished for {self.limit_s:g} s ({self.reason}); stacks of all threads:"
+                )
                 print(message, file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 self.report(message)

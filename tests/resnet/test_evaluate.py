@@ -326,7 +326,7 @@ def test_an_image_that_cannot_be_decoded_is_told_by_its_place(trained, photos, t
     with tf.io.TFRecordWriter(file) as writer:
         for record in records:
             writer.write(record)
-    told = f"{file}, byte {int(index.offset[4]) - 12}: no JPEG that can be decoded"
+    told = f"{file}, byte {int(index.offset[4]) - 12}: no image that can be decoded"
     with pytest.raises(UserError, match=re.escape(told)) as error:
         evaluate.evaluate(trained.out, [f"data.dir={hurt}"], tmp_path / "scores")
     assert "\n" not in str(error.value)

@@ -215,7 +215,7 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
     """A header of 1 x 60,000 pixels: evaluation would scale it to 256 x 15,360,000."""
     import tensorflow as tf
 
-    from resnet.data import pipeline
+    from resnet.data import pipeline, reading
 
     ribbon = bytearray(encoded(photo(1)))
     at = ribbon.index(b"\xff\xc0") + 5
@@ -228,7 +228,7 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
     with pytest.raises(tf.errors.InvalidArgumentError):
         list(pipeline.evaluation(found, 1))
     assert peak() - before < LITTLE
-    told = str(pipeline.undecodable(found, 1, 0, 1, 64))
+    told = str(reading.undecodable(found, 1, 0, 1, 64))
     assert "validation-00000-of-00001, byte 0: no image that can be decoded" in told and "100 times the other" in told
 
 

@@ -216,16 +216,20 @@ def assert_same(left, right):
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_rank_that_is_killed_costs_nothing_but_time_and_a_signal_ends_in_a_checkpoint(tmp_path, trained, rank):
-    training = Training(tmp_path / "run", "steps=3000", "cluster.max_restarts=1")
-    training.wait_for(random.randint(1, 40))
+def test_ranks_that_are_stopped_then_killed_end_with_the_weights_of_undisturbed_ones(tmp_path, trained, rank):
+    """Batch norm's statistics too: the checkpoint of a stop has each rank's own, for no average was due at that step."""
+    stopped = Training(tmp_path / "run")
+    stopped.wait_for(random.randint(3, 12))
+    saved, _ = stopped.stop(signal.SIGTERM)
+    assert saved.step % 20 == 0 or (saved.path / checkpoint.STATISTICS).exists()
+    training = Training(tmp_path / "run", "cluster.max_restarts=1")
+    training.wait_for(random.randint(saved.step + 1, 40))
     training.send(rank, signal.SIGKILL)
-    training.wait_for(70)
-    saved, errors = training.stop(signal.SIGTERM)
-    assert saved.step >= 70
+    status, _, errors = training.end()
+    assert status == 0, errors
     restart = next(line for line in errors.splitlines() if "restart 1 of 1 from the newest checkpoint" in line)
     assert f"rank {rank} " in restart
-    assert_same(weights(training.out, 60), weights(trained(2, "unbroken")))
+    assert_same(weights(training.out), weights(trained(2, "unbroken")))
 
 
 @pytest.mark.slow

@@ -104,10 +104,10 @@ def test_a_run_says_so_and_the_same_command_goes_on_when_there_is_room(disk, run
     run = run_at(disk.path.parent, *words, "eval=false", "track=off", f"out={disk.path / 'run'}")
     write, out = checkpoint.CheckpointWriter.write, Path(run.out)
 
-    def on_full_disk(writer, slots, values, saved):  # in a thread, while training goes on to the next one
+    def on_full_disk(writer, slots, values, saved, statistics):  # in a thread, while training goes on to the next one
         if saved.step == 4:
             disk.fill()
-        return write(writer, slots, values, saved)
+        return write(writer, slots, values, saved, statistics)
 
     monkeypatch.setattr(checkpoint.CheckpointWriter, "write", on_full_disk)
     with pytest.raises(

@@ -1,0 +1,162 @@
+"""A run ends within seconds, however it ends and however slowly its data is read."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from resnet import UserError, cli
+from resnet.config.data import Records
+from resnet.data import digits, pipeline, reading, shards, source
+from resnet.training.watchdog import STALLED
+
+# Each read takes 30 ms, and none returns any more once the loss has been read so often: a busy network disk, or one that is gone.
+PROGRAM = """
+import runpy, sys, time
+from resnet.data import shards
+from resnet.training.meter import Meter
+read_record, read_loss, after, count = shards.read, Meter.read, int(sys.argv.pop(1)), 0
+def slow(records, number):
+    time.sleep(0.03 if count < after else 1e6)
+    return read_record(records, number)
+def counted(meter):
+    global count
+    count += 1
+    time.sleep(0.1)  # the next reads begin
+    return read_loss(meter)
+shards.read, Meter.read = slow, counted
+runpy.run_module("resnet.train", run_name="__main__", alter_sys=True)
+"""
+WORDS = (
+    "model=tiny",
+    "data=digits",
+    "batch=32",
+    "eval=false",
+    "track=off",
+    "schedule.warmup_epochs=0",
+    "log_every_steps=1",
+)
+
+
+def train(out, after, *words, signal_at=""):
+    """A training in an interpreter of its own, which a forked process does not end as. SIGTERM once stdout has a text."""
+    command = [sys.executable, "-c", PROGRAM, str(after), *WORDS, f"out={out}", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines, limit = [], threading.Timer(1, print)
+    for line in process.stdout:
+        lines.append(line)
+        if signal_at and signal_at in line:
+            process.terminate()
+        if line.startswith(("error", "stopped")):  # from here on it has seconds
+            limit = threading.Timer(40, process.kill)
+            limit.start()
+    limit.cancel()
+    return process.wait(), "".join(lines)
+
+
+@pytest.mark.parametrize("after", [10**9, pytest.param(2, marks=pytest.mark.slow)], ids=["slow", "gone"])
+def test_an_error_while_reads_are_in_flight_ends_the_process(tmp_path, after):
+    status, text = train(tmp_path / "run", after, "optim.lr=1e30", "steps=9")
+    assert status == cli.FAILED and "the loss is nan" in text, text
+    assert ("a read has not ended within 5 s" in text) == (after == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("after", "expected"), [(10**9, cli.STOPPED), (3, STALLED)])
+def test_a_signal_while_reads_are_in_flight_ends_the_process(tmp_path, after, expected):
+    status, text = train(tmp_path / "run", after, "steps=900", signal_at="step 3/")
+    assert status == expected, text
+    assert ("no step finished for 20 s (after a signal to stop)" in text) == (expected == STALLED)
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch):
+    """The digits, whose reads wait for `go`, and a list of those that began."""
+    digits.write(tmp_path)
+    go, began, read = threading.Event(), [], shards.read
+
+    def waiting(index, number):
+        began.append(number)
+        go.wait(60)
+        return read(index, number)
+
+    opened = source.open_source(Records(name="digits", dir=str(tmp_path), classes=10))
+    monkeypatch.setattr(shards, "read", waiting)
+    monkeypatch.setattr(cli, "unfinished", [])
+    yield opened, go, began
+    go.set()
+
+
+def start_reading(records, began):
+    """Have batches read in another thread; the thread."""
+
+    def read():
+        with contextlib.suppress(tf.errors.OpError):
+            next(iter(pipeline.train(records, 32, 1, 0)))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    while not began:
+        pass
+    return thread
+
+
+def test_reads_that_end_are_waited_for_and_none_begins_after_them(records):
+    opened, go, began = records
+    with contextlib.suppress(UserError), reading.reading(opened, 1, 32):
+        start_reading(opened, began)
+        threading.Timer(0.2, go.set).start()
+        raise UserError("the loss is nan")
+    assert opened.reads.count == 0 and not cli.unfinished
+    count = len(began)
+    with pytest.raises(Exception, match="ReadsClosed"):
+        next(iter(pipeline.train(opened, 32, 1, 0)))
+    assert len(began) == count
+
+
+def test_reads_that_never_end_are_left_behind_by_name(records, monkeypatch, exit_status):
+    opened, _go, began = records
+    monkeypatch.setattr(reading, "READS_END_S", 0.1)
+    with reading.reading(opened, 1, 32):
+        start_reading(opened, began)
+    assert cli.unfinished == [f"data.dir={opened.settings.dir}: a read has not ended within 0.1 s"]
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+
+    def command():
+        with cli.reported():
+            raise UserError("the loss is nan")
+
+    assert exit_status(command) == cli.FAILED
+
+
+PRINTING = """
+from resnet import cli
+with cli.reported():
+    for number in range(9999):
+        print("line", number)
+    open("end", "w").write(str(number))
+"""
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_is_printed_never_ends_a_command(tmp_path, full):
+    """Neither a pipe that nobody reads any more, nor a full disk."""
+    environment = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    with Path("/dev/full" if full else os.devnull).open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PRINTING],
+            cwd=tmp_path,
+            env=environment,
+            stdout=file if full else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    if process.stdout:
+        process.stdout.readline()
+        process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    assert (tmp_path / "end").read_text() == "9998"
