@@ -47,6 +47,7 @@ class Cluster(Settings):
     def __post_init__(self) -> None:
         self.check_above(0, "ranks", "gradient_accumulation", "start_s", "stall_s")
         self.check_at_least(0, "max_restarts")
+        self.check_at_most(10_000, "ranks", "threads")
         split = [host.rpartition(":") for host in self.hosts]
         valid = all(HOST.fullmatch(host) and slots.isdecimal() for host, _, slots in split)
         self.check("hosts", valid and len(set(self.hosts)) == len(self.hosts), "must be like [a:2,b:2]")
