@@ -175,21 +175,28 @@ def test_weights_of_init_that_cannot_be_read_are_refused(new_state, tmp_path):
 
 
 @pytest.mark.usefixtures("small_network")
-def test_other_ranks_take_the_state_of_rank_0_and_read_no_file(run_of, tmp_path):
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_other_ranks_take_the_state_of_rank_0_and_their_own_statistics_and_read_no_file(run_of, tmp_path, ranks):
+    """The statistics of a checkpoint for another number of ranks are left: its weights have their average."""
     saved = Saved(tmp_path, 5, None, asdict(Progress(skipped=2)))
 
     class OtherRank(Ranks):
         def broadcast_object(self, _value):
-            return saved
+            return next(objects)
 
         def broadcast_variables(self, variables):
             for variable in variables:
                 variable.assign(np.ones(variable.shape))
 
-    other = TrainState(run_of("model=tiny", "track=off", "init=nowhere.npz"), OtherRank(1, 2))
+    other = TrainState(run_of("model=tiny", "track=off", "init=nowhere.npz"), OtherRank(1, ranks))
+    moving = [w for w in other.network.non_trainable_weights if "moving_" in w.name]
+    by_rank = np.arange(2 * sum(np.prod(w.shape) for w in moving), dtype=np.float32).reshape(2, -1)
+    objects = iter([saved, by_rank])
     assert other.restore(Path("/nowhere")) == []
     assert (other.step, other.progress.skipped, other.saved) == (5, 2, saved)
-    assert (values(other.network) == 1).all()
+    assert all((w.numpy() == 1).all() for w in other.network.trainable_weights)
+    own = np.concatenate([w.numpy().ravel() for w in moving])
+    assert len(own) == by_rank.shape[1] > 100 and np.array_equal(own, by_rank[1] if ranks == 2 else np.ones_like(own))
 
 
 def test_weights_that_are_not_finite_are_named_by_the_step_that_made_them(new_state):
