@@ -196,7 +196,7 @@ def test_other_ranks_take_the_state_of_rank_0_and_their_own_statistics_and_read_
     assert (other.step, other.progress.skipped, other.saved) == (5, 2, saved)
     assert all((w.numpy() == 1).all() for w in other.network.trainable_weights)
     own = np.concatenate([w.numpy().ravel() for w in moving])
-    assert len(own) == by_rank.shape[1] > 100 and np.array_equal(own, by_rank[1] if ranks == 2 else np.ones_like(own))
+    assert len(own) == by_rank.shape[1] > 4 and np.array_equal(own, by_rank[1] if ranks == 2 else np.ones_like(own))
 
 
 def test_weights_that_are_not_finite_are_named_by_the_step_that_made_them(new_state):
