@@ -23,6 +23,9 @@ from resnet import UserError, home, uris
 # Exit statuses, beside the watchdog's. STOPPED: a signal ended the run after it had saved; the same command resumes it.
 DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
 
+# SIGHUP comes from a terminal that closes, SIGUSR1 from Slurm (--signal) and other schedulers before they end a job.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
 Knobs = TypeVar("Knobs")
 REQUIRED = dataclasses.MISSING
 KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -201,7 +204,7 @@ def command(help_text: str) -> Iterator[list[str]]:
 
 
 class SignalRelay:
-    """Context: SIGTERM, SIGINT and SIGHUP are recorded, and passed on to the child of `run`, instead of ending this process."""
+    """Context: signals of STOPPING are recorded, and passed on to the child of `run`, instead of ending this process."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -215,7 +218,7 @@ class SignalRelay:
         return signal.SIGINT in self.received[1:]
 
     def __enter__(self) -> SignalRelay:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.handlers[number] = signal.signal(number, self.receive)
         return self
@@ -225,9 +228,9 @@ class SignalRelay:
             signal.signal(number, handler)
 
     def receive(self, number: int, _frame: object) -> None:
-        """Handle a signal. A hang-up asks a child to save and end, as SIGTERM does."""
+        """Handle a signal. All but SIGINT ask a child to save and end, as SIGTERM does."""
         self.received.append(number)
-        self.pending.append(signal.SIGTERM if number == signal.SIGHUP else number)
+        self.pending.append(number if number == signal.SIGINT else signal.SIGTERM)
         self.deliver()
 
     def deliver(self) -> None:

@@ -100,7 +100,7 @@ def take(file: IO[str], out: Path) -> None:
 
 
 def is_held(out: Path) -> bool:
-    """Whether another process of this host trains in `out`."""
+    """Whether another process trains in `out`; one on another host may."""
     with contextlib.suppress(OSError), open(out / FILE, opener=files.regular) as file:
         other = holder(file)
         away = other is not None and other.host != socket.gethostname()

@@ -11,8 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# SIGHUP comes from a terminal that closes, SIGUSR1 from Slurm (--signal) and other schedulers before they end a job.
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+from resnet.cli import STOPPING
 
 
 class Signals:

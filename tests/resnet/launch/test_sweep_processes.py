@@ -114,13 +114,13 @@ def python(tmp_path):
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
 def test_a_job_is_a_fresh_process_and_its_end_is_known(python, tmp_path, monkeypatch, script, code):
     monkeypatch.setattr(sys, "executable", python(script))
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in cli.STOPPING]
     assert launch.process(tmp_path / "a job") == code
     assert launch.process(tmp_path / "another") == code
     first, second = (line.split(maxsplit=1) for line in (tmp_path / "calls").read_text().splitlines())
     assert first[1] == f"-m resnet.rank {tmp_path}/a job" and second[1].endswith("another")
     assert len({first[0], second[0], str(os.getpid())}) == 3
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in cli.STOPPING] == before
 
 
 DRIVER = """

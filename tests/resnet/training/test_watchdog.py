@@ -1,5 +1,6 @@
 """A process that makes no progress ends by itself, and says where it stood."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,30 @@ def test_a_process_without_progress_ends_with_its_stacks_in_the_log(tmp_path):
     assert "rank 3: no step finished for 0.5 s (cluster.stall_s)" in done.stderr
     assert "in stuck_in_a_collective" in done.stderr
     assert (tmp_path / "line").read_text().startswith("rank 3: no step finished")
+
+
+def test_time_in_which_the_process_did_not_run_is_no_stall(tmp_path):
+    """A suspended machine, or SIGSTOP; what was left of the limit is left after it."""
+    program = PROGRAM.replace("time.sleep(60)", "time.sleep(0.2)").replace("Watchdog(0.5", "Watchdog(2")
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path / "line"], stdout=subprocess.PIPE)
+    while not process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(30) == 0 and not (tmp_path / "line").exists()
+
+
+def test_a_signal_to_stop_shortens_the_limit_to_some_steps():
+    watch = Watchdog(600, 0, print)
+    watch.hurry()
+    assert (watch.limit_s, watch.reason) == (60, "after a signal to stop")  # the first step compiles
+    watch.longest = 15.0
+    watch.hurry()
+    assert watch.limit_s == 45
+    watch.longest = 0.1
+    watch.hurry()
+    assert watch.limit_s == 20
 
 
 @pytest.mark.parametrize("failing", [False, True])
