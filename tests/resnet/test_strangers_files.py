@@ -268,7 +268,7 @@ WRITERS = {  # file -> how it is written
     "metrics.jsonl": lambda out: metrics.MetricsFile(out / "metrics.jsonl").append("{}"),
     "environment.txt": provenance.environment,
     "config.yaml": lambda out: files.write_text(out / "config.yaml", "x"),
-    f".result.json.{os.getpid()}.part": lambda out: result.write(out, {}),
+    ".result.json.PID.part": lambda out: result.write(out, {}),
     "logs/rank-0.log": lambda out: rank_status.redirect(out, 0),
     "lr_find.csv": lambda out: lr_find.write_csv(out / "lr_find.csv", lr_find.Curve([1.0], [1.0], [1.0])),
     "scores.json": lambda out: evaluate.write(out, {}, np.eye(2, dtype=int), ["a", "b"]),
@@ -281,7 +281,7 @@ WRITERS = {  # file -> how it is written
 def test_nothing_is_written_through_a_link(tmp_path, name, monkeypatch):
     theirs = tmp_path / "theirs"
     theirs.write_text("theirs")
-    path = tmp_path / "run" / name
+    path = tmp_path / "run" / name.replace("PID", str(os.getpid()))
     path.parent.mkdir(parents=True)
     path.symlink_to(theirs)
     monkeypatch.setattr(os, "dup2", lambda *_handles: None)
@@ -296,7 +296,7 @@ def test_a_run_s_folders_are_no_links_or_files_and_hold_none(tmp_path, name):
     theirs.mkdir()
     (tmp_path / "linked").symlink_to(tmp_path / "run")  # the run's own folder may be one
     (tmp_path / "run").mkdir()
-    path = tmp_path / "run" / name
+    path = tmp_path / "run" / name.replace("PID", str(os.getpid()))
     path.symlink_to(theirs)
     assert f"{name} must be a folder" in refused(hold, tmp_path / "linked")
     path.unlink()
