@@ -131,16 +131,18 @@ def resume(config: DictConfig) -> Run:
 
 def check_folder(run: Run, out: Path) -> None:
     """Raise UserError if `out` is another run's folder, naming the difference; a start that failed holds nothing."""
-    if not holds_run(out):
-        return
-    before, now = flat(load(out)), flat(run)
-    changed = [name for name in now if not may_change_on_resume(name) and before.get(name) != now[name]]
-    if changed:
-        shown = ", ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed[:5])
+    if holds_run(out) and (changed := differences(run, out)):
         raise UserError(
-            f"out={out}: another run is here ({shown}{', ...' if len(changed) > 5 else ''}); "
+            f"out={out}: another run is here ({', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}); "
             f"give another out=, or resume it with {shell.word('resume', out)}"
         )
+
+
+def differences(run: Run, out: Path) -> list[str]:
+    """The settings that make `run` another one than that in `out`, as `seed was 1 and is 2`. Raises UserError as load()."""
+    before, now = flat(load(out)), flat(run)
+    changed = (name for name in now if not may_change_on_resume(name) and before.get(name) != now[name])
+    return [f"{name} was {before.get(name)} and is {now[name]}" for name in changed]
 
 
 def holds_run(out: Path) -> bool:
@@ -154,9 +156,17 @@ def holds_run(out: Path) -> bool:
 
 
 def claim(run: Run, out: Path) -> None:
-    """Save `run` in `out`, unless it is another run's folder; remove what a killed process or a failed start left there."""
+    """Save `run` in `out`, unless it is another run's folder.
+
+    Remove what a killed process left there, and what belongs to the failed start of another run.
+    """
     check_folder(run, out)
-    failed = (out / "config.yaml").exists() and not holds_run(out)
+    failed = False
+    if (out / "config.yaml").exists() and not holds_run(out):
+        try:
+            failed = bool(differences(run, out))
+        except UserError:  # no configuration of any run
+            failed = True
     for path in list(out.iterdir()) if out.is_dir() else ():
         if PART.fullmatch(path.name) or (failed and path.is_file() and START.fullmatch(path.name)):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

@@ -236,6 +236,9 @@ def test_a_start_that_failed_leaves_the_folder_to_the_next_one(frozen, tmp_path)
     rundir.claim(run, out)
     assert rundir.load(out) == run
     assert {path.name for path in out.iterdir()} == {"config.yaml", "notes.txt"}
+    (out / "mlflow.json").write_text("x")  # the same run once more is the same in MLflow
+    rundir.claim(run, out)
+    assert (out / "mlflow.json").exists()
 
 
 @pytest.mark.parametrize("leave", [a_step, a_checkpoint, a_result, a_process])

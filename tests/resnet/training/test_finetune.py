@@ -231,6 +231,7 @@ def test_names_with_dots_survive_the_command_line_and_the_folder(run_of):
     assert run.finetune.freeze == ["bn1", "layer2.0"]
     rundir.save(run, Path(run.out))
     assert rundir.load(Path(run.out)) == run
+    (Path(run.out) / "checkpoints" / "step-00000001").mkdir(parents=True)
     rundir.check_folder(run, Path(run.out))
     with pytest.raises(UserError, match=r"finetune.freeze was .* and is none"):
         rundir.check_folder(run_of(*COMMON, word), Path(run.out))
