@@ -216,20 +216,26 @@ def assert_same(left, right):
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_ranks_that_are_stopped_then_killed_end_with_the_weights_of_undisturbed_ones(tmp_path, trained, rank):
-    """Batch norm's statistics too: the checkpoint of a stop has each rank's own, for no average was due at that step."""
-    stopped = Training(tmp_path / "run")
-    stopped.wait_for(random.randint(3, 12))
-    saved, _ = stopped.stop(signal.SIGTERM)
-    assert saved.step % 20 == 0 or (saved.path / checkpoint.STATISTICS).exists()
+def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path, trained, rank):
     training = Training(tmp_path / "run", "cluster.max_restarts=1")
-    training.wait_for(random.randint(saved.step + 1, 40))
+    training.wait_for(random.randint(1, 40))
     training.send(rank, signal.SIGKILL)
     status, _, errors = training.end()
     assert status == 0, errors
     restart = next(line for line in errors.splitlines() if "restart 1 of 1 from the newest checkpoint" in line)
     assert f"rank {rank} " in restart
     assert_same(weights(training.out), weights(trained(2, "unbroken")))
+
+
+@pytest.mark.slow
+def test_ranks_that_are_stopped_and_started_again_end_with_the_weights_of_undisturbed_ones(tmp_path, trained):
+    training = Training(tmp_path / "run")
+    training.wait_for(random.randint(3, 12))
+    saved, _ = training.stop(signal.SIGTERM)
+    assert saved.step % 20 == 0 or (saved.path / checkpoint.STATISTICS).exists()
+    again = Training(tmp_path / "run")
+    assert again.end()[0] == 0
+    assert_same(weights(again.out), weights(trained(2, "unbroken")))
 
 
 @pytest.mark.slow

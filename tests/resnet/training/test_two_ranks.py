@@ -13,29 +13,46 @@ from run_files import assert_same, logged, progress, steps, tensors
 
 from resnet import rundir
 from resnet.model import resnet
+from resnet.training import checkpoint
 from resnet.training.loop import train
 
 pytestmark = pytest.mark.timeout(900)  # two ranks wait for each other, on a machine that may be busy
 
 COMMON = ("model=tiny", "data=digits", "batch=32", "track=off", "mixup=0.2")
 NAN = ("eval=false", "log_every_steps=1", "optim.lr=0.01", "schedule=constant", "steps=12", "save_every_steps=1")
+STOP = ("eval=false", "steps=12", "save_every_steps=6", "keep_checkpoints=20", "ema.decay=0.5")
 RANGE = ("data.flip=false", "lr_find=true", "lr_find_end=0.1", "lr_find_steps=20")
 
-# The NaN is in the images of rank 1 alone.
+# The NaN is in the images of rank 1 alone, and the signal reaches rank 0 alone.
 PROGRAM = f"""
-import sys
+import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(fake_step.__file__).parent)!r})
 import small_network
 from fake_step import nan_ratios
-from resnet import UserError, rundir
+from resnet import UserError, cli, rundir
 from resnet.config import topology
 from resnet.data import augment
 from resnet.model import resnet
 from resnet.training.loop import train
 resnet.build = small_network.build
 plain, rank = augment.mix_ratios, topology.process_rank()
+
+def signalled(alpha, seed, steps):
+    if 3 in steps and rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return plain(alpha, seed, steps)
+
 for out in map(Path, sys.argv[1:]):
+    if out.name in ("whole", "resumed"):
+        augment.mix_ratios = signalled if out.name == "resumed" else plain
+        try:
+            train(rundir.load(out), out)
+        except cli.Stopped as stopped:
+            (out / f"stopped-{{rank}}").write_text(str(stopped))
+            augment.mix_ratios = plain
+            train(rundir.load(out), out)
+        continue
     augment.mix_ratios = nan_ratios([6], 1) if rank == 1 and out.name != "range" else plain
     try:
         train(rundir.load(out), out)
@@ -53,6 +70,7 @@ def on_two_ranks(tmp_path_factory, run_at):
         "stop": NAN,
         "skip": (*NAN, "on_nan.policy=skip", "keep_checkpoints=20"),
         "rollback": (*NAN, "on_nan.policy=rollback"),
+        **dict.fromkeys(("whole", "resumed"), STOP),
         "range": (*RANGE, "cluster.sync_batch_norm=true"),
     }
     for name, words in more.items():
@@ -86,6 +104,16 @@ def test_two_ranks_go_back_together(on_two_ranks):
     assert not list(out.glob("error-*"))
     assert logged(out, "train/rollbacks") == [(6, 1)] and progress(out).lr_scale == 0.5
     assert steps(out)[-1] == 12
+
+
+def test_two_ranks_that_are_stopped_end_with_the_weights_of_undisturbed_ones(on_two_ranks):
+    """Batch norm's statistics too: no average is due at the step of the stop, whose checkpoint has each rank's own."""
+    out = on_two_ranks["resumed"]
+    step = int((out / "stopped-0").read_text().partition("step-")[2][:8])
+    assert step % 6 and (out / "stopped-1").exists()
+    own = np.load(checkpoint.path_of(out, step) / checkpoint.STATISTICS)
+    assert len(own) == 2 and not np.array_equal(*own)
+    assert_same(tensors(out, 12), tensors(on_two_ranks["whole"], 12))
 
 
 def test_two_ranks_see_the_curve_of_one(on_two_ranks, run_of, monkeypatch, small_build):

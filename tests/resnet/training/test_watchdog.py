@@ -38,12 +38,12 @@ def test_a_process_without_progress_ends_with_its_stacks_in_the_log(tmp_path):
 
 def test_time_in_which_the_process_did_not_run_is_no_stall(tmp_path):
     """A suspended machine, or SIGSTOP; what was left of the limit is left after it."""
-    program = PROGRAM.replace("time.sleep(60)", "time.sleep(0.2)").replace("Watchdog(0.5", "Watchdog(2")
+    program = PROGRAM.replace("time.sleep(60)", "time.sleep(0.2)").replace("Watchdog(0.5", "Watchdog(1.5")
     process = subprocess.Popen([sys.executable, "-c", program, tmp_path / "line"], stdout=subprocess.PIPE)
     while not process.stdout.readline():
         pass
     process.send_signal(signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(2.5)
     process.send_signal(signal.SIGCONT)
     assert process.wait(30) == 0 and not (tmp_path / "line").exists()
 
