@@ -23,8 +23,8 @@ from resnet import UserError, home, uris
 # Exit statuses, beside the watchdog's. STOPPED: a signal ended the run after it had saved; the same command resumes it.
 DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
 
-# SIGHUP comes from a terminal that closes, SIGUSR1 from Slurm (--signal) and other schedulers before they end a job.
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# SIGHUP comes from a terminal that closes, the last three from Slurm (--signal) and other schedulers before they end a job.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 Knobs = TypeVar("Knobs")
 REQUIRED = dataclasses.MISSING
@@ -154,10 +154,11 @@ def leave(status: int) -> None:
 
 @contextlib.contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Context in which a closed pipe or a full disk behind stdout or stderr raises nothing: what is printed there is lost."""
+    """Context in which a closed stdout or stderr, or a full disk behind it, raises nothing: what is printed there is lost."""
     with (
-        contextlib.redirect_stdout(TolerantStream(sys.stdout)) as out,
-        contextlib.redirect_stderr(TolerantStream(sys.stderr)) as err,
+        open(os.devnull, "w") as nowhere,  # noqa: PTH123
+        contextlib.redirect_stdout(TolerantStream(sys.stdout or nowhere)) as out,
+        contextlib.redirect_stderr(TolerantStream(sys.stderr or nowhere)) as err,
     ):
         try:
             yield

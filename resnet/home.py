@@ -38,7 +38,7 @@ def provide() -> None:
     if os.environ.get("HOME") == "":  # which would make / of ~
         del os.environ["HOME"]
     home, cache = os.path.expanduser("~"), os.environ.get("XDG_CACHE_HOME")  # noqa: PTH111
-    without = home == "~"
+    without = not Path(home).is_absolute()
     if not without and writable(Path(cache or home, "" if cache else ".cache")):
         return
     place = stand_in()

@@ -62,7 +62,8 @@ def settings(request: Request, batch: int) -> dict[str, str]:
     schedule = words.pop("schedule", USUAL[optim])
     for name in sorted(HYPER & set(request.options) - request.counted):
         value = request.options[name]
-        request.notes.append(f"{name}={value}: does not count with optim={optim} and schedule={schedule}, as there")
+        what = "its rate and warm-up do not count" if name == "fine_tune" else "does not count"
+        request.notes.append(f"{name}={value}: {what} with optim={optim} and schedule={schedule}, as there")
     first = {} if schedule == USUAL[optim] else {"schedule": schedule}
     return {"optim": optim} | first | words
 

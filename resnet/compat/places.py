@@ -103,7 +103,8 @@ def images(request: Request) -> dict[str, str]:
         folder = request.options.get("shards", "")
         if not (folder and (files.is_remote(folder) or home.expand(folder).is_dir())):
             way_out = "give the folder of the shards, or add -- data=digits for a try"
-            raise MissingImages(f"IMAGENET_DIR={folder}: no such folder; {way_out}")
+            problem = f"IMAGENET_DIR={folder}: no such folder" if folder else "IMAGENET_DIR is not set"
+            raise MissingImages(f"{problem}; {way_out}")
     if not folder:
         request.notes.append("no folder of shards is named: the embedded digits (10 classes, 32 px)")
         return {"data": "digits"}

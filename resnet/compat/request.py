@@ -195,7 +195,7 @@ def read_file(request: Request) -> None:
         options = by_name(COMMANDS[request.command][1][part])
         for name, value in leaves(content.get(part) or {}):
             if name in options:
-                request.add(options[name], value, f"{name}: {value}")
+                request.add(options[name], os.path.expandvars(value), f"{name}: {value}")
             elif part == "parameters":
                 raise UserError(f"{path}: {name}: no such parameter; {nearest(name, list(options))}")
             elif name == "LD_PRELOAD" and not all(map(os.path.exists, re.split("[ :]+", value))):

@@ -1,8 +1,9 @@
-"""What a search by Optuna cannot have, refused before its first job: the objective is top-1, and the study is in memory."""
+"""What a sweep cannot have, refused before its first job; a search by Optuna goes by top-1, and its study is in memory."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,17 @@ from resnet import UserError
 from resnet.config.checks import check
 
 KNOB = "hydra.sweeper."
+MAX_JOBS = 10_000
+
+
+def check_count(overrides: Sequence[Override]) -> None:
+    """Raise UserError for more jobs than anybody waits for: Hydra would make a list of all of them first."""
+    count = 1
+    for override in overrides:
+        if override.is_sweep_override():
+            count *= sum(1 for _value in itertools.islice(override.sweep_iterator(), MAX_JOBS + 1))
+        if count > MAX_JOBS:
+            raise UserError(f"{override.input_line}: more than {MAX_JOBS:,} jobs in one sweep; give fewer values")
 
 
 def check_settings(settings: DictConfig, overrides: Sequence[Override]) -> None:

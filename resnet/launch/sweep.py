@@ -81,6 +81,8 @@ class SubprocessLauncher(Launcher):
         self.overrides = parser.parse_overrides(list(config.hydra.overrides.task))
         if self.searches:
             search.check_settings(config.hydra.sweeper, self.overrides)
+        else:
+            search.check_count(self.overrides)
         logging.getLogger("optuna").setLevel(logging.WARNING)  # it reports each trial; so do we
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

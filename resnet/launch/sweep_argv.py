@@ -30,6 +30,8 @@ from resnet.config.run import VARIANTS, Run
 
 FILE = "sweep.yaml"  # in a sweep's folder: the command line, and where it was typed
 RESUME = "sweep.resume"
+NO_OVERRIDE = "not an override"
+MAX_SHOWN = 200  # characters of a word in an error
 FLAGS = ("-m", "--multirun")
 GROUPS = (*VARIANTS, "recipe", "sweep", "hydra/sweeper", "hydra/sweeper/sampler")
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # the name of an option of a group: no path that leads elsewhere
@@ -108,15 +110,17 @@ def path_of(word: str) -> str:
 
 def read_argv(out: Path, shown: str) -> tuple[list[str], str]:
     """The command line and working folder of the sweep in `out`. Raises UserError, with `shown` for what was typed."""
-    if not (out / FILE).is_file():
+    if not os.path.lexists(out / FILE):
         run = (out / "config.yaml").exists()
-        hint = f"this is a run; resume it with {shell.word('resume', out)}" if run else "give a sweep's"
+        hint = f"this is a run; resume it with {shell.word('resume', out)}" if run else "give the folder of a sweep"
         raise UserError(f"{shown}: not the folder of a sweep ({FILE} is missing); {hint}")
     try:
         content = yaml.safe_load(files.read_bytes(out / FILE, 1 << 20))
-        words, folder = content["words"], content["folder"]
+        words: Any
+        folder: Any
+        words, folder = (content.get(name) if isinstance(content, dict) else None for name in ("words", "folder"))
         if not isinstance(words, list) or not all(isinstance(word, str) for word in [folder, *words]):
-            raise TypeError("words and folder must be texts")
+            raise TypeError("it needs words, a list of texts, and folder, a text")
         return [uris.USERINFO.sub("", word) for word in words], folder
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -128,8 +132,13 @@ def check_words(words: Sequence[str], shown: str) -> None:
     """Raise UserError for a word from a sweep's file that is no flag, group or knob with a plain value."""
     for word in words:
         if word not in FLAGS and (reason := not_data(word)):
-            trusted = shell.command("resnet.train", shown, word)
-            raise UserError(f"{shown}: {FILE} has {word}, {reason}; if you trust it, type it too: {trusted}")
+            short = word if len(word) <= MAX_SHOWN else f"{word[:MAX_SHOWN]}..."
+            trusted = (
+                "remove it"
+                if short != word or reason == NO_OVERRIDE
+                else (f"if you trust it, type it too: {shell.command('resnet.train', shown, word)}")
+            )
+            raise UserError(f"{shown}: {FILE} has {short}, {reason}; {trusted}")
 
 
 def not_data(word: str) -> str | None:
@@ -139,9 +148,9 @@ def not_data(word: str) -> str | None:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
-        return "not an override"
+        return NO_OVERRIDE
     knob = override.key_or_group
-    own = re.fullmatch(r"[\w.]+", knob) and knob.partition(".")[0] in (*help.knobs(Run), "sweep")
+    own = (re.fullmatch(r"[\w.]+", knob) and knob.partition(".")[0] in help.knobs(Run)) or knob == "sweep"
     if override.package or not (own or SEARCH.fullmatch(knob)):
         return "no group or knob of a run"
     values = list(texts(override.value()))

@@ -69,7 +69,9 @@ def classify(
 ) -> None:
     """List the classes of `places` into `split`, but into listing.val those that `held_out` names of each class."""
     if len(places) == 1:
-        raise UserError(f"{root}: one class only ({next(iter(places))!r}); a classifier needs at least 2")
+        (name,) = places
+        inside = f"if {name!r} has the classes in it, give dir={root}/{name}; " if Path(root, name).is_dir() else ""
+        raise UserError(f"{root}: one class only ({name!r}); {inside}a classifier needs at least 2")
     listing.classes, empty, shared = sorted(places, key=archive.raw), [], list[set[str]]()
     with progress("classes listed", len(places), workers.ticks):
         listed = workers.map(scan, (places[name] for name in listing.classes))
@@ -85,7 +87,10 @@ def classify(
     if empty:
         raise UserError(f"{root}: no image ({', '.join(archive.ENDINGS)}) in {', '.join(empty[:5])}; fill or remove it")
     if same := sorted(set.intersection(*shared), key=archive.raw):
-        listing.notes.append(f"every class in {root} has {few(same)} in it: folders within a class belong to it")
+        listing.notes.append(
+            f"every class in {root} has the folders {few(same)}, which count as parts of their class; if the classes are splits, "
+            "give train= and val="
+        )
 
 
 def class_folders(listing: Listing, root: str, split: Split) -> Places:

@@ -86,8 +86,8 @@ class Classifier(mlflow.pyfunc.PythonModel):
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """A row an image: class, probability, and the `top` likeliest classes, best first: 5 unless `params` say otherwise."""
-        top = int((params or {}).get("top", 5))
-        if top < 1:
+        top = (params or {}).get("top", 5)
+        if top is None or top < 1:
             raise Refused(TOP)
         images, request, rows = flatten(model_input["image"]), current.get(), []
         if request and len(images) > request.max_images:

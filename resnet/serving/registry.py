@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ NAME = "model"  # runs:/<id>/model
 METRICS = ("eval/top1", "eval/loss", "ema/top1", "ema/loss", "final/top1")  # shown with the model
 UUID = "resnet.uuid"  # the tag of a logged model that says which folder it is of
 VERSIONS = "mlflow.modelVersions"  # the tag by which MLflow shows its registered versions
+one_at_a_time = threading.RLock()  # quiet()
 UPLOAD_TIMEOUT_S = 600  # for the answer to one uploaded file
 
 
@@ -76,18 +78,21 @@ def register_model(client: Any, run_id: str, model_id: str, name: str) -> None:
 
 @contextlib.contextmanager
 def quiet(**variables: str) -> Iterator[None]:
-    """MLflow without its progress messages and bars, and with these environment variables."""
+    """MLflow without its progress messages and bars, and with these environment variables.
+
+    One thread at a time: the environment is the whole process's, and the training and its sender both come here.
+    """
     variables = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **variables}
-    before = {name: os.environ.get(name) for name in variables}
     logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+    with one_at_a_time:
+        before, level = {name: os.environ.get(name) for name in variables}, logger.level
+        logger.setLevel(logging.ERROR)
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value

@@ -141,8 +141,17 @@ def read(path: str) -> weights.Tensors:
     return weights.check(of_folder(folder), path) if folder.is_dir() else weights.read(path)
 
 
+def of_export(folder: Path) -> Path:
+    """The SavedModel in a folder of resnet.export; another folder as it is."""
+    inside = folder / "saved_model"
+    return inside if (inside / "saved_model.pb").is_file() else folder
+
+
 def of_folder(folder: Path) -> weights.Tensors:
     """The tensors of a SavedModel of resnet.export, a checkpoint, or a run's best one, else its newest."""
+    if (folder / "saved_model" / "saved_model.pb").is_file():  # of resnet.export
+        folder = folder / "saved_model"
+    folder = of_export(folder)
     if (folder / "saved_model.pb").is_file():
         return of_variables(folder, "variables/variables", ["weights"])
     if (folder / "commit.json").is_file():
@@ -151,8 +160,8 @@ def of_folder(folder: Path) -> weights.Tensors:
         chosen = checkpoint.best(checkpoints) or checkpoints[-1]
     else:
         run = (folder / "config.yaml").is_file()
-        what = "a run without a checkpoint yet; start it again" if run else "no weights lie in this folder"
-        raise UserError(f"{folder}: {what}, or give {weights.SOURCES}")
+        what = "a run without a checkpoint yet; start it again" if run else "no weights are in this folder"
+        raise UserError(f"{folder}: {what}; or give {weights.SOURCES}")
     if wrong := checkpoint.verify(chosen):
         raise UserError(f"{chosen.path}: this checkpoint is damaged ({wrong}); give another one of the same run")
     return of_variables(chosen.path, "weights", ["average", "network"])
@@ -181,7 +190,7 @@ def of_variables(folder: Path, prefix: str, roots: list[str]) -> weights.Tensors
 
 def class_names_of(path: str, outputs: int) -> list[str] | None:
     """The class names in a run's folder, in a SavedModel or beside a weights file, if there are `outputs` of them."""
-    place = home.expand(path)
+    place = of_export(home.expand(path))
     if (place / "saved_model.pb").is_file():
         with contextlib.suppress(Exception), checkpoint.glob_safe(place) as folder:  # not of this suite: it has none
             encoded = checkpoint.open_variables(folder / "variables/variables").get_tensor(NAMES)

@@ -56,17 +56,17 @@ class Watchdog:
             yield batch
 
     def watch(self) -> None:
+        """The thread."""
         interval, woke = min(1.0, self.limit_s / 4), time.monotonic()
         while not self.finished.wait(interval):
-            late = time.monotonic() - woke - interval
-            woke = time.monotonic()
-            if late > max(1.0, interval):
-                self.since += late
-            if woke - self.since > self.limit_s:
-                message = (
-                    f"rank {self.rank}: no step finished for {self.limit_s:g} s ({self.reason}); stacks of all threads:"
-                )
-                print(message, file=sys.stderr, flush=True)
+            now = time.monotonic()
+            self.since += now - woke - interval  # the thread woke late: nothing of the process ran
+            woke = now
+            if now - self.since > self.limit_s:
+                stalled = f"rank {self.rank}: no step finished for {self.limit_s:g} s ({self.reason})"
+                print(f"{stalled}; stacks of all threads:", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                self.report(message)
+                self.report(
+                    f"{stalled}; if the data can be read again, the same command resumes from the newest checkpoint"
+                )
                 os._exit(STALLED)

@@ -88,6 +88,7 @@ REFUSED = {
     "-m batch=32,many": ["batch=many: must be a whole number"],
     "-m batch=32,0": ["job 1 (batch=0)", "batch=0: must be above 0"],
     "-m optim=lars,sgd optim.nesterov=true": ["optim.nesterov: only optim=sgd has this knob"],
+    "-m seed=range(1,1000000000) batch=32,64": ["seed=range(1,1000000000): more than 10,000 jobs"],
     "-m schedule=cosine,piecewise epochs=3": ["job 0 (schedule=cosine)", "schedule.warmup_epochs=0.6"],
     "-m resume=x batch=1,2": ["resume=x", "leave it out of a sweep"],
     "-m --cfg job batch=32,64": ["-m --cfg job", "Only one of"],

@@ -23,6 +23,7 @@ from resnet.config import compose
 from resnet.data import pipeline, shards, source, tfexample
 from resnet.model import weights
 from resnet.training import loop
+from resnet.training import trained as trained_networks
 from resnet.training.trained import read as read_weights
 
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
@@ -186,6 +187,13 @@ def scored(trained, tmp_path_factory):
     """What resnet.evaluate says of the run, in the arithmetic that is exported."""
     run, images = trained
     return evaluate.evaluate(run.out, [f"data.dir='{images}'", "dtype=fp32"], tmp_path_factory.mktemp("scored"))
+
+
+def test_the_folder_of_an_export_is_read_as_its_saved_model(exported):
+    read = [read_weights(str(place)) for place in (exported, exported / "saved_model")]
+    assert read[0].keys() == read[1].keys() and all(np.array_equal(read[0][name], read[1][name]) for name in read[0])
+    names = [trained_networks.class_names_of(str(place), 3) for place in (exported, exported / "saved_model")]
+    assert names[0] == names[1] and len(names[0]) == 3
 
 
 @pytest.mark.parametrize("name", [pytest.param("model.safetensors", marks=pytest.mark.slow), "saved_model"])

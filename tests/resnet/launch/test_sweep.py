@@ -176,7 +176,7 @@ def test_resume_refuses_what_would_be_another_sweep_and_what_is_none(sweep, home
     for line, told in {
         "sweep.resume=": "sweep.resume=: no such folder",
         "sweep.resume=nowhere": "sweep.resume=nowhere: no such folder",
-        "sweep.resume=.": "sweep.resume=.: not the folder of a sweep (sweep.yaml is missing); give a sweep's",
+        "sweep.resume=.": "sweep.resume=.: not the folder of a sweep (sweep.yaml is missing); give the folder of a sweep",
         "sweep.resume=mine/0": f"this is a run; resume it with resume={home}/mine/0",
         "-m resume=mine/0 seed=1,2": "sweep.resume= resumes a sweep",
     }.items():

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -62,6 +63,28 @@ def answered(loaded, images, **params):
 
 
 # ------------------------------------------------------------------------------------------------------------ the answers
+def test_two_threads_of_one_process_keep_mlflow_quiet_one_after_the_other(monkeypatch):
+    """The training writes its model while the sender opens the store."""
+    monkeypatch.delenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", raising=False)
+    inside, order = threading.Event(), []
+
+    def later():
+        inside.wait(10)
+        with registry.quiet(MLFLOW_X="2"):
+            order.append(os.environ["MLFLOW_X"])
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    with registry.quiet(MLFLOW_X="1"), registry.quiet(MLFLOW_Y="1"):
+        inside.set()
+        time.sleep(0.1)
+        order.append(os.environ["MLFLOW_X"])
+    thread.join(10)
+    assert order == ["1", "2"] and not {"MLFLOW_X", "MLFLOW_Y", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"} & set(
+        os.environ
+    )
+
+
 def test_jpegs_of_any_size_are_judged_as_in_evaluation(loaded, jpegs, of_jpegs):
     for column in (jpegs, [text(one) for one in jpegs], [f"data:image/jpeg;base64,{text(one)}" for one in jpegs]):
         same(answered(loaded, pd.DataFrame({"image": column})), of_jpegs)

@@ -160,6 +160,7 @@ BAD = {
     "top as text": (as_json({"inputs": [SECRET], "params": {"top": SECRET}}), JSON, TOP),
     "top of 0": (as_json({"inputs": [SECRET], "params": {"top": 0}}), JSON, TOP),
     "top as list": (as_json({"inputs": [SECRET], "params": {"top": [SECRET] * 9}}), JSON, TOP),
+    "top of null": (as_json({"inputs": [SECRET], "params": {"top": None}}), JSON, TOP),
     "params as list": (as_json({"inputs": [SECRET], "params": [SECRET]}), JSON, HELP),
     "two inputs": (as_json({"inputs": [SECRET], "instances": [SECRET]}), JSON, HELP),
     "no inputs": (as_json({SECRET * 999: 1}), JSON, HELP),

@@ -47,12 +47,14 @@ def train(out, after, *words, signal_at=""):
     """A training in an interpreter of its own, which a forked process does not end as. SIGTERM once stdout has a text."""
     command = [sys.executable, "-c", PROGRAM, str(after), *WORDS, f"out={out}", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines, limit = [], threading.Timer(1, print)
+    lines, limit = [], threading.Timer(100, process.kill)
+    limit.start()
     for line in process.stdout:
         lines.append(line)
         if signal_at and signal_at in line:
             process.terminate()
         if line.startswith(("error", "stopped")):  # from here on it has seconds
+            limit.cancel()
             limit = threading.Timer(40, process.kill)
             limit.start()
     limit.cancel()
@@ -141,6 +143,13 @@ with cli.reported():
         print("line", number)
     open("end", "w").write(str(number))
 """
+
+
+def test_a_command_needs_no_stdout_and_no_stderr(tmp_path):
+    program = f"import os, sys\nsys.stdout = sys.stderr = None\n{PRINTING}"
+    environment = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment).returncode == 0
+    assert (tmp_path / "end").read_text() == "9998"
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -6,10 +6,11 @@ import threading
 
 import pytest
 
+from resnet import cli
 from resnet.training.signals import Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", cli.STOPPING)
 def test_a_signal_asks_to_stop_and_is_heard_at_once_in_a_thread(number):
     heard, before = threading.Event(), signal.getsignal(number)
     with Signals(heard.set) as signals:

@@ -115,9 +115,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(filled_folder, evaluated):
 def test_a_folder_without_weights_is_told(run_of, tmp_path):
     run = run_of("model=tiny", "data=synthetic")
     rundir.save(run, Path(run.out))
-    assert told(run.out).startswith("a run without a checkpoint yet; start it again, or give a .safetensors")
+    assert told(run.out).startswith("a run without a checkpoint yet; start it again; or give a .safetensors")
     (tmp_path / "empty").mkdir()
-    assert told(tmp_path / "empty").startswith("no weights lie in this folder, or give a .safetensors")
+    assert told(tmp_path / "empty").startswith("no weights are in this folder; or give a .safetensors")
 
 
 @pytest.fixture
