@@ -70,7 +70,9 @@ def find(folder: str, prepare: str, knob: str = "data.dir") -> tuple[list[str], 
     for (train, val), patterns in zip(pairs, LAYOUTS, strict=True):
         if train or val:
             present, missing = patterns if train else reversed(patterns)
-            raise UserError(f"{knob}={folder}: has {present} but no {missing}; prepare both with: {prepare}")
+            others = sorted(set(listing(folder, "*-of-*", knob)) - {*train, *val})
+            hint = f" ({os.path.basename(others[0])} has another name)" if others else ""
+            raise UserError(f"{knob}={folder}: has {present} but no {missing}{hint}; prepare both with: {prepare}")
     tried = ", ".join(pattern for pair in LAYOUTS for pattern in pair)
     raise UserError(f"{knob}={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
 

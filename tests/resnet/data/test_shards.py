@@ -210,6 +210,14 @@ def test_half_a_layout_names_what_is_missing_and_the_command(tmp_path, there, mi
     assert "make it" in str(caught.value)
 
 
+def test_shards_of_another_name_are_named_beside_what_is_missing(tmp_path):
+    for name in ("train-00000-of-00001", "val-00000-of-00001"):
+        (tmp_path / name).touch()
+    told = r"has train-\*-of-\* but no validation-\*-of-\* \(val-00000-of-00001 has another name\)"
+    with pytest.raises(UserError, match=told):
+        shards.find(str(tmp_path), "prepare")
+
+
 def test_a_whole_layout_is_found_beside_half_of_another(tmp_path):
     empty_set(tmp_path / "img_train", "img_train", 2)
     empty_set(tmp_path / "train", "train", 2)
