@@ -71,7 +71,7 @@ def test_a_file_that_is_missing_or_of_no_known_kind_is_told(tmp_path):
         (tmp_path / name).write_bytes(b"x")
         assert told(tmp_path / name).startswith("no kind of weights that is known here; give ")
     (tmp_path / "folder.safetensors").mkdir()
-    assert told(tmp_path / "folder.safetensors").startswith("no weights lie in this folder, or give")
+    assert told(tmp_path / "folder.safetensors").startswith("no weights are in this folder; or give")
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".npz"])
