@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from resnet import cli
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
 from resnet.data import augment, pipeline
+from resnet.data.reading import READS_END_S
 from resnet.data.source import Source
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
@@ -52,9 +55,17 @@ class TrainStep:
         return True
 
     def close(self) -> None:
-        """Destroy the iterator, which waits for its reads; it is left alone if they never end."""
+        """Destroy the iterator, which waits for its threads; one that does not end in time ends with the process."""
         if not self.source.reads.count:
-            self.batches = self.train = None
+            thread = threading.Thread(target=self.destroy, daemon=True, name="iterator")
+            thread.start()
+            thread.join(READS_END_S)
+            if thread.is_alive():
+                cli.unfinished.append(f"TensorFlow's iterator of the images has not ended within {READS_END_S:g} s")
+
+    def destroy(self) -> None:
+        """Drop the iterator and the graph that takes it."""
+        self.batches = self.train = None
 
     def inputs(
         self, first: int, last: int, lrs: ArrayLike | None = None

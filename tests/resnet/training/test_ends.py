@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -13,6 +14,7 @@ import tensorflow as tf
 from resnet import UserError, cli
 from resnet.config.data import Records
 from resnet.data import digits, pipeline, reading, shards, source
+from resnet.training import step
 from resnet.training.watchdog import STALLED
 
 # Each read takes 30 ms, and none returns any more once the loss has been read so often: a busy network disk, or one that is gone.
@@ -134,6 +136,16 @@ def test_reads_that_never_end_are_left_behind_by_name(records, monkeypatch, exit
             raise UserError("the loss is nan")
 
     assert exit_status(command) == cli.FAILED
+
+
+def test_an_iterator_that_does_not_end_is_left_behind(monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(cli, "unfinished", [])
+    monkeypatch.setattr(step, "READS_END_S", 0.1)
+    stuck = SimpleNamespace(source=SimpleNamespace(reads=SimpleNamespace(count=0)), destroy=go.wait)
+    step.TrainStep.close(stuck)
+    go.set()
+    assert cli.unfinished == ["TensorFlow's iterator of the images has not ended within 0.1 s"]
 
 
 PRINTING = """
