@@ -122,7 +122,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from resnet import checkpoint, result
+from resnet.rundir import result
+from resnet.training import checkpoint
 
 
 def weights(out):
