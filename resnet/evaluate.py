@@ -44,12 +44,14 @@ def evaluate(path: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(run, images, [loaded.network], Ranks())
-    handler = signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # no handler in Python runs while TensorFlow waits for a read
-    with reading.reading(images, run.seed, run.batch):
-        (result, _), predictions = evaluator(), evaluator.predictions()
-    signal.signal(signal.SIGINT, handler)
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.SIG_IGN:  # no handler in Python runs while TensorFlow waits for a read
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with reading.reading(images, run.seed, run.batch):
+            (result, _), predictions = evaluator(), evaluator.predictions()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     names = loaded.names or [str(number) for number in range(run.data.classes)]
     scores = {"weights": str(Path(path).resolve()), "data": run.data.name, **result.as_dict()}
     write(out, scores, predictions.confusion(len(names)), names)
