@@ -14,7 +14,7 @@ import subprocess
 import sys
 import typing
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, TextIO, TypeVar
 
@@ -119,7 +119,8 @@ class Failed(Exception):
     """Ranks failed; the message says which one did first, and ends with its own traceback."""
 
 
-unfinished: list[str] = []  # work of other threads that did not end in time, and would keep the process from ending
+# Work of other threads that did not end in time, and would keep the process from ending: whether it still runs, and its name.
+unfinished: list[tuple[Callable[[], bool], str]] = []
 
 
 @contextlib.contextmanager
@@ -144,9 +145,9 @@ def reported(interrupted: str = "the checkpoints written so far are whole") -> I
 
 
 def leave(status: int) -> None:
-    """End the process now if something is `unfinished`: the end of the interpreter would wait for it, maybe for ever."""
-    if unfinished:
-        print(f"{'; '.join(unfinished)}; the process ends without it", file=sys.stderr)
+    """End the process now if something is still `unfinished`: the end of the interpreter would wait for it, maybe for ever."""
+    if lines := [line for running, line in unfinished if running()]:
+        print(f"{'; '.join(lines)}; the process ends without it", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

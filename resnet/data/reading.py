@@ -39,7 +39,8 @@ def reading(source: Source, seed: int, batch: int, state: Position | None = None
         raise
     finally:
         if not source.reads.close(READS_END_S) and isinstance(source.settings, Records):
-            cli.unfinished.append(f"data.dir={source.settings.dir}: a read has not ended within {READS_END_S:g} s")
+            line = f"data.dir={source.settings.dir}: a read has not ended within {READS_END_S:g} s"
+            cli.unfinished.append((lambda: source.reads.count > 0, line))
 
 
 def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) -> UserError | None:

@@ -61,7 +61,8 @@ class TrainStep:
             thread.start()
             thread.join(READS_END_S)
             if thread.is_alive():
-                cli.unfinished.append(f"TensorFlow's iterator of the images has not ended within {READS_END_S:g} s")
+                line = f"TensorFlow's iterator of the images has not ended within {READS_END_S:g} s"
+                cli.unfinished.append((thread.is_alive, line))
 
     def destroy(self) -> None:
         """Drop the iterator and the graph that takes it."""
