@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes launch/locks/*.txt anew from launch/locks/*.in: the newest releases that fit together, for Linux on x86-64.
-# Needs the package index; takes about a minute. Then: bash launch/test.sh, on each Python.
+# `lock.sh 3.12 3.13` makes the locks of these Pythons only. Needs the package index; takes about a minute. Then:
+# bash launch/test.sh python=3.13, and so on for each Python.
 set -euo pipefail
 locks=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/locks" && pwd)
 
@@ -28,9 +29,14 @@ without() { # other, lock
        NR != FNR && keep' "$1" "$2"
 }
 
-compile build 3.10 build.in
-compile horovod 3.10 --no-deps horovod.in
-for version in 3.10 3.11 3.12; do
+if (($#)); then
+  cp "$locks/build.txt" .
+else
+  compile build 3.10 build.in
+  compile horovod 3.10 --no-deps horovod.in
+  set -- 3.10 3.11 3.12 3.13
+fi
+for version; do
   name=py${version/./}
   printf 'lock: %s\n' "$name" >&2
   # tf-keras asks for `tensorflow`, which would lay 600 MB of GPU build over the same files of tensorflow-cpu.

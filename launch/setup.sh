@@ -1,12 +1,25 @@
 #!/usr/bin/env bash
 # Makes .venv in this checkout: `setup.sh` with what training needs, `setup.sh test` with what the tests need as well.
-# Called again it returns at once. PYTHON=<command or path> chooses the interpreter.
+# Called again it returns at once. PYTHON=<command or path> chooses the interpreter. `setup.sh [test] python=3.13` makes
+# .venv-3.13 instead, beside the .venv of another Python.
 set -euo pipefail
 
 checkout=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 locks=$checkout/launch/locks
 venv=$checkout/.venv
-log=$venv/setup.log # also the mark that this .venv is ours to delete
+versions=(3.13 3.12 3.11 3.10)
+stages=(runtime package)
+for word; do
+  case $word in
+  test) stages+=(test) ;;
+  python=3.1[0-3]) versions=("${word#*=}") venv=$checkout/.venv-${word#*=} ;;
+  *)
+    printf 'setup: usage: setup.sh [test] [python=3.10, 3.11, 3.12 or 3.13], not %s\n' "$word" >&2
+    exit 1
+    ;;
+  esac
+done
+log=$venv/setup.log # also the mark that this environment is ours to delete
 
 # Packages found there would pass for installed ones.
 unset PYTHONPATH PYTHONHOME
@@ -43,7 +56,7 @@ probe() {
   local answer
   answer=$("$1" -c 'import ctypes, ensurepip, sqlite3, ssl, sys, venv
 print("py%d%d" % sys.version_info[:2], sys._base_executable)' 2>/dev/null) &&
-    [[ $answer == py31[012]\ /* ]] && printf '%s\n' "$answer"
+    [[ $answer == py31[0-3]\ /* ]] && printf '%s\n' "$answer"
 }
 
 # Sets python, the base interpreter, and tag: of the finished .venv if there is one, else the best of this machine.
@@ -51,7 +64,8 @@ choose_python() {
   local version candidate found wanted=''
   if [[ -n ${PYTHON-} ]]; then
     wanted=$(probe "$PYTHON") ||
-      die "PYTHON=$PYTHON is no Python 3.10, 3.11 or 3.12 that runs and has venv, ensurepip, sqlite3 and ssl."
+      die "PYTHON=$PYTHON is none of Python ${versions[*]} that runs and has venv, ensurepip, sqlite3 and ssl."
+    [[ " ${versions[*]} " == *" 3.${wanted:3:2} "* ]] || die "PYTHON=$PYTHON is not Python ${versions[*]}."
   fi
   if found=$(probe "$venv/bin/python"); then
     tag=${found%% *} python=${found#* }
@@ -61,7 +75,7 @@ choose_python() {
     tag=${wanted%% *} python=${wanted#* }
     return
   fi
-  for version in 3.11 3.10 3.12; do
+  for version in "${versions[@]}"; do
     while read -r candidate; do
       if found=$(probe "$candidate") && [[ $found == "py${version/./} "* ]]; then
         tag=${found%% *} python=${found#* }
@@ -72,11 +86,11 @@ choose_python() {
       printf '%s\n' "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python
     )
   done
-  die "no usable Python 3.11, 3.10 or 3.12 found. Any one of these brings it:" \
+  die "no usable Python found, of ${versions[*]}. Any one of these brings it:" \
     "  Debian, Ubuntu:  apt-get install python3 python3-venv" \
-    "  conda:           conda create -n resnet python=3.11 && conda activate resnet" \
-    "  pyenv:           pyenv install 3.11" \
-    "One that stands elsewhere: PYTHON=/path/to/python3.11 bash launch/setup.sh"
+    "  conda:           conda create -n resnet python=${versions[0]} && conda activate resnet" \
+    "  pyenv:           pyenv install ${versions[0]}" \
+    "One that stands elsewhere: PYTHON=/path/to/python${versions[0]} bash launch/setup.sh"
 }
 
 # --- stages ------------------------------------------------------------------------------------------------------------
@@ -199,6 +213,7 @@ compile_horovod() {
   # Its bundled libraries predate CMake 4 and GCC 13, hence the last two settings. No cache: pip's own would hand out a
   # wheel compiled against another TensorFlow.
   quietly env HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_GLOO=1 "$mpi=1" \
+    HOROVOD_CMAKE="$checkout/launch/horovod_cmake.sh" \
     PATH="$plain/venv/bin:$PATH" MAKEFLAGS="${MAKEFLAGS:--j$(nproc)}" \
     CMAKE_POLICY_VERSION_MINIMUM=3.5 CXXFLAGS="${CXXFLAGS-} -include cstdint" \
     "$plain/venv/bin/python" -m pip wheel --require-hashes --no-deps --no-build-isolation --no-cache-dir \
@@ -212,13 +227,6 @@ check_horovod() {
 
 # --- now do it ---------------------------------------------------------------------------------------------------------
 
-stages=(runtime package)
-case ${1-} in
-'') ;;
-test) stages+=(test) ;;
-*) die "usage: setup.sh [test]" ;;
-esac
-
 unfinished() {
   local stage
   choose_python
@@ -228,7 +236,7 @@ unfinished() {
 
 unfinished || exit 0
 [[ -z $stand_in ]] || say "no home folder that can be written to: caches are in $stand_in"
-if [[ ${1-} == test ]] && ! whole "$(kept_wheels)"; then require_compiler; fi
+if [[ ${stages[*]} == *test ]] && ! whole "$(kept_wheels)"; then require_compiler; fi
 
 # One at a time. The lock is held by our children too: a pip that outlives a killed setup is waited for.
 if type -P flock >/dev/null; then

@@ -227,7 +227,14 @@ def test_every_launch_script_is_among_them():
         for path in (ROOT / "launch").rglob("*")
         if path.is_file() and path.open("rb").read(2) == b"#!" and "docker" not in path.parts
     }
-    assert there - set(SCRIPTS) == {"setup.sh", "lock.sh", "original.sh", "slurm/train.sh", "slurm/try.sh"}
+    assert there - set(SCRIPTS) == {
+        "setup.sh",
+        "lock.sh",
+        "horovod_cmake.sh",
+        "original.sh",
+        "slurm/train.sh",
+        "slurm/try.sh",
+    }
 
 
 def test_an_environment_is_made_in_a_folder_of_any_name(tmp_path, checkout):

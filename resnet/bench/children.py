@@ -76,7 +76,7 @@ def step(words: str, optim: str = "sgd", variant: str = "", folder: str = "") ->
         settings = Mlflow(uri=f"sqlite:///{folder}/mlflow.db", run_name="bench")
         run = replace(run, ema=Ema(half_life_steps=1000.0), track=settings, out=folder)
     world = device.init(run.cluster, run.dtype)
-    device.seed(run.seed)
+    tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run.data)
     plan = schedule.plan(run, source.train_images)
     trained = state.TrainState(run, world)

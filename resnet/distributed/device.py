@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
-import random
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -92,22 +90,6 @@ def uses_amx(cluster: Cluster, dtype: Dtype) -> bool:
     Measured (docs/performance.md): half the time for filters with AMX in bfloat16; slower with AVX512_BF16 alone, and in float32.
     """
     return cluster.device is Device.cpu and dtype.policy is Policy.mixed_bfloat16 and "amx_bf16" in cpu_flags()
-
-
-class IntRandom(random.Random):
-    """tf-keras 2.18 draws its seeds by randint(1, 1e9), whose float Python 3.12 refuses."""
-
-    def randint(self, a: float, b: float) -> int:
-        return super().randint(int(a), int(b))
-
-
-def seed(number: int) -> None:
-    """Seed every random generator that weights are drawn from."""
-    tf.keras.utils.set_random_seed(number)
-    if importlib.util.find_spec("tf_keras"):
-        from tf_keras.src import backend
-
-        backend._SEED_GENERATOR.generator = IntRandom(number)
 
 
 def device_scope(cluster: Cluster) -> AbstractContextManager[None]:

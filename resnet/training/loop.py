@@ -46,7 +46,7 @@ def train(
     started = time.monotonic()
     ranks = device.init(run.cluster, run.dtype)
     mlperf_log = mlperf.open_log(run, out, ranks)
-    device.seed(run.seed)
+    tf.keras.utils.set_random_seed(run.seed)
     source = sources.open_source(run.data)
     plan = schedule.plan(run, source.train_images)  # the one place where epochs become steps
     images = {"training images": source.train_images, "evaluation images": source.eval_images}

@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from resnet.data import augment, source
-from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
 from resnet.optim import schedule
 from resnet.training.state import TrainState
@@ -53,7 +52,7 @@ def with_losses(loss):
 def train_step_of(run):
     """A real TrainStep of `run`, prepared for step 0, with new weights."""
     images = source.open_source(run.data)
-    device.seed(run.seed)
+    tf.keras.utils.set_random_seed(run.seed)
     state = TrainState(run, Ranks())
     step = TrainStep(run, schedule.plan(run, images.train_images), images, state, Ranks())
     step.prepare(0)

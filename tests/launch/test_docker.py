@@ -118,13 +118,13 @@ def test_it_runs_as_a_user_under_a_process_one_that_passes_signals_on(device):
 
 def test_the_cpu_image_is_what_setup_makes_on_its_python():
     python = re.search(r"FROM python:(3\.\d+)\.", (DOCKER / "Dockerfile.cpu").read_text())[1]
-    first_choice = re.search(r"for version in (3\.\d+)", (ROOT / "launch" / "setup.sh").read_text())[1]
+    first_choice = re.search(r"^versions=\((3\.\d+)", (ROOT / "launch" / "setup.sh").read_text(), re.M)[1]
     assert python == first_choice
     assert any(command.endswith("launch/setup.sh test") for command in runs("cpu"))
 
 
 def test_the_gpu_image_has_the_tensorflow_of_the_lock_for_its_python():
-    locked = pins(ROOT / "launch" / "locks" / "py310.txt")  # Ubuntu 22.04's
+    locked = pins(ROOT / "launch" / "locks" / "py312.txt")  # Ubuntu 24.04's
     assert pins(DOCKER / "gpu.txt") == {"tensorflow": locked["tensorflow-cpu"]}
     assert re.search(r"--hash=sha256:[0-9a-f]{64}$", (DOCKER / "gpu.txt").read_text().strip())
     (compile_horovod,) = [command for command in runs("gpu") if "horovod.txt" in command]
@@ -133,6 +133,7 @@ def test_the_gpu_image_has_the_tensorflow_of_the_lock_for_its_python():
         "HOROVOD_WITH_MPI=1",
         "HOROVOD_WITH_GLOO=1",
         "HOROVOD_WITH_TENSORFLOW=1",
+        "HOROVOD_CMAKE=/opt/resnet/launch/horovod_cmake.sh",
     ):
         assert part in compile_horovod
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ROOT / "launch" / "locks"
-PYTHONS = ["3.10", "3.11", "3.12"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 Done = subprocess.CompletedProcess[str]
 
 # Answers as an interpreter of one version would, notes what it was asked, and makes the files that are looked for.
@@ -108,14 +108,14 @@ class TestWhichPython:
     def test_none(self, machine: Machine) -> None:
         done = machine.run("setup.sh")
         assert done.returncode == 1
-        for way_out in ("3.11, 3.10 or 3.12", "apt-get install", "conda", "pyenv install", "PYTHON="):
+        for way_out in ("3.13 3.12 3.11 3.10", "apt-get install", "conda", "pyenv install", "PYTHON="):
             assert way_out in done.stderr
         assert not (machine.checkout / ".venv").exists()
 
     def test_on_path_but_failing_is_no_python(self, machine: Machine) -> None:
         machine.tool("bin/python3.11", "#!/usr/bin/env bash\necho 'pyenv: command not found' >&2\nexit 127\n")
         machine.python("bin/python3.9", "3.9")
-        machine.python("bin/python3", "3.13")
+        machine.python("bin/python3", "3.14")
         assert machine.run("setup.sh").returncode == 1
         machine.python("bin/python3.12", "3.12")
         assert machine.run("setup.sh").returncode == 0
@@ -124,8 +124,8 @@ class TestWhichPython:
     @pytest.mark.parametrize(
         ("found", "best"),
         [
-            ({"bin/python3.10": "3.10", "bin/python3.11": "3.11", "bin/python3.12": "3.12"}, "py311"),
-            ({"bin/python3.10": "3.10", "bin/python3.12": "3.12"}, "py310"),
+            ({"bin/python3.10": "3.10", "bin/python3.11": "3.11", "bin/python3.12": "3.12"}, "py312"),
+            ({"bin/python3.10": "3.10", "bin/python3.13": "3.13"}, "py313"),
             ({"bin/python3": "3.11", "bin/python3.10": "3.10"}, "py311"),
             ({"bin/python3": "3.12"}, "py312"),
             ({"bin/python3.10": "3.10", "home/.pyenv/versions/3.11.7/bin/python": "3.11"}, "py311"),
@@ -153,7 +153,24 @@ class TestWhichPython:
         assert machine.run("setup.sh", PYTHON="python3.11").returncode == 0
         assert chosen(machine) == "py311"
 
-    @pytest.mark.parametrize("version", ["3.9", "3.13", None])
+    def test_one_beside_the_other(self, machine: Machine) -> None:
+        """`test.sh python=3.10`: its own environment, whatever else this machine and checkout have."""
+        machine.compiler()
+        machine.python("bin/python3.13", "3.13")
+        assert machine.run("setup.sh").returncode == 0 and chosen(machine) == "py313"
+        done = machine.run("test.sh", "python=3.10", "-k", "lars")
+        assert done.returncode == 1 and "no usable Python found, of 3.10." in done.stderr
+        done = machine.run("test.sh", "python=3.10", PYTHON="python3.13")
+        assert done.returncode == 1 and "PYTHON=python3.13 is not Python 3.10." in done.stderr
+        machine.python("bin/python3.10", "3.10")
+        assert machine.run("test.sh", "python=3.10", "-k", "lars").returncode == 0
+        calls = machine.calls()
+        assert {call.split()[0] for call in calls} == {"py310"}
+        assert calls[-1] == f"py310 -m pytest -k lars ({machine.checkout})"
+        assert (machine.checkout / ".venv-3.10" / "bin" / "python").exists()
+        assert machine.run("setup.sh").returncode == 0 and machine.calls() == []  # .venv is as it was
+
+    @pytest.mark.parametrize("version", ["3.9", "3.14", None])
     def test_named_but_unusable(self, machine: Machine, version: str | None) -> None:
         machine.python("bin/python3.11", "3.11")
         if version:
@@ -390,7 +407,7 @@ def test_lock_keeps_to_setup_cfg(python: str) -> None:
             name = "tensorflow-cpu" if requirement.name == "tensorflow" else requirement.name
             assert requirement.specifier.contains(locked[name]), line
     assert "tensorflow" not in locked
-    assert ("tf-keras" in locked) == (python == "3.12")  # with TensorFlow 2.15 it would take Keras's place
+    assert ("tf-keras" in locked) == (python in ("3.12", "3.13"))  # with TensorFlow 2.15 it would take Keras's place
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -2,10 +2,7 @@
 
 import os
 import platform
-import random
-import sys
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -115,16 +112,6 @@ def test_batch_norm_goes_by_rows_on_a_cpu_unless_it_is_over_all_ranks():
     assert batch_norm_class(Cluster("hpu1", Device.hpu)) is tf.keras.layers.BatchNormalization
     over_all = batch_norm_class(Cluster("local", sync_batch_norm=True))(name="bn")
     assert type(over_all) is tf.keras.layers.BatchNormalization and not over_all.fused
-
-
-def test_a_seed_is_that_of_keras_and_python_3_12_takes_its_bounds():
-    drawn = []
-    for start in (device.seed, tf.keras.utils.set_random_seed) if sys.version_info < (3, 12) else (device.seed,) * 2:
-        start(7)
-        kernel = tf.keras.initializers.VarianceScaling()([3, 3])
-        drawn.append([kernel.numpy().tolist(), random.random(), np.random.random(), float(tf.random.uniform([]))])
-    assert drawn[0] == drawn[1]
-    assert device.IntRandom(7).randint(1, 1e9) == random.Random(7).randint(1, 10**9)
 
 
 def test_without_cpuinfo_the_platform_names_the_processor(monkeypatch, tmp_path):
