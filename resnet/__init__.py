@@ -8,7 +8,10 @@ __version__ = "0.1.0"
 # The environment without the defaults below, which are not for the children of another Python.
 INHERITED = dict(os.environ)
 
-if importlib.util.find_spec("tf_keras"):  # TensorFlow 2.16 and later: Keras 2 lives there, and must be asked for first
+# All that two TensorFlows need differently: 2.15 (Python 3.10 and 3.11, Gaudi) has Keras 2 built in; 2.20 (Python 3.12 and 3.13,
+# GPUs) has Keras 3, and takes Keras 2 from tf-keras if this is set before its import. The condition can go with 2.15: when Python
+# 3.11 ends, in October 2027, if Gaudi is given up then; Habana's last plug-in is for 2.15.
+if importlib.util.find_spec("tf_keras"):
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; set it to 0 to see everything TensorFlow says
 

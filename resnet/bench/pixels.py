@@ -51,7 +51,7 @@ class Pixels:
         )
         require(len(np.unique(values)) > self.different // 2, "the same image many times")
 
-    def compare(self, images: NDArray[np.float32]) -> None:
+    def compare(self, images: NDArray[np.floating[Any]]) -> None:
         require(images.shape == self.shape, f"images of shape {images.shape}, not {self.shape}")
         self.check_means(images.mean((1, 2, 3)))
         contrast = float(images.std((1, 2, 3)).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,8 +20,13 @@ from resnet.distributed.ranks import Ranks, bind_cores, join
 def init(cluster: Cluster, dtype: Dtype) -> Ranks:
     """Configure threads and memory, check the device, and join the other ranks. Call before the first TensorFlow operation.
 
-    Raises UserError for a device that this machine does not have, or ranks without a launcher.
+    Raises UserError for a device that this machine does not have, ranks without a launcher, or a TensorFlow without Keras 2.
     """
+    if keras := getattr(tf.keras, "__version__", None):  # Keras 2 has none
+        raise UserError(
+            f"TF_USE_LEGACY_KERAS={os.environ.get('TF_USE_LEGACY_KERAS', '')}: TensorFlow {tf.__version__} uses Keras {keras}, "
+            f"and Keras 2 is needed; pip install 'tf-keras=={tf.__version__.rpartition('.')[0]}.*', and leave the variable unset"
+        )
     if cluster.device is Device.hpu:
         gaudi.check(cluster, dtype)
         card = gaudi.load()

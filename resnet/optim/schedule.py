@@ -36,7 +36,11 @@ def piecewise(
 ) -> NDArray[np.float64]:
     """`peak` times `factor` for every boundary reached; at step == boundary it has been."""
     edges = np.asarray(boundaries)
-    return warmed_up(step, peak, warmup_steps, lambda s: peak * factor ** np.searchsorted(edges, s, side="right"))
+
+    def stairs(steps: ArrayLike) -> NDArray[np.float64]:
+        return np.asarray(peak * factor ** np.searchsorted(edges, steps, side="right"), np.float64)
+
+    return warmed_up(step, peak, warmup_steps, stairs)
 
 
 def progress(steps: ArrayLike, warmup_steps: float, end: float) -> NDArray[np.float64]:

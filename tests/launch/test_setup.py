@@ -372,6 +372,7 @@ def test_ci_runs_what_a_person_runs() -> None:
     run = ROOT / ".ci" / "run"
     commands = run.read_text().splitlines()
     assert "bash launch/test.sh" in commands and "bash launch/test.sh -m packaging" in commands
+    assert "bash launch/test.sh -m smoke" in commands and "bash launch/test.sh python=3.11 -m smoke" in commands
     assert os.access(run, os.X_OK)
 
 

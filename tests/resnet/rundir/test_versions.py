@@ -1,6 +1,10 @@
-"""Runs of earlier releases, kept in tests/fixtures/runs/<version>, and runs of a release to come."""
+"""Runs of earlier releases, kept in tests/fixtures/runs/<release>, and runs of a release to come.
+
+0.1.0 is of TensorFlow 2.15.1, 0.1.0-tf2.20.0 of 2.20.0; tests on either read both. fixtures/exports has their SavedModels.
+"""
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -8,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 import yaml
 
 from resnet import UserError, __version__, evaluate, rundir
@@ -19,10 +24,17 @@ from resnet.training.loop import train
 from resnet.training.trained import read as read_weights
 
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
+EXPORTS = RUNS.with_name("exports")
 RELEASES = sorted(folder.name for folder in RUNS.iterdir())
+# SHA-256 of names and tensors in order, and logits; computed with both TensorFlows, which agreed.
+WEIGHTS = {
+    "0.1.0": "0643fe8600fe5688d9aec834e5fbcb48ca3567b27ab20e670008f605fd3111b2",
+    "0.1.0-tf2.20.0": "d2d5837ea95cb373b6049a7200523cf6ba8dccb0423813e6994335e661573887",
+}
+LOGITS = [-0.527428, 0.668298, -0.40177, 0.147296, 0.273615, -0.288037, -0.143766]
 
 
-@pytest.fixture(params=RELEASES)
+@pytest.fixture(params=[name for name in RELEASES if "-" not in name])
 def old(request, tmp_path):
     """A copy of the folder that this release left: 16 of 32 steps."""
     return Path(shutil.copytree(RUNS / request.param, tmp_path / request.param))
@@ -32,15 +44,36 @@ def commit_of(out):
     return json.loads((checkpoint.list_checkpoints(out)[-1].path / "commit.json").read_text())
 
 
+def release_of(old):
+    return old.name.partition("-")[0]
+
+
 def test_a_folder_says_what_wrote_it(old):
-    assert (old / "config.yaml").read_text().startswith(f"# resnet {old.name}, schema 1\n")
-    assert result.read(old)["resnet"] == commit_of(old)["resnet"] == old.name
+    assert (old / "config.yaml").read_text().startswith(f"# resnet {release_of(old)}, schema 1\n")
+    assert result.read(old)["resnet"] == commit_of(old)["resnet"] == release_of(old)
 
 
 def test_its_result_still_counts_as_the_result_of_that_run(old):
     assert fingerprint.fingerprint(rundir.load(old)) == result.read(old)["fingerprint"]
 
 
+@pytest.mark.parametrize("place", [RUNS / "{}", EXPORTS / "{}"], ids=["run", "export"])
+@pytest.mark.parametrize("release", RELEASES)
+def test_its_weights_are_read_to_the_bit(release, place):
+    tensors = read_weights(str(place).format(release))
+    content = b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
+    assert hashlib.sha256(content).hexdigest() == WEIGHTS[release]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_its_export_serves(release):
+    served = tf.saved_model.load(str(EXPORTS / release)).signatures["serving_default"]
+    pixels = tf.reshape(tf.range(16 * 16 * 3) % 251, [1, 16, 16, 3])
+    logits = served(images=tf.cast(pixels, tf.float32))["logits"].numpy()[0]
+    assert logits == pytest.approx(LOGITS, rel=1e-3)
+
+
+@pytest.mark.parametrize("old", RELEASES, indirect=True)
 def test_its_weights_are_evaluated_as_they_were(old, tmp_path):
     found = evaluate.evaluate(str(old), [], tmp_path / "evaluation")
     kept = result.read(old)
@@ -48,6 +81,7 @@ def test_its_weights_are_evaluated_as_they_were(old, tmp_path):
     assert found["loss"] == pytest.approx(kept["eval/loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("old", RELEASES, indirect=True)
 def test_it_goes_on_where_it_stopped(old, capsys):
     run = rundir.load(old)
     rundir.check_folder(run, old)

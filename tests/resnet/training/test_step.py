@@ -76,7 +76,7 @@ def trained(step, steps=3):
     """(the losses of so many steps at rate 0.02, the weights after the first)."""
     losses, first = [], {}
     for number in range(steps):
-        losses.append(float(step.train(*step.inputs(number, number + 1, [0.02]), tf.constant(0.0))[0]))
+        losses.append(float(step.train(*step.inputs(number, number + 1, [0.02]), tf.constant(0.0))[0][0]))
         first = first or {weight.name: weight.numpy() for weight in step.variables}
     return np.array(losses), first
 
