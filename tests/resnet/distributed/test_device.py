@@ -114,6 +114,18 @@ def test_batch_norm_goes_by_rows_on_a_cpu_unless_it_is_over_all_ranks():
     assert type(over_all) is tf.keras.layers.BatchNormalization and not over_all.fused
 
 
+def test_keras_3_is_refused_with_the_package_that_brings_keras_2(monkeypatch):
+    monkeypatch.setattr(tf.keras, "__version__", "3.15.1", raising=False)
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
+    with pytest.raises(UserError) as caught:
+        device.init(Cluster("local"), FP32)
+    line = tf.__version__.rpartition(".")[0]
+    assert str(caught.value) == (
+        f"TF_USE_LEGACY_KERAS=0: TensorFlow {tf.__version__} uses Keras 3.15.1, and Keras 2 is needed; "
+        f"pip install 'tf-keras=={line}.*', and leave the variable unset"
+    )
+
+
 def test_without_cpuinfo_the_platform_names_the_processor(monkeypatch, tmp_path):
     monkeypatch.setattr(device, "Path", lambda _path: tmp_path / "none")
     monkeypatch.setattr(platform, "processor", lambda: "arm")
