@@ -14,7 +14,7 @@ from pathlib import Path
 
 from resnet import UserError, cli, rundir, uris
 from resnet.config import topology
-from resnet.launch import rank_status, slurm
+from resnet.launch import rank_status, rendezvous
 
 HOLD_S = 60.0  # for rank 0 to end, before another rank ends with a status that has rank 0 killed
 
@@ -38,7 +38,7 @@ def main() -> int:
 
 def run_rank(out: Path) -> int:
     """Be one rank; the exit status of the training."""
-    slurm.export_horovod_env()
+    rendezvous.export_horovod_env()
     uris.reveal()
     rank = topology.process_rank()
     rank_status.redirect(out, rank)

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
+from rank_runs import listeners
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "resnet").rglob("*.py"), ROOT / "launch" / "habana_model_runner.py"])
@@ -36,7 +36,7 @@ CALLS = {
     "pyfunc.load_model",
     "shutil.unpack_archive",
 }
-LAST = {"extractall", "load_model", "load_op_library", "bind", "listen", "serve_forever", "RendezvousServer"}
+LAST = {"extractall", "load_model", "load_op_library", "bind", "listen", "serve_forever", "RendezvousHTTPServer"}
 PACKAGES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "code", "runpy", "telnetlib"}
 LISTENERS = {
     "socketserver",
@@ -50,8 +50,8 @@ LISTENERS = {
     "aiohttp",
 }
 # (file, call) that may stand: MLflow's server loads the model beside that very file, and waits in its own event loop; what
-# Horovod needs to start under srun.
-ALLOWED = {("pyfunc.py", "saved_model.load"), ("pyfunc.py", "asyncio"), ("slurm.py", "RendezvousServer")}
+# Horovod needs to start.
+ALLOWED = {("pyfunc.py", "saved_model.load"), ("pyfunc.py", "asyncio"), ("rendezvous.py", "RendezvousHTTPServer")}
 
 
 def dotted(node):
@@ -122,7 +122,8 @@ def test_what_only_looks_like_it_is_not_one():
 
 # ------------------------------------------------------------------------------------------------------------------- a live run
 @pytest.mark.slow
-def test_a_run_listens_nowhere_and_tells_no_secret(tmp_path):
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_run_listens_nowhere_and_tells_no_secret(tmp_path, sweep):
     """The store is away (port 9 discards), so that everything that could be told of it is."""
     secrets = {
         "RESNET_TEST_TOKEN": "s3cr3t-env",
@@ -130,6 +131,7 @@ def test_a_run_listens_nowhere_and_tells_no_secret(tmp_path):
         "AWS_SECRET_ACCESS_KEY": "s3cr3t-aws",
     }
     words = [
+        *sweep,
         "model=tiny",
         "data=digits",
         "batch=32",
@@ -148,17 +150,14 @@ def test_a_run_listens_nowhere_and_tells_no_secret(tmp_path):
         )
         listening, looks = set(), 0
         while run.poll() is None:
-            try:
-                for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
-                    open_ = process.net_connections("inet")
-                    listening |= {connection.laddr for connection in open_ if connection.status == psutil.CONN_LISTEN}
-                    looks += 1
-            except psutil.Error:
-                pass
+            listening |= listeners(run.pid)
+            looks += 1
     assert run.returncode == 0, (tmp_path / "said").read_text()
     assert looks > 50 and not listening
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert (tmp_path / "run" / "config.yaml") in files and "127.0.0.1:9" in (tmp_path / "said").read_text()
+    assert (tmp_path / "run" / ("0" if sweep else "") / "config.yaml") in files and "127.0.0.1:9" in (
+        tmp_path / "said"
+    ).read_text()
     assert [path for path in files if b"s3cr3t" in path.read_bytes()] == []
 
 

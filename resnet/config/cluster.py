@@ -33,7 +33,7 @@ class Cluster(Settings):
     ranks: int = 1
     hosts: list[str] = field(default_factory=list)  # [a:2,b:2]: two ranks on each of a and b; none: all on this machine
     starter: Starter | None = (
-        None  # of the ranks; null: srun inside a Slurm allocation, mpirun for Gaudi, else horovodrun
+        None  # null: srun in a Slurm allocation, mpirun for Gaudi, horovodrun for hosts, else none
     )
     dry_run: bool = False  # print the command and environment that would start the ranks, and stop
     start_s: float = 120.0  # timeout for hosts to answer and all ranks to find each other

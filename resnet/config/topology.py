@@ -31,12 +31,14 @@ HOSTFILES = ("OMPI_MCA_orte_default_hostfile", "PRTE_MCA_prte_default_hostfile")
 
 # ----------------------------------------------------------------------------------------------------------------- a run
 def launcher_for(cluster: Cluster) -> Starter | None:
-    """The program that starts the ranks; None for one rank on this host, which needs none."""
+    """The program that starts the ranks; None if the run's own process does, which it can on this host."""
     if cluster.ranks == 1 and not cluster.hosts:
         return None
     if cluster.starter is None and in_allocation() and not cluster.hosts:
         return Starter.srun
-    return cluster.starter or (Starter.mpirun if cluster.device is Device.hpu else Starter.horovodrun)
+    if cluster.starter or cluster.device is Device.hpu:
+        return cluster.starter or Starter.mpirun
+    return Starter.horovodrun if cluster.hosts else None
 
 
 def hosts(cluster: Cluster) -> dict[str, int]:

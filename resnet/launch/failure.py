@@ -52,7 +52,9 @@ class Observation:
     log: Callable[[int], str]  # what a rank has printed
     ranks: dict[int, RankStatus] = dataclasses.field(default_factory=dict)  # those that have registered
     exited_at: dict[int, float] = dataclasses.field(default_factory=dict)  # of ranks of this machine, s since 1970
-    exit_status: int | None = None  # of the launcher, or of the one rank
+    codes: dict[int, int] = dataclasses.field(
+        default_factory=dict
+    )  # of the launcher, as 0; or of ranks, first one first
     late: bool = False  # some ranks did not start in time
     interrupted: bool = False  # by a signal to this process
     output: str = ""  # of the launcher
@@ -99,13 +101,14 @@ def _first_failure(attempt: Observation) -> Outcome | None:
     log = f"log is {rank_status.folder(attempt.out)}/starter.log"
     if not attempt.ranks:
         name = launcher.value if launcher else "Python"
-        line = f"{name} ended before any rank had started (exit status {attempt.exit_status})"
+        code = next(filter(None, attempt.codes.values()), 0)
+        line = f"{name} ended before any rank had started (exit status {code})"
         return Outcome(line=line, where=f"its {log}", trace=tail)
     failed, stalled = _failed(attempt, "peer"), _failed(attempt, None, state="stalled")
     silent = [status for status in attempt.ranks.values() if status.running]
-    reported = {status.rank for status in (*failed, *stalled)}
-    blamed = next((rank for rank in _exits(attempt) if rank not in reported), None)  # by the launcher
     absent = [rank for rank in range(cluster.ranks) if rank not in attempt.ranks]
+    unreported = {*absent, *(status.rank for status in silent)}
+    blamed = next((rank for rank in _exits(attempt) if rank in unreported), None)  # by its exit status
     if absent and (blamed in absent or attempt.late or not silent):
         listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
         limit = f" within cluster.start_s={cluster.start_s:g}" if attempt.late else ""
@@ -128,8 +131,7 @@ def _silent_rank(
     if waited or attempt.exited_at.get(first.rank, 0.0) > earliest + 2:
         how = "stood still while the others waited for it, and had to be killed: was it stopped or frozen?"
         return _rank(attempt, first, how)
-    alone = topology.launcher_for(attempt.run.cluster) is None
-    how = _exits(attempt).get(first.rank) or (_describe(attempt.exit_status) if alone else "")
+    how = _exits(attempt).get(first.rank, "")
     text = attempt.log(first.rank)
     traces = list(TRACE.finditer(text))
     trace = text[traces[-1].start() :] if traces else ""
@@ -144,7 +146,9 @@ def _rank(attempt: Observation, status: RankStatus, how: str, trace: str = "") -
 
 
 def _exits(attempt: Observation) -> dict[int, str]:
-    """How ranks ended, as the launcher has printed it, the first one first."""
+    """How ranks ended, the first one first: by their exit statuses, or as the launcher has printed it."""
+    if topology.launcher_for(attempt.run.cluster) is None:
+        return {rank: _describe(code) for rank, code in attempt.codes.items()}
     exits = {}
     matches = [match for pattern in EXITS for match in pattern.finditer(attempt.output)]
     for match in sorted(matches, key=lambda match: match.start()):

@@ -27,12 +27,17 @@ from resnet.config.run import Run
 from resnet.config.topology import allocated_nodes, hosts, in_allocation, launcher_for, ranks_per_host, started_by
 from resnet.distributed import gaudi
 
-# A rank's program; then come the run's folder and --rank. With PYTHONSAFEPATH, which Python 3.10 does not know, the working
-# folder, which a sweep's file may name, is no place of packages.
-SAFE_PATH = (
-    "import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module('resnet.rank', run_name='__main__')"
-)
-PROGRAM = ("-m", "resnet.rank") if sys.version_info >= (3, 11) else ("-c", SAFE_PATH)
+
+def module(name: str) -> tuple[str, str]:
+    """Python's words that run a module. The working folder, which a sweep's file may name, is no place of packages.
+
+    PYTHONSAFEPATH says so from Python 3.11 on.
+    """
+    code = f"import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module({name!r}, run_name='__main__')"
+    return ("-m", name) if sys.version_info >= (3, 11) else ("-c", code)
+
+
+PROGRAM = module("resnet.rank")  # a rank's; then come the run's folder and --rank
 ROOT = files.HERE.parent
 
 # Variables that ranks on other hosts need too, by their beginnings; mpirun forwards none by itself, Slurm and horovodrun all.
@@ -41,9 +46,9 @@ FORWARDED = (
     *(uris.STORE, "GC_KERNEL_PATH", "FI_", "RDMAV_", "OPAL_PREFIX"),  # Habana's images set these
     *("PYTHON", "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV", "http_proxy", "https_proxy", "no_proxy"),
 )
+INTERFACE = "HOROVOD_GLOO_IFACE"  # by which the user names the network interface of ranks
 SSH_WORDS = "OMPI_MCA_plm_rsh_args"  # where Open MPI is given ssh's options, such as -p 3022
 INSTALL = {
-    Starter.horovodrun: "install Horovod (bash launch/setup.sh test), or use cluster=local",
     Starter.mpirun: "install Open MPI (apt-get install openmpi-bin), or use cluster.starter=horovodrun",
     Starter.srun: "install Slurm's client, or use cluster.starter=horovodrun",
 }
@@ -78,7 +83,7 @@ def which(name: str) -> str | None:
 
 
 def command(run: Run, out: Path) -> list[str]:
-    """The command line that starts all ranks of the run in `out`."""
+    """The command line that starts all ranks of the run in `out`, or each of them if there is no launcher."""
     cluster, launcher = run.cluster, launcher_for(run.cluster)
     program = [sys.executable, *PROGRAM, str(out), "--rank"]
     named = ["-H", ",".join(cluster.hosts)] if cluster.hosts else []
@@ -87,8 +92,11 @@ def command(run: Run, out: Path) -> list[str]:
             return program
         case Starter.horovodrun:
             seconds = str(math.ceil(cluster.start_s))
+            interface = os.environ.get(INTERFACE)
             words = ["--gloo", "-np", str(cluster.ranks), *named]
             words += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds, "--disable-cache"]
+            words += ["--network-interfaces", interface] if interface else []
+            return [sys.executable, *module("resnet.launch.horovodrun"), *words, *program]
         case Starter.mpirun:
             words = ["--allow-run-as-root", "-np", str(cluster.ranks), *binding(cluster), "--merge-stderr-to-stdout"]
             words += [*named, *(word for name in forwarded(run) for word in ("-x", name))]
@@ -145,7 +153,7 @@ def forwarded(run: Run) -> list[str]:
 def dry_run_text(run: Run, out: Path) -> str:
     """The command line and its environment, for a shell. Values that are set here already may be secret: names only."""
     launcher, own = launcher_for(run.cluster), environment(run)
-    starter, config = launcher.value if launcher else "one process", f"{out}/config.yaml"
+    starter, config = launcher.value if launcher else "resnet.train itself", f"{out}/config.yaml"
     lines = [
         f"# {starter} starts {run.cluster.ranks} rank(s), which read {config}: a start without cluster.dry_run writes it"
     ]
@@ -153,6 +161,8 @@ def dry_run_text(run: Run, out: Path) -> str:
         lines.append(f"# forwarded as they are: {' '.join(names)}")
     if needs_rendezvous(run.cluster):
         lines.append("# and HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT, of a server that a real start runs")
+    if launcher is None and run.cluster.ranks > 1:
+        lines.append("# and HOROVOD_RANK, HOROVOD_SIZE and the like, by which each rank knows its number")
     values = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
     return "\n".join([*lines, "env " + " \\\n  ".join([*values, shlex.join(command(run, out))])])
 
@@ -164,14 +174,14 @@ def check(run: Run) -> None:
     here = named_here if cluster.hosts else ranks_per_host(cluster)
     if cluster.device is Device.hpu and here and launcher is not Starter.srun:
         gaudi.check(cluster, run.dtype, here)
-    if launcher is None:
+    if launcher is None and cluster.ranks == 1:
         return
-    named = f"cluster.starter={launcher.value}"
+    named = f"cluster.starter={launcher.value}" if launcher else f"cluster.ranks={cluster.ranks}"
     if launcher is Starter.srun and cluster.hosts:
         raise UserError(
             f"cluster.hosts={cluster.hosts}: with {named} Slurm chooses the hosts; leave one of the two out"
         )
-    if which(launcher.value) is None:
+    if launcher and launcher in INSTALL and which(launcher.value) is None:
         raise UserError(f"{named}: not found beside {sys.executable}, nor on PATH; {INSTALL[launcher]}")
     parts = horovod_features()
     if parts is None:
@@ -179,11 +189,24 @@ def check(run: Run) -> None:
             f"cluster.ranks={cluster.ranks}: Horovod is not installed for TensorFlow in {sys.prefix}; "
             "bash launch/setup.sh test compiles it, cluster=local does without"
         )
-    for starter, part, other in ((Starter.horovodrun, "Gloo", "mpirun"), (Starter.mpirun, "MPI", "horovodrun")):
-        if launcher is starter and part.lower() not in parts:
-            way_out = f"use cluster.starter={other}, or compile it with HOROVOD_WITH_{part.upper()}=1"
-            raise UserError(f"{named}: Horovod was compiled without {part}; {way_out}")
+    part, other = ("MPI", "horovodrun") if launcher is Starter.mpirun else ("Gloo", "mpirun")
+    if launcher is not Starter.srun and part.lower() not in parts:
+        way_out = f"use cluster.starter={other}, or compile it with HOROVOD_WITH_{part.upper()}=1"
+        raise UserError(f"{named}: Horovod was compiled without {part}; {way_out}")
+    if launcher is not Starter.mpirun:
+        named_address()
     check_hosts(cluster)
+
+
+def named_address() -> str | None:
+    """The IPv4 address of the network interface that the user names, if any. Raises UserError if it has none."""
+    if not (name := os.environ.get(INTERFACE)):
+        return None
+    every = psutil.net_if_addrs()
+    if addresses := [entry.address for entry in every.get(name, []) if entry.family == socket.AF_INET]:
+        return addresses[0]
+    there = ", ".join(every)
+    raise UserError(f"{INTERFACE}={name}: no interface of this host with an IPv4 address; there are: {there}")
 
 
 def refuse_if_nested(cluster: Cluster) -> None:
@@ -213,8 +236,9 @@ def horovod_features() -> set[str] | None:
 
 
 def needs_rendezvous(cluster: Cluster) -> bool:
-    """Whether the ranks find each other at a rendezvous server of ours (`slurm.rendezvous`)."""
-    return launcher_for(cluster) is Starter.srun and "gloo" in (horovod_features() or {})
+    """Whether the ranks find each other at a rendezvous server of ours (`rendezvous.serve`)."""
+    launcher = launcher_for(cluster)
+    return cluster.ranks > 1 if launcher is None else launcher is Starter.srun and "gloo" in (horovod_features() or {})
 
 
 def ssh(host: str, words: list[str], cluster: Cluster, timeout_s: float) -> list[str]:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -25,7 +25,7 @@ from resnet.config import topology
 from resnet.config.cluster import Starter
 from resnet.config.run import Run
 from resnet.config.track import Mlflow, error_line
-from resnet.launch import failure, launchers, rank_status, slurm
+from resnet.launch import failure, launchers, rank_status, rendezvous
 from resnet.launch.failure import Outcome
 from resnet.launch.rank_status import RankStatus
 from resnet.rundir import lock
@@ -33,6 +33,7 @@ from resnet.track import store
 
 POLL_S = 0.1
 LINGER_S = 20.0  # how long the others may take to end by themselves once one has failed
+GRACE_S = 5.0  # how long ranks that this process has started may take, asked to end because one has exited badly
 FEW = 16  # up to this many ranks are polled every POLL_S, more of them once a second
 
 
@@ -102,26 +103,16 @@ def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
     logs.mkdir(parents=True, exist_ok=True)
     for status in rank_status.read_all(out):
         rank_status.path(out, status.rank).unlink(missing_ok=True)
-    with slurm.rendezvous(run.cluster) as address, open(logs / "starter.log", "ab", opener=files.regular) as log:
-        words = launchers.command(run, out)
-        log.write(f"$ {shlex.join(words)}\n".encode())
+    attempt = Attempt(run, out, relay)
+    with rendezvous.serve(run.cluster) as variables, open(logs / "starter.log", "ab", opener=files.regular) as log:
+        log.write(f"$ {shlex.join(launchers.command(run, out))}\n".encode())
         log.flush()
         log_start = log.tell()
-        attempt = Attempt(run, out, relay)
-        if attempt.launcher and run.cluster.ranks > 1:
-            print(f"{run.cluster.ranks} ranks, started by {attempt.launcher.value}; logs in {logs}", flush=True)
-        prctl = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
-        # A session of its own: a terminal's Ctrl-C comes from here, not to everybody at once.
-        attempt.process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=launchers.with_own({**launchers.environment(run), **address}, run.cluster),
-            start_new_session=True,
-            preexec_fn=prctl and (lambda: prctl(1, int(signal.SIGTERM))),  # PR_SET_PDEATHSIG: when this process dies
-        )
+        if run.cluster.ranks > 1:
+            by = f", started by {attempt.launcher.value}" if attempt.launcher else ""
+            print(f"{run.cluster.ranks} ranks{by}; logs in {logs}", flush=True)
         try:
+            attempt.start(variables, log)
             attempt.wait()
         finally:
             attempt.end_all()
@@ -129,7 +120,7 @@ def run_once(run: Run, out: Path, relay: cli.SignalRelay) -> Outcome:
     with open(logs / "starter.log", "rb", opener=files.regular) as log:
         log.seek(log_start)
         attempt.facts.output = log.read().decode(errors="replace")
-    attempt.facts.exit_status, attempt.facts.interrupted = attempt.process.returncode, bool(relay.received)
+    attempt.facts.interrupted = bool(relay.received)
     return failure.diagnose(attempt.facts)
 
 
@@ -140,26 +131,63 @@ class Attempt:
         self.run, self.out, self.relay = run, out, relay
         self.size = run.cluster.ranks
         self.launcher = topology.launcher_for(run.cluster)
-        self.process: subprocess.Popen[bytes]  # the launcher, or the one rank
+        self.children: list[subprocess.Popen[bytes]] = []  # the launcher; or the ranks, by number
         self.started_at = time.monotonic()
         self.polled_at = -1.0
         self.failed_at = self.done_at = float("inf")  # since when a rank is known to have failed, or to have ended well
+        self.terminated_at = float("inf")  # when the others were asked to end because one has exited badly
         self.processes: dict[int, psutil.Process] = {}  # of ranks on this machine
         self.signalled: set[int] = set()  # ranks that were asked to stop
         self.streams = [rank_status.Stream(out, rank) for rank in range(self.size)]
         self.facts = failure.Observation(run, out, log=lambda rank: self.streams[rank].content())
         self.ranks = self.facts.ranks
 
+    def start(self, variables: dict[str, str], log: IO[bytes]) -> None:
+        """Start the launcher, or the ranks by themselves. `variables` are those of `rendezvous.serve`."""
+        cluster, words = self.run.cluster, launchers.command(self.run, self.out)
+        common = launchers.with_own({**launchers.environment(self.run), **variables}, cluster)
+        prctl = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
+        for own in [{}] if self.launcher else rendezvous.on_this_host(cluster):
+            # A session of its own: a terminal's Ctrl-C comes from here, not to everybody at once.
+            child = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**common, **own},
+                start_new_session=True,
+                preexec_fn=prctl
+                and (lambda: prctl(1, int(signal.SIGTERM))),  # PR_SET_PDEATHSIG: when this process dies
+            )
+            self.children.append(child)
+
     def wait(self) -> None:
-        """Until the launcher has ended, or must be ended."""
-        while self.process.poll() is None:
+        """Until the children have ended, or must be ended."""
+        while self.running():
             self.streams[0].show(self.ranks.get(0))
             if time.monotonic() - self.polled_at >= (POLL_S if self.size <= FEW else 1.0):
                 self.poll()
             self.ask_to_stop()
+            self.end_others()
             if self.relay.at_once or self.overdue():
                 return
             time.sleep(POLL_S)
+
+    def running(self) -> list[subprocess.Popen[bytes]]:
+        """The children that have not ended. The exit statuses of the others are recorded, the first one first."""
+        codes = {number: child.poll() for number, child in enumerate(self.children)}
+        self.facts.codes.update(
+            {n: code for n, code in codes.items() if code is not None and n not in self.facts.codes}
+        )
+        return [self.children[number] for number, code in codes.items() if code is None]
+
+    def end_others(self) -> None:
+        """As launchers do: once a rank has ended badly, ask the others to end, which may wait for it for ever."""
+        bad = set(self.facts.codes.values()) - {cli.DONE, cli.STOPPED}
+        if bad and self.launcher is None and self.terminated_at == float("inf"):
+            self.terminated_at = time.monotonic()
+            for child in self.running():
+                child.terminate()
 
     def poll(self, *, last: bool = False) -> None:
         """Read the status files, look which processes have exited, and print what is new in the logs."""
@@ -188,7 +216,8 @@ class Attempt:
         """Whether the remaining ranks must be ended by force."""
         now, cluster = time.monotonic(), self.run.cluster
         self.facts.late |= len(self.ranks) < self.size and now - self.started_at > cluster.start_s
-        return self.facts.late or now - self.failed_at > LINGER_S or now - self.done_at > cluster.stall_s
+        lingers = now - self.failed_at > LINGER_S or now - self.terminated_at > GRACE_S
+        return self.facts.late or lingers or now - self.done_at > cluster.stall_s
 
     def ask_to_stop(self) -> None:
         """Pass a signal on, once to each rank: as SIGTERM, and not to a launcher: srun would kill them at once, others soon."""
@@ -229,7 +258,7 @@ class Attempt:
 
     def end_all(self) -> None:
         """Leave no process, stopped ones included, and print the rest of the logs."""
-        exited = self.process.poll() is not None
+        exited = not self.running()
         self.poll()
         for process in filter(is_alive, self.processes.values()):
             with contextlib.suppress(psutil.Error):
@@ -238,11 +267,14 @@ class Attempt:
             remote = [s for rank, s in self.ranks.items() if rank not in self.processes and s.running]
             self.signal_remote("KILL", remote)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if self.process.poll() is None:
+            for child in self.running():
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, number)
+                    os.killpg(child.pid, number)
+            deadline = time.monotonic() + 10
+            for child in self.running():
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(10)
+                    child.wait(max(0.0, deadline - time.monotonic()))
+        self.running()
         for process in self.processes.values():
             with contextlib.suppress(psutil.Error):
                 process.wait(10)

@@ -1,15 +1,19 @@
 """Runs of several ranks for the tests of resnet.launch.
 
-The ranks do as they are told instead of training (STUB), and a launcher does what horovodrun does (STARTER).
+The ranks do as they are told instead of training (STUB), and a launcher does what mpirun and horovodrun do (STARTER).
 """
 
+import contextlib
+import os
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import psutil
 
-from resnet.launch import rank_status, supervisor
+from resnet.config.cluster import Cluster
+from resnet.launch import rank_status, rendezvous, supervisor
 
 STUB = """
 import json, os, signal, socket, sys, time
@@ -91,7 +95,7 @@ sys.modules["resnet.training.loop"] = resnet.training.loop = SimpleNamespace(tra
 if __name__ == "__main__":
     sys.exit(rank.main())
 """
-# As horovodrun does: the first that ends badly has the others ended, by SIGKILL after 1 s (there 5 s); SIGTERM does it to all.
+# The first that ends badly has the others ended, by SIGKILL after 1 s (horovodrun: 5 s); SIGTERM does it to all.
 STARTER = """
 import os, signal, subprocess, sys, time
 words = sys.argv[sys.argv.index("-np") + 1:]
@@ -167,3 +171,23 @@ def later(condition, deed):
     thread = threading.Thread(target=lambda: (soon(condition), deed()), daemon=True)
     thread.start()
     return thread
+
+
+def run_program(number, *words):
+    """Run a command as so many ranks of this host, with nothing in between."""
+    cluster = Cluster("x", ranks=number)
+    with rendezvous.serve(cluster) as variables:
+        own = rendezvous.on_this_host(cluster)
+        ranks = [subprocess.Popen(words, env={**os.environ, **variables, **rank}) for rank in own]
+        assert [rank.wait(600) for rank in ranks] == [0] * number
+
+
+def listeners(pid):
+    """Addresses at which a process and its children listen."""
+    addresses = set()
+    with contextlib.suppress(psutil.Error):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                connections = process.net_connections("inet")
+                addresses |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    return addresses

@@ -1,4 +1,4 @@
-"""Stand-ins: ranks that do as they are told instead of training, a launcher that does what horovodrun does, jobs of sweeps."""
+"""Stand-ins: ranks that do as they are told instead of training, a launcher, jobs of sweeps."""
 
 import contextlib
 import json
@@ -41,17 +41,27 @@ def program(tmp_path):
 
 
 @pytest.fixture
-def deeds(tmp_path, monkeypatch, program):
-    """`deeds("done", "raise")`: what rank 0, rank 1, ... will do; they are started by our horovodrun."""
+def deeds(tmp_path, monkeypatch):
+    """`deeds("done", "raise")`: what rank 0, rank 1, ... will do."""
     (tmp_path / "stub.py").write_text(STUB)
-    own = program("horovodrun", STARTER, sys.executable)
     monkeypatch.setattr(launchers, "PROGRAM", (str(tmp_path / "stub.py"),))
-    monkeypatch.setattr(launchers, "which", lambda name: own if name == "horovodrun" else None)
 
     def tell(*words):
         monkeypatch.setenv("DEED", json.dumps(words))
 
     return tell
+
+
+@pytest.fixture
+def starter(monkeypatch, program):
+    """`starter(script)`: what cluster.starter=mpirun starts."""
+    monkeypatch.setattr(launchers, "horovod_features", lambda: {"gloo", "mpi"})
+
+    def make(script=STARTER, interpreter=sys.executable):
+        own = program("mpirun", script, interpreter)
+        monkeypatch.setattr(launchers, "which", lambda name: own if name == "mpirun" else None)
+
+    return make
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def diagnose(run_of, tmp_path):
             rank_status.write(tmp_path, status)
         if write:
             result.write(tmp_path, {"fingerprint": fingerprint.fingerprint(run), "steps": 2})
-        facts = {"log": lambda _: "", "ranks": statuses, "exit_status": 1, **more}
+        facts = {"log": lambda _: "", "ranks": statuses, **more}
         return failure.diagnose(failure.Observation(run, tmp_path, **facts))
 
     return make
@@ -82,6 +82,15 @@ def test_a_silent_rank_is_described_by_its_launcher(diagnose, starter, output, t
     outcome = diagnose(ranks, starter, output=output, exited_at={1: 5.5}, log=lambda _: log)
     assert outcome.line == f"rank 1 on b (pid 101) {told}" and outcome.retry
     assert outcome.trace == "; its own traceback:\nFatal Python error: Aborted\na stack"
+
+
+def test_of_ranks_without_a_launcher_the_first_that_ended_badly_is_blamed(diagnose):
+    outcome = diagnose({0: RUNNING, 1: RUNNING}, "null", codes={1: -11, 0: -15}, exited_at={0: 1.0, 1: 1.0})
+    assert outcome.line == "rank 1 on b (pid 101) was killed by SIGSEGV" and outcome.retry
+    outcome = diagnose({0: RUNNING, 1: ("done", None, None, 5.0)}, "null", codes={1: 0, 0: 3}, exited_at={0: 5.5})
+    assert outcome.line == "rank 0 on a (pid 100) ended without a word, with exit status 3"
+    outcome = diagnose({}, "null", codes={0: 1, 1: -15}, output="no module")
+    assert outcome.line == "Python ended before any rank had started (exit status 1)"
 
 
 def test_a_rank_that_outlives_the_others_was_frozen(diagnose):

@@ -2,10 +2,12 @@
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from resnet import UserError
 from resnet.config import topology
 from resnet.config.cluster import Cluster, Device, Starter
-from resnet.launch import launchers, slurm
+from resnet.launch import launchers, rendezvous
 
 PYTHON = sys.executable
 OUT = Path("/runs/x y")
@@ -47,17 +49,22 @@ def program(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
-def test_two_ranks_of_this_machine(run_of):
-    assert launchers.command(run_of("cluster=cpu2", *TINY), OUT) == [
-        *("/opt/horovodrun", "--gloo", "-np", "2"),
-        *("--gloo-timeout-seconds", "120", "--start-timeout", "120", "--disable-cache", *RANK),
-    ]
+HOROVODRUN = [PYTHON, "-m", "resnet.launch.horovodrun", "--gloo"]
+
+
+def test_two_ranks_of_this_machine(run_of, monkeypatch):
+    assert launchers.command(run_of("cluster=cpu2", *TINY), OUT) == RANK
+    named = run_of("cluster=cpu2", "cluster.starter=horovodrun", *TINY)
+    words = ["-np", "2", "--gloo-timeout-seconds", "120", "--start-timeout", "120", "--disable-cache"]
+    assert launchers.command(named, OUT) == [*HOROVODRUN, *words, *RANK]
+    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "eth7")
+    assert launchers.command(named, OUT) == [*HOROVODRUN, *words, "--network-interfaces", "eth7", *RANK]
 
 
 def test_ranks_on_named_hosts(run_of):
     run = run_of("cluster.ranks=4", "cluster.hosts=[a:3,b:1]", "cluster.start_s=7.5", "batch=32", *TINY)
     assert launchers.command(run, OUT) == [
-        *("/opt/horovodrun", "--gloo", "-np", "4", "-H", "a:3,b:1"),
+        *(*HOROVODRUN, "-np", "4", "-H", "a:3,b:1"),
         *("--gloo-timeout-seconds", "8", "--start-timeout", "8", "--disable-cache", *RANK),
     ]
 
@@ -103,14 +110,14 @@ def test_inside_a_slurm_allocation(run_of, monkeypatch):
     run = run_of("cluster=slurm", "cluster.ranks=7", "batch=35", *TINY)
     assert launchers.command(run, OUT) == ["/opt/srun", "--ntasks=7", "--cpus-per-task=6", *expected]
     named = run_of("cluster.ranks=2", "cluster.hosts=[a:2]", *TINY)
-    assert launchers.command(named, OUT)[0] == "/opt/horovodrun"
+    assert launchers.command(named, OUT)[:4] == HOROVODRUN
 
 
 def test_one_rank_is_started_as_it_is(run_of, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert launchers.command(run_of("cluster.max_restarts=1", *TINY), OUT) == RANK
     words = launchers.command(run_of("cluster.hosts=[a:1]", *TINY), OUT)
-    assert words[:6] == ["/opt/horovodrun", "--gloo", "-np", "1", "-H", "a:1"]
+    assert words[:8] == [*HOROVODRUN, "-np", "1", "-H", "a:1"]
 
 
 @pytest.mark.parametrize(
@@ -163,11 +170,12 @@ def test_what_ranks_elsewhere_need_is_forwarded(run_of, monkeypatch):
 
 def test_what_is_shown_can_be_pasted_and_tells_no_secret(run_of, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
-    monkeypatch.setattr(launchers, "which", lambda _name: "/usr/bin/echo")
+    monkeypatch.setattr(launchers.sys, "executable", "/usr/bin/echo")
     text = launchers.dry_run_text(run_of("cluster=cpu2", *TINY), OUT)
     assert "secret" not in text and "# forwarded as they are: MLFLOW_TRACKING_TOKEN PATH" in text
+    assert "# resnet.train itself starts 2 rank(s)" in text and "# and HOROVOD_RANK, " in text
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.split()[:3] == ["--gloo", "-np", "2"] and done.stdout.endswith("/runs/x y --rank\n")
+    assert done.stdout == "-m resnet.rank /runs/x y --rank\n"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +253,7 @@ def test_srun_and_hosts(run_of, monkeypatch):
     assert refused(run).startswith("cluster.hosts=['a:2']: with cluster.starter=srun Slurm chooses the hosts")
 
 
-@pytest.mark.parametrize("name", ["horovodrun", "mpirun", "srun"])
+@pytest.mark.parametrize("name", ["mpirun", "srun"])
 def test_a_starter_that_is_not_there(run_of, monkeypatch, name):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(launchers, "which", lambda _name: None)
@@ -256,7 +264,8 @@ def test_a_starter_that_is_not_there(run_of, monkeypatch, name):
 @pytest.mark.parametrize(
     ("parts", "by", "told"),
     [
-        (None, "horovodrun", "cluster.ranks=2: Horovod is not installed"),
+        (None, "null", "cluster.ranks=2: Horovod is not installed"),
+        ({"mpi"}, "null", "cluster.ranks=2: Horovod was compiled without Gloo; use cluster.starter=mpirun"),
         ({"mpi"}, "horovodrun", "Horovod was compiled without Gloo; use cluster.starter=mpirun"),
         ({"gloo"}, "mpirun", "Horovod was compiled without MPI; use cluster.starter=horovodrun"),
     ],
@@ -358,7 +367,7 @@ def test_a_task_of_slurm_becomes_a_rank_of_gloo(monkeypatch):
     }
     environment = dict(given)
     monkeypatch.setattr(os, "environ", environment)
-    slurm.export_horovod_env()
+    rendezvous.export_horovod_env()
     assert {name: value for name, value in environment.items() if name not in given} == {
         "HOROVOD_HOSTNAME": "node3",
         "HOROVOD_RANK": "4",
@@ -374,21 +383,66 @@ def test_a_task_of_slurm_becomes_a_rank_of_gloo(monkeypatch):
 def test_a_rank_that_others_started_is_left_alone(monkeypatch):
     environment = {"SLURM_PROCID": "0", "HOROVOD_RANK": "1", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1"}
     monkeypatch.setattr(os, "environ", dict(environment))
-    slurm.export_horovod_env()
+    rendezvous.export_horovod_env()
     assert os.environ == environment
 
 
-def test_the_rendezvous_is_only_for_srun_with_gloo(monkeypatch):
-    with slurm.rendezvous(Cluster("x", ranks=2)) as found:
-        assert found == {}
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(launchers, "horovod_features", lambda: {"mpi"})
-    with slurm.rendezvous(Cluster("x", ranks=2)) as found:
-        assert found == {}
+def listeners():
+    """(address, port) of every socket at which this process listens."""
+    return {tuple(c.laddr) for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [Cluster("x"), Cluster("x", ranks=2, starter=Starter.horovodrun), Cluster("x", device=Device.hpu, ranks=2)],
+)
+def test_no_rendezvous_for_one_rank_nor_beside_a_launcher(cluster):
+    with rendezvous.serve(cluster) as variables:
+        assert variables == {} and not listeners()
+
+
+@pytest.mark.parametrize("starter", [None, Starter.srun])
+def test_the_rendezvous_listens_at_one_address_while_it_is_needed(monkeypatch, starter):
+    if starter:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setattr(launchers, "horovod_features", lambda: {"mpi"})
+        with rendezvous.serve(Cluster("x", ranks=2)) as variables:
+            assert variables == {}
     # srun may not speak the PMI that this MPI wants
     monkeypatch.setattr(launchers, "horovod_features", lambda: {"gloo", "mpi"})
-    with slurm.rendezvous(Cluster("x", ranks=2, starter=Starter.srun)) as found:
-        assert found["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1" and found["HOROVOD_CONTROLLER"] == "gloo"
-        port = int(found["HOROVOD_GLOO_RENDEZVOUS_PORT"])
-        assert any(entry.laddr.port == port for entry in psutil.Process().net_connections())
-    assert not any(entry.laddr.port == port for entry in psutil.Process().net_connections())
+    cluster = Cluster("x", ranks=2, starter=starter)
+    with rendezvous.serve(cluster) as variables:
+        assert variables["HOROVOD_CONTROLLER"] == "gloo"
+        address, port = (variables[f"HOROVOD_GLOO_RENDEZVOUS_{name}"] for name in ("ADDR", "PORT"))
+        assert listeners() == {("127.0.0.1", int(port))} and address == "127.0.0.1"
+    assert not listeners()
+    six, four = SimpleNamespace(address="::1", family=10), SimpleNamespace(address="127.0.0.2", family=socket.AF_INET)
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"own": [six, four]})
+    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "own")
+    with rendezvous.serve(cluster):
+        assert {address for address, _ in listeners()} == {"127.0.0.2"}
+
+
+def test_ranks_of_this_host_are_numbered_as_horovodrun_does_and_stay_on_loopback(monkeypatch):
+    zero, one = rendezvous.on_this_host(Cluster("x", ranks=2))
+    assert zero == {
+        "HOROVOD_HOSTNAME": "localhost",
+        "HOROVOD_RANK": "0",
+        "HOROVOD_SIZE": "2",
+        "HOROVOD_LOCAL_RANK": "0",
+        "HOROVOD_LOCAL_SIZE": "2",
+        "HOROVOD_CROSS_RANK": "0",
+        "HOROVOD_CROSS_SIZE": "1",
+        "HOROVOD_GLOO_IFACE": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    assert one == {**zero, "HOROVOD_RANK": "1", "HOROVOD_LOCAL_RANK": "1"}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    assert rendezvous.on_this_host(Cluster("x", ranks=2))[0]["NCCL_SOCKET_IFNAME"] == "eth0"
+
+
+def test_an_interface_that_is_not_there_is_refused(run_of, monkeypatch):
+    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "eth77")
+    there = ", ".join(psutil.net_if_addrs())
+    expected = f"HOROVOD_GLOO_IFACE=eth77: no interface of this host with an IPv4 address; there are: {there}"
+    assert refused(run_of("cluster=cpu2", *TINY)) == expected

@@ -1,4 +1,4 @@
-"""Real ranks, started by horovodrun: the same answer as one rank's, and what is left of those that are killed or stopped."""
+"""Real ranks: the same answer as one rank's, and what is left of those that are killed or stopped."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_network
+from rank_runs import listeners, run_program
 
 from resnet import rundir
 from resnet.model import resnet
@@ -63,16 +64,6 @@ TOLERANCE = 5e-5
 NUMBERS = pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
 
 
-def run_ranks(number, folder, *outs):
-    """Run PROGRAM in so many processes."""
-    (folder / "program.py").write_text(PROGRAM)
-    horovodrun = Path(sys.executable).parent / "horovodrun"
-    environment = {**os.environ, "PATH": f"{horovodrun.parent}:{os.environ['PATH']}"}
-    command = [sys.executable, horovodrun, "-np", str(number), "--gloo", sys.executable, folder / "program.py", *outs]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 def weights(out, step=None):
     """Every number of a checkpoint, the newest unless `step` is named."""
     import tensorflow as tf
@@ -120,7 +111,8 @@ def trained(shared, run_at):
                         patch.setattr(resnet, "build", small_network.build)
                     train(run, Path(run.out))
         if number > 1:
-            run_ranks(number, folder, *outs)
+            (folder / "program.py").write_text(PROGRAM)
+            run_program(number, sys.executable, folder / "program.py", *outs)
 
     def of(number, name):
         with shared(f"ranks-{number}") as folder:
@@ -219,6 +211,7 @@ def assert_same(left, right):
 def test_a_rank_that_is_killed_costs_nothing_but_time(tmp_path, trained, rank):
     training = Training(tmp_path / "run", "cluster.max_restarts=1")
     training.wait_for(random.randint(1, 40))
+    assert listeners(training.process.pid) == {"127.0.0.1"}
     training.send(rank, signal.SIGKILL)
     status, _, errors = training.end()
     assert status == 0, errors

@@ -24,6 +24,7 @@ import tensorflow as tf
 import yaml
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from rank_runs import listeners
 
 from resnet import UserError, uris
 from resnet.serving import mlflow_model, pyfunc, registry
@@ -331,6 +332,7 @@ def asked(place, tmp_path_factory):
     port = free_port()
     words = ("models", "serve", "-m", str(place), "--env-manager", "local")
     process = started(words, port, "/ping", tmp_path_factory.mktemp("server"))
+    assert listeners(process.pid) == {"127.0.0.1"}
 
     def ask(content):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

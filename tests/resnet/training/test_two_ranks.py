@@ -1,14 +1,13 @@
 """Two real ranks, started once for all cases: the policies of on_nan, and the range test."""
 
 import csv
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import fake_step
 import numpy as np
 import pytest
+from rank_runs import run_program
 from run_files import assert_same, logged, progress, steps, tensors
 
 from resnet import rundir
@@ -77,11 +76,7 @@ def on_two_ranks(tmp_path_factory, run_at):
         out = outs[name] = top / name
         rundir.save(run_at(top, *COMMON, *words, "cluster.ranks=2", f"out={out}"), out)
     (top / "program.py").write_text(PROGRAM)
-    horovodrun = Path(sys.executable).parent / "horovodrun"
-    environment = {**os.environ, "PATH": f"{horovodrun.parent}:{os.environ['PATH']}"}
-    words = [sys.executable, horovodrun, "-np", "2", "--gloo", sys.executable, top / "program.py", *outs.values()]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_program(2, sys.executable, top / "program.py", *outs.values())
     return outs
 
 
