@@ -51,11 +51,38 @@ def init(cluster: Cluster, dtype: Dtype) -> Ranks:
                 )
             tf.config.set_visible_devices(gpus[local], "GPU")
             tf.config.experimental.set_memory_growth(gpus[local], True)
-            name = str(tf.config.experimental.get_device_details(gpus[local]).get("device_name", "GPU"))
+            details = tf.config.experimental.get_device_details(gpus[local])
+            name = str(details.get("device_name", "GPU"))
+            note = check_capability(cluster, name, details.get("compute_capability"))
+            if note and rank == 0:
+                print(note, flush=True)  # at once: the first operation is what takes so long
         case Device.hpu:
             assert_placement(cluster)
             name = card
     return Ranks(rank, cluster.ranks, name, slowness(cluster, dtype), hvd)
+
+
+def check_capability(cluster: Cluster, name: str, capability: tuple[int, int] | None) -> str | None:
+    """A line about a GPU of a newer generation than TensorFlow was compiled for; None for the others.
+
+    Raises UserError from Blackwell (10.0) on: official wheels up to 2.21 fail at the first operation there (tensorflow#89272).
+    """
+    kernels = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())  # sm_80: binary; compute_80: and PTX
+    built = [divmod(int(entry.rpartition("_")[2]), 10) for entry in kernels]
+    newest = max(built, default=(8, 0) if tf.__version__.startswith("2.15.") else (9, 0))
+    if capability is None or capability[0] <= newest[0]:
+        return None
+    has = f"{name} has compute capability {capability[0]}.{capability[1]}, and TensorFlow {tf.__version__} is compiled for"
+    if capability[0] >= 10:
+        raise UserError(
+            f"cluster={cluster.name}: {has} {newest[0]}.{newest[1]} at most: it would fail at the first operation. No official "
+            "wheel up to 2.21 serves Blackwell; use NVIDIA's image nvcr.io/nvidia/tensorflow:25.02-tf2-py3, conda-forge's "
+            "TensorFlow for CUDA 12.9, another GPU, or cluster=local"
+        )
+    return (
+        f"{has} {newest[0]}.{newest[1]} at most: its kernels are compiled first, which can take half an hour. "
+        "CUDA_CACHE_MAXSIZE=4294967296 keeps them for the next start; TensorFlow 2.18 and later need no compilation"
+    )
 
 
 def slowness(cluster: Cluster, dtype: Dtype) -> tuple[str, ...]:

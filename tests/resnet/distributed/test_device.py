@@ -70,6 +70,47 @@ def test_the_first_gpu_is_taken_and_its_memory_grows(gpus):
     assert gpus == [("visible", "GPU:0", "GPU"), ("growth", "GPU:0", True)]
 
 
+OLD = ["sm_50", "sm_60", "sm_70", "sm_75", "compute_80"]  # of the wheels of 2.15, and of 2.18 to 2.21
+NEW = ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"]
+
+
+@pytest.mark.parametrize(
+    ("version", "kernels", "capability", "expected"),
+    [
+        ("2.15.1", OLD, (8, 9), ""),
+        (
+            "2.15.1",
+            OLD,
+            (9, 0),
+            "compute capability 9.0, and TensorFlow 2.15.1 is compiled for 8.0 at most: its kernels",
+        ),
+        ("2.15.1", None, (9, 0), "half an hour"),
+        ("2.20.0", NEW, (9, 0), ""),
+        ("2.20.0", None, (9, 0), ""),
+        ("2.20.0", NEW, (12, 0), "error: cluster=gpu1: H has compute capability 12.0"),
+        ("2.15.1", None, (10, 0), "25.02-tf2-py3, conda-forge's TensorFlow"),
+        ("2.20.0", [*NEW, "sm_100", "compute_120"], (12, 0), ""),  # NVIDIA's, conda-forge's or one's own
+        ("2.20.0", NEW, None, ""),
+    ],
+)
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_newer_than_the_kernels_is_told_before_its_first_operation(
+    monkeypatch, capsys, version, kernels, capability, expected
+):
+    details = {"device_name": "H"} | ({"compute_capability": capability} if capability else {})
+    monkeypatch.setattr(tf, "__version__", version)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _gpu: details)
+    build = {"cuda_compute_capabilities": kernels} if kernels else {}
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
+    try:
+        device.init(Cluster("gpu1", Device.gpu), FP32)
+        line = capsys.readouterr().out.strip()
+    except UserError as error:
+        line = f"error: {error}"
+    assert expected in line and "\n" not in line and bool(line) == bool(expected)
+    assert line.startswith("error: ") == (capability in ((10, 0), (12, 0)) and "sm_100" not in (kernels or ()))
+
+
 def test_bf16_warns_on_a_cpu_without_it(monkeypatch):
     flagged(monkeypatch)
     (warning,) = device.init(Cluster("local"), BF16).warnings
