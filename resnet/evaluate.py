@@ -21,7 +21,8 @@ FILES = ("scores.json", "classes.csv", "confusion.csv", "confusion.png", "mistak
 HELP = """Evaluate a trained network: python -m resnet.evaluate WEIGHTS [knob=value ...]
 
 WEIGHTS is a run's folder (its best checkpoint, averaged weights if it has them), one of its checkpoints, a SavedModel of
-this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging Face's names.
+this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging Face's names. Only numbers are read of a
+SavedModel here; it is a program to whatever else loads it: take SavedModels only from people you trust.
 
   data=imagenet data.dir=DIR   evaluate on these shards; default: the data of the run
   out=DIR                      folder for the results (default: WEIGHTS-evaluation): scores.json, classes.csv, confusion.csv,

@@ -12,7 +12,8 @@ FLAG = "mlflow="
 
 HELP = """Export a trained network: python -m resnet.export WEIGHTS out=DIR [knob=value ...]
 
-WEIGHTS as in resnet.evaluate. DIR gets
+WEIGHTS as in resnet.evaluate. Whoever loads or serves the exported models runs them: do that only with models from people
+you trust. DIR gets
   saved_model/        TensorFlow, three signatures, all -> logits and probabilities [B, classes]:
                         serving_default  images   float32 [B, S, S, 3] in 0..255, S the data.image_size
                         uint8            images   uint8 [B, S, S, 3]
