@@ -27,14 +27,14 @@ from resnet.config.run import Run
 from resnet.config.topology import allocated_nodes, hosts, in_allocation, launcher_for, ranks_per_host, started_by
 from resnet.distributed import gaudi
 
+# Runs a module where Python 3.10 does not know PYTHONSAFEPATH: the working folder, which a sweep's file may name, is no place
+# of packages.
+SAFE_PATH = "import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module({!r}, run_name='__main__')"
+
 
 def module(name: str) -> tuple[str, str]:
-    """Python's words that run a module. The working folder, which a sweep's file may name, is no place of packages.
-
-    PYTHONSAFEPATH says so from Python 3.11 on.
-    """
-    code = f"import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module({name!r}, run_name='__main__')"
-    return ("-m", name) if sys.version_info >= (3, 11) else ("-c", code)
+    """Python's words that run a module."""
+    return ("-m", name) if sys.version_info >= (3, 11) else ("-c", SAFE_PATH.format(name))
 
 
 PROGRAM = module("resnet.rank")  # a rank's; then come the run's folder and --rank

@@ -249,7 +249,7 @@ def test_a_package_in_the_working_folder_does_not_stand_in_for_ours(home, monkey
     monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}lib")
     sweep_argv.resume_argv(["sweep.resume=bad"])
     assert Path.cwd() == home / "bad" and os.environ["PYTHONPATH"] == f"{home}{os.pathsep}{home}/lib"
-    for program in (launchers.PROGRAM, ("-c", launchers.SAFE_PATH)):
+    for program in (launchers.PROGRAM, ("-c", launchers.SAFE_PATH.format("resnet.rank"))):
         monkeypatch.setattr(launchers, "PROGRAM", program)
         assert launch.process(home / "x") == 1
         assert "no run here" in capfd.readouterr().err
