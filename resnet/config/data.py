@@ -84,6 +84,13 @@ class Digits(Records):
 
 
 @dataclass
+class Fashion(Records):
+    """Fashion-MNIST of Debian's package dataset-fashion-mnist, written as shards when first used."""
+
+    name: str = "fashion"
+
+
+@dataclass
 class Synthetic(Data):
     """Random images made once and used again and again: for measuring, not for learning."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from resnet.config.checks import MISSING, Settings, check
 from resnet.config.cluster import Cluster, Device
-from resnet.config.data import Data, Digits, Folder, Records, Synthetic
+from resnet.config.data import Data, Digits, Fashion, Folder, Records, Synthetic
 from resnet.config.dtype import Dtype, Policy
 from resnet.config.model import Model
 from resnet.config.optim import Lars, Optim, Sgd
@@ -136,7 +136,7 @@ VARIANTS: dict[str, dict[str, type]] = {
     "optim": {"sgd": Sgd, "lars": Lars},
     "schedule": {"constant": Constant, "piecewise": Piecewise, "polynomial": Polynomial, "cosine": Cosine},
     "dtype": {"": Dtype},
-    "data": {"digits": Digits, "imagenet": Records, "folder": Folder, "synthetic": Synthetic},
+    "data": {"digits": Digits, "fashion": Fashion, "imagenet": Records, "folder": Folder, "synthetic": Synthetic},
     "cluster": {"": Cluster},
     "track": {"off": Off, "mlflow": Mlflow, "server": Mlflow},
 }

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from resnet import UserError, files, shell
-from resnet.config.data import Cache, Data, Digits, Records, Synthetic
-from resnet.data import digits, manifest, shards
+from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
+from resnet.data import digits, idx, manifest, shards
 from resnet.data.reader import Reader, ReadsInFlight
 
 
@@ -39,13 +39,15 @@ class Source:
 
 
 def open_source(settings: Data) -> Source:
-    """Index the images of `settings`; the embedded digits are written first. Raises UserError if there are none."""
+    """Index the images of `settings`; the digits and fashion are written first. Raises UserError if there are none."""
     match settings:
         case Synthetic():
             return Source(settings, settings.train_images, settings.eval_images)
         case Records():
             if isinstance(settings, Digits):
                 digits.write(settings.dir)
+            if isinstance(settings, Fashion):
+                idx.write_fashion(settings.dir)
             words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
             command = shell.command("resnet.prepare", *words)
             train, val = (shards.index(paths) for paths in shards.find(settings.dir, command))

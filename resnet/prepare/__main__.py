@@ -10,14 +10,15 @@ from pathlib import Path
 
 from resnet import UserError, cli, files
 from resnet.data import digits, manifest
-from resnet.prepare import check, folders, imagenet, summary, writer
-from resnet.prepare.knobs import Check, Digits, Folder, Imagenet, Knobs, Show, Writing
+from resnet.prepare import check, folders, idx_files, imagenet, summary, writer
+from resnet.prepare.knobs import Check, Digits, Folder, Idx, Imagenet, Knobs, Show, Writing
 
 IMAGENET_SHARDS = (1024, 128)
 RESUME = "what is finished stays, and the same command resumes"
 COMMANDS: dict[str, type[Knobs]] = {
     "source=imagenet": Imagenet,
     "source=folder": Folder,
+    "source=idx": Idx,
     "source=digits": Digits,
     "check=": Check,
     "show=": Show,
@@ -31,14 +32,18 @@ def parse(words: Sequence[str]) -> Knobs:
     if len(names) == 1:
         command = f"{names[0]}={values.pop('source', '')}"
         if command not in COMMANDS:
-            raise UserError(f"{command}: {cli.nearest(command, list(COMMANDS)[:3])}")
+            raise UserError(
+                f"{command}: {cli.nearest(command, [name for name in COMMANDS if name.startswith('source=')])}"
+            )
         return cli.parse(COMMANDS[command], values, command)
     every = sorted({"source", *(name for kind in COMMANDS.values() for name in cli.hints(kind))})
     for name in values:
         if name not in every:
             raise UserError(f"{name}: no such knob; {cli.nearest(name, every)}")
     problem = f"{' and '.join(names)} at once" if names else "nothing to do"
-    raise UserError(f"{problem}; give one of source=imagenet|folder|digits, check=DIR, show=DIR (--help tells more)")
+    raise UserError(
+        f"{problem}; give one of source=imagenet|folder|idx|digits, check=DIR, show=DIR (--help tells more)"
+    )
 
 
 def help_text() -> str:
@@ -60,6 +65,8 @@ def do(settings: Knobs) -> None:
             writer.build(settings, "imagenet", IMAGENET_SHARDS, functools.partial(imagenet.fill, settings))
         case Folder():
             writer.build(settings, "folder", None, functools.partial(folders.fill, settings))
+        case Idx():
+            idx_files.build(settings)
         case Digits(out=out):
             digits.write(out, "out")
             content = manifest.read(Path(out))
@@ -86,7 +93,8 @@ def classes_and_kind(folder: Path) -> tuple[list[str], str]:
         return [], "imagenet"
     texts = content.get("texts", {})
     names = [texts.get(name, name) for name in files.read_classes(files.read_text(str(path)), path)]
-    return names, "digits" if content.get("options", {}).get("source") == "digits" else "folder"
+    source = content.get("options", {}).get("source")
+    return names, source if source in ("digits", "fashion") else "folder"
 
 
 class Terminated(KeyboardInterrupt):

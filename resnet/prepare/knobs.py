@@ -99,6 +99,17 @@ class Digits(Knobs):
 
 
 @dataclass(kw_only=True)
+class Idx(Knobs):
+    """IDX files of uint8 images and labels, gzipped or not: MNIST, Fashion-MNIST, KMNIST, EMNIST"""
+
+    out: str = knob(REQUIRED, "folder to write")
+    dir: str | None = knob(None, "folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, or the same with .gz")
+    train: str | None = knob(None, "file of training images, if it is elsewhere; its labels lie beside it")
+    val: str | None = knob(None, "file of validation images, if it is elsewhere")
+    names: str | None = knob(None, "of the classes: a,b,c or a file with one a line, or fashion (their numbers)")
+
+
+@dataclass(kw_only=True)
 class Check(Knobs):
     """verify shards by their manifest: CRC of every file and record, counts, labels"""
 
