@@ -26,7 +26,7 @@ from resnet.config.track import Mlflow
 from resnet.config.training import Ema
 from resnet.data import pipeline, shards
 from resnet.data.source import Source, open_source
-from resnet.distributed import device, ranks
+from resnet.distributed import cpu, device, ranks
 from resnet.optim import schedule
 from resnet.track import provenance
 from resnet.track.tracker import Tracker
@@ -48,10 +48,10 @@ def machine() -> Sides:
     tags = provenance.source_tags(Path(__file__).parent)
     threads = ranks.cpu_count()
     facts = {
-        "machine": device.cpu_name(),
+        "machine": cpu.cpu_name(),
         "cores": str(threads),
         "threads": f"{threads}, as many as cores (TensorFlow's default)",
-        "instructions": " ".join(sorted({"amx_bf16", "avx512_bf16", "avx512f", "avx2"} & device.cpu_flags())),
+        "instructions": " ".join(sorted({"amx_bf16", "avx512_bf16", "avx512f", "avx2"} & cpu.cpu_flags())),
         "Python": platform.python_version(),
         "TensorFlow": tf.__version__,
         "commit": tags.get("mlflow.source.git.commit", "none")[:10] + "+" * (tags.get("git.dirty") == "true"),

@@ -8,6 +8,8 @@ from enum import Enum
 
 from resnet.config.checks import MISSING, Settings
 
+FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
+
 
 class OnCorrupt(Enum):
     stop = "stop"

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnet import UserError, files
+from resnet.config.data import FASHION_DIR
 from resnet.data import embedded, images, tfexample
 from resnet.data.embedded import Content, Half
 
@@ -32,7 +33,6 @@ PARTS = {"train": "train", "val": "t10k|test"}  # what the names of the files be
 SHARD_IMAGES = 1000
 
 # Debian's package dataset-fashion-mnist: 70,000 photographs of clothes, 28 px, grey, MIT (arXiv:1708.07747).
-FASHION_DIR = "/usr/share/datasets/fashion-mnist"
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),

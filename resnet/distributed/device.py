@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import tensorflow as tf
 
@@ -14,6 +12,7 @@ from resnet.config import topology
 from resnet.config.cluster import Cluster, Device
 from resnet.config.dtype import Dtype, Policy
 from resnet.distributed import gaudi
+from resnet.distributed.cpu import cpu_flags, cpu_name
 from resnet.distributed.ranks import Ranks, bind_cores, join
 
 
@@ -136,19 +135,3 @@ def prefetch_to_device(dataset: tf.data.Dataset, cluster: Cluster) -> tf.data.Da
     if cluster.device is Device.cpu or not cluster.prefetch:
         return dataset
     return dataset.apply(tf.data.experimental.prefetch_to_device(f"/device:{cluster.device.value}:0"))
-
-
-def cpu_info(key: str) -> str:
-    """A line of /proc/cpuinfo, empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
-
-
-def cpu_flags() -> set[str]:
-    """Instruction sets of the first core, by Linux's names."""
-    return set(cpu_info("flags").split())
-
-
-def cpu_name() -> str:
-    return cpu_info("model name") or platform.processor() or platform.machine()

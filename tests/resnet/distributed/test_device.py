@@ -9,7 +9,7 @@ import tensorflow as tf
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
 from resnet.config.dtype import Dtype, Policy
-from resnet.distributed import device, ranks
+from resnet.distributed import cpu, device, ranks
 from resnet.model.norm import RowNorm, batch_norm_class
 
 FP32, BF16 = Dtype("fp32", Policy.float32), Dtype("bf16", Policy.mixed_bfloat16)
@@ -133,9 +133,9 @@ def test_bf16_does_not_warn_on_a_gpu(monkeypatch, gpus):
 
 def test_processors_tell_their_name_and_flags(monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(CPUINFO)
-    monkeypatch.setattr(device, "Path", lambda path: tmp_path / path.rpartition("/")[2])
-    assert device.cpu_name() == "AMD EPYC 9R14 96-Core Processor"
-    assert device.cpu_flags() == {"fpu", "avx2", "avx512f", "avx512_bf16"}
+    monkeypatch.setattr(cpu, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    assert cpu.cpu_name() == "AMD EPYC 9R14 96-Core Processor"
+    assert cpu.cpu_flags() == {"fpu", "avx2", "avx512f", "avx512_bf16"}
 
 
 def test_filter_gradients_are_products_where_there_is_amx_in_bfloat16_only(monkeypatch):
@@ -168,12 +168,12 @@ def test_keras_3_is_refused_with_the_package_that_brings_keras_2(monkeypatch):
 
 
 def test_without_cpuinfo_the_platform_names_the_processor(monkeypatch, tmp_path):
-    monkeypatch.setattr(device, "Path", lambda _path: tmp_path / "none")
+    monkeypatch.setattr(cpu, "Path", lambda _path: tmp_path / "none")
     monkeypatch.setattr(platform, "processor", lambda: "arm")
-    assert device.cpu_name() == "arm"
+    assert cpu.cpu_name() == "arm"
     monkeypatch.setattr(platform, "processor", lambda: "")
-    assert device.cpu_name() == platform.machine()
-    assert device.cpu_flags() == set()
+    assert cpu.cpu_name() == platform.machine()
+    assert cpu.cpu_flags() == set()
 
 
 def test_variables_are_made_where_the_cluster_says():
