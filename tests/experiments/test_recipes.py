@@ -76,6 +76,8 @@ ROWS = {
                       sizes=(None, None, 32, 32), images=1437),
     "quickstart_fast": Row("resnet50", 24, 5, (59, 295), "sgd", 0.025, 5e-4, "quickstart_fast", eval_every=5,
                            sizes=(None, None, 32, 32), images=1437),
+    "fashion": Row("resnet10", 128, 14, (468, 6552), "sgd", 0.1, 5e-4, "fashion", eval_every=2,
+                   sizes=(None, None, 56, 58), images=60_000),
     "finetune_folder": Row("resnet50", 32, 15, (31, 465), "sgd", 0.00125, 1e-4, "finetune", images=1000),
 }
 
@@ -113,6 +115,7 @@ RATES = {
                         31: 0.02499803111, 162: 0.01253697726, 294: 8.750757414e-07},
     "quickstart": {1: 0.0003409090909, 87: 0.02965909091, 88: 0.03, 89: 0.02999940259, 264: 0.015,
                    439: 5.974104279e-07},
+    "fashion": {1: 0.0002136752137, 467: 0.09978632479, 468: 0.1, 469: 0.09999999333, 3510: 0.05, 6551: 6.665938979e-09},
     "finetune": {1: 4.032258065e-05, 30: 0.001209677419, 31: 0.00125, 32: 0.001249983625, 248: 0.000625,
                  464: 1.637451373e-08},
 }
@@ -182,12 +185,12 @@ def test_a_recipe_is_what_was_published(of, name):
     if isinstance(run.optim, Lars):
         assert (run.optim.trust_coefficient, run.optim.epsilon) == (0.001, 0.0)
     else:
-        assert isinstance(run.optim, Sgd) and not run.optim.nesterov
-    published = name not in ("quickstart", "quickstart_fast", "finetune_folder")
-    assert run.dtype.policy is (Policy.mixed_bfloat16 if published else Policy.float32)
-    assert run.data.name == ("imagenet" if published else ("folder" if name == "finetune_folder" else "digits"))
+        assert isinstance(run.optim, Sgd) and run.optim.nesterov == (name == "fashion")
+    data = {"quickstart": "digits", "quickstart_fast": "digits", "finetune_folder": "folder", "fashion": "fashion"}
+    assert run.data.name == data.get(name, "imagenet")
+    assert run.dtype.policy is (Policy.float32 if run.data.name in ("digits", "folder") else Policy.mixed_bfloat16)
     assert run.eval and run.stop_at_top1 is run.steps is None  # eval=false would be refused beside a stop_at_top1
-    assert run.ema.on == name.endswith("_fast")
+    assert run.ema.on == name.endswith(("_fast", "fashion"))
 
 
 @every_recipe
@@ -207,7 +210,7 @@ def test_a_recipe_has_the_published_steps_and_learning_rates(of, name):
 
 @every_recipe
 def test_a_recipe_decays_all_but_what_its_optimizer_spares(of, name):
-    """With no gradient a weight moves by its decay alone: 3 - 0.5 * decay * 3."""
+    """With no gradient a weight moves by its decay alone: 3 - 0.5 * decay * 3, 1 + momentum times as much with Nesterov's."""
     run = of(name)
     spared = {"lars": {"gamma", "beta", "bias"}, "sgd": {"gamma", "beta"}}[run.optim.name]
     names = ["conv1/kernel", "fc/kernel", "fc/bias", "bn1/gamma", "bn1/beta"]
@@ -215,7 +218,8 @@ def test_a_recipe_decays_all_but_what_its_optimizer_spares(of, name):
     optimizers.build(run.optim, variables).apply([tf.zeros(2)] * len(names), tf.constant(0.5))
     for one, variable in zip(names, variables, strict=True):
         decay = 0.0 if one.partition("/")[2] in spared else ROWS[name].decay
-        np.testing.assert_allclose(variable.numpy(), 3 - np.float32(1.5 * decay), rtol=1e-7, err_msg=one)
+        moves = 1 + run.optim.momentum * (run.optim.name == "sgd" and run.optim.nesterov)
+        np.testing.assert_allclose(variable.numpy(), 3 - np.float32(1.5 * decay * moves), rtol=1e-7, err_msg=one)
 
 
 @pytest.mark.parametrize(

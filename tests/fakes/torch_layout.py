@@ -9,6 +9,7 @@ from resnet.config.model import Block, Model
 
 ROWS = Path(__file__).resolve().parents[2] / "conf" / "model"
 PUBLISHED = {  # trainable parameters with 1000 classes
+    "resnet10": 5_418_792,  # resnet18's without its second blocks
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
