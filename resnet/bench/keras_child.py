@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from resnet.bench import flops, workers
-from resnet.config.model import Block, Model
+from resnet.config.model import Model
 from resnet.model.resnet import build
 
 POLICIES = {"bf16": "mixed_bfloat16", "fp32": "float32"}
@@ -84,7 +84,7 @@ def start(network: str, dtype: str, batch: str, size: str) -> workers.Sides:
     The fact `first_step_at` is the time.time() at the end of the step.
     """
     row = json.loads(network)
-    model = compile_network(build(Model(**{**row, "block": Block[row["block"]]}), 1000, POLICIES[dtype]))
+    model = compile_network(build(Model.of_row(row), 1000, POLICIES[dtype]))
     clock = Clock(wait=True)
     history = model.fit(*random_batch(batch, size), batch_size=int(batch), epochs=1, verbose=0, callbacks=[clock])
     check_fit(history, clock, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from resnet.config.checks import MISSING, Settings
 
@@ -18,6 +20,16 @@ class Block(Enum):
     bottleneck = 4  # the value is the expansion of the output over the inner width
 
 
+class Stem(Enum):
+    """The first layers, with side and stride of their convolution; max pooling follows in `imagenet` alone.
+
+    `small` is for images of about 32 pixels (arXiv:1512.03385 sec. 4.2).
+    """
+
+    imagenet = 7, 2
+    small = 3, 1
+
+
 @dataclass
 class Model(Settings):
     """One row of the ResNet family: v1.5 of arXiv:1512.03385, groups as in arXiv:1611.05431."""
@@ -29,9 +41,15 @@ class Model(Settings):
     groups: int = 1
     width: int = 64  # channels of a group in the first stage, doubled from stage to stage
     filters: int = 64  # of the stem; a stage's output is filters * 2**stage * the block's expansion
+    stem: Stem = Stem.imagenet
     zero_init_residual: bool = True  # last gamma of a block starts at 0 (arXiv:1706.02677 sec. 5.1)
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Model:
+        """The network of these knobs, the enums among them by their names, as in a file of conf/model/."""
+        return cls(**{**row, "block": Block[row["block"]], "stem": Stem[row.get("stem", "imagenet")]})
 
     def __post_init__(self) -> None:
         four = len(self.depths) == 4 and min(self.depths) > 0 and max(self.depths) <= MAX_DEPTH

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from resnet import UserError
-from resnet.config.model import Block, Model
+from resnet.config.model import Block, Model, Stem
 from resnet.model.conv import Conv
 from resnet.model.norm import RowNorm
 from resnet.model.relu import AddRelu
@@ -65,9 +65,10 @@ def build(
         return (relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act"),) * 2
 
     images = layers.Input([None, None, 3], name="images")
-    x = norm(conv(images, model.filters, 7, 2, "conv1"), "bn1", "act1")
-    x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)  # as good as -inf: after a ReLU nothing is below 0
-    shortcut = x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
+    shortcut = x = norm(conv(images, model.filters, *model.stem.value, "conv1"), "bn1", "act1")
+    if model.stem is Stem.imagenet:
+        x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)  # as good as -inf: after a ReLU nothing is below 0
+        shortcut = x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
     for stage, depth in enumerate(model.depths):
         inner = model.width * model.groups * 2**stage
         outer = model.filters * model.block.value * 2**stage
@@ -77,9 +78,8 @@ def build(
             first = number == 0 and (stage > 0 or model.block is Block.bottleneck)
             x, shortcut = block(x, shortcut, inner, outer, stride, f"layer{stage + 1}.{number}", first)
     x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
-    logits = layers.Dense(
-        classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), dtype="float32", name=HEAD
-    )(x)
+    kernel = tf.keras.initializers.RandomNormal(stddev=0.01)
+    logits = layers.Dense(classes, kernel_initializer=kernel, dtype="float32", name=HEAD)(x)
     return tf.keras.Model(images, logits, name=model.name)
 
 

@@ -233,9 +233,9 @@ def detect_model(tensors: Tensors) -> str | None:
     classes = tensors[f"{resnet.HEAD}.bias"].size if f"{resnet.HEAD}.bias" in tensors else 0
     for path in sorted((files.tree("conf") / "model").glob("*.yaml")):
         row = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        knobs = {knob: row[knob] for knob in ("depths", "groups", "width", "filters") if knob in row}
+        knobs = {knob: row[knob] for knob in ("block", "stem", "depths", "groups", "width", "filters") if knob in row}
         if "block" in row and "depths" in row:
-            settings = Model(name=path.stem, block=Block[row["block"]], **knobs)
+            settings = Model.of_row({"name": path.stem, **knobs})
             if not misfits(shapes(settings, classes), tensors):
                 return path.stem
     return None
@@ -249,7 +249,7 @@ def shapes(settings: Model, classes: int) -> dict[str, tuple[int, ...]]:
         tensors[f"{name}.weight"] = (outer, inner, size, size)
         tensors.update({f"{norm}.{kind}": (outer,) for kind in ("weight", "bias", "running_mean", "running_var")})
 
-    conv("conv1", "bn1", settings.filters, 3, 7)
+    conv("conv1", "bn1", settings.filters, 3, settings.stem.value[0])
     before = settings.filters
     for stage, depth in enumerate(settings.depths):
         width, inner = settings.width * 2**stage, settings.width * settings.groups * 2**stage

@@ -16,7 +16,7 @@ from typing import Any
 
 from resnet import UserError
 from resnet.config.data import Records
-from resnet.config.model import Block
+from resnet.config.model import Block, Stem
 from resnet.config.optim import Lars
 from resnet.config.run import Run
 from resnet.config.schedule import Horizon, Polynomial
@@ -30,6 +30,7 @@ IMAGES = 1_281_167, 50_000  # of ImageNet, to train on and to evaluate
 # and "Quality measure", and the reference code (mlcommons/training, image_classification/tensorflow2).
 CLOSED: dict[str, tuple[Any, ...]] = {
     "model.block": (Block.bottleneck,),
+    "model.stem": (Stem.imagenet,),
     "model.depths": ([3, 4, 6, 3],),
     "model.groups": (1,),
     "model.width": (64,),

@@ -138,7 +138,6 @@ def test_every_variant_has_a_file_and_every_group_a_default():
 @pytest.mark.parametrize(
     ("name", "block", "depths", "groups", "width"),
     [
-        ("resnet10", "basic", [1, 1, 1, 1], 1, 64),
         ("resnet18", "basic", [2, 2, 2, 2], 1, 64),
         ("resnet34", "basic", [3, 4, 6, 3], 1, 64),
         ("resnet50", "bottleneck", [3, 4, 6, 3], 1, 64),

@@ -9,7 +9,6 @@ from resnet.config.model import Block, Model
 
 ROWS = Path(__file__).resolve().parents[2] / "conf" / "model"
 PUBLISHED = {  # trainable parameters with 1000 classes
-    "resnet10": 5_418_792,  # resnet18's without its second blocks
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
@@ -30,7 +29,7 @@ def row(name):
     """A row of conf/model as the dataclass it becomes."""
     knobs = yaml.safe_load((ROWS / f"{name}.yaml").read_text())
     del knobs["defaults"]
-    return Model(**{**knobs, "block": Block[knobs["block"]]})
+    return Model.of_row(knobs)
 
 
 def table(settings, classes):

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from torch_layout import PUBLISHED, row
 
-from resnet.config.model import Block, Model
-from resnet.model import resnet
+from resnet.config.model import Block, Model, Stem
+from resnet.model import resnet, weights
 
 SMALL = [1, 2, 1, 1]
 
@@ -23,6 +23,7 @@ NETWORKS = {
     "bottleneck": plain(),
     "grouped": plain(groups=4, width=2),
     "basic": plain(block=Block.basic, width=8),
+    "small": plain([1, 1], block=Block.basic, width=8, stem=Stem.small),
 }
 
 
@@ -61,6 +62,15 @@ def test_each_row_has_the_published_parameters_and_multiply_adds(name, monkeypat
         assert macs / 1e9 == pytest.approx(GIGA_MACS[name], abs=0.1)
 
 
+def test_the_small_stem_makes_the_resnet18_that_is_published_for_cifar10():
+    """11,173,962 parameters: github.com/kuangliu/pytorch-cifar."""
+    network = resnet.build(
+        small := Model.of_row({**vars(row("resnet18")), "block": "basic", "stem": "small"}), 10, "float32"
+    )
+    assert parameters(network.trainable_variables) == 11_173_962
+    assert weights.shapes(small, 10) == {name: tensor.shape for name, tensor in weights.export_from(network).items()}
+
+
 # -------------------------------------------------------------------------------------------------------- forward pass
 def np_pool(x):
     """3x3 at stride 2, padded with -inf."""
@@ -85,7 +95,9 @@ def np_forward(settings, weights, images, np_conv):
     def relu(x):
         return np.maximum(x, 0)
 
-    x = np_pool(relu(norm(conv(images.astype(np.float64), "conv1", 2), "bn1")))
+    small = settings.stem is Stem.small
+    x = relu(norm(conv(images.astype(np.float64), "conv1", 1 if small else 2), "bn1"))
+    x = x if small else np_pool(x)
     for stage, depth in enumerate(settings.depths):
         for number in range(depth):
             name = f"layer{stage + 1}.{number}"
