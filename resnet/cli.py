@@ -22,6 +22,7 @@ from resnet import UserError, home, uris
 
 # Exit statuses, beside the watchdog's. STOPPED: a signal ended the run after it had saved; the same command resumes it.
 DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
+PRUNED = 144  # a search has stopped the run early
 
 # SIGHUP comes from a terminal that closes, the last three from Slurm (--signal) and other schedulers before they end a job.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -114,6 +115,14 @@ def weights_and_overrides(words: Sequence[str], command: str) -> tuple[str, list
 class Stopped(Exception):
     """A signal asked the run to end; the message says what it saved and how to resume."""
 
+    by, status = "stopped by a signal", STOPPED
+
+
+class Pruned(Stopped):
+    """The same of a run that a search ends early."""
+
+    by, status = "pruned by its search", PRUNED
+
 
 class Failed(Exception):
     """Ranks failed; the message says which one did first, and ends with its own traceback."""
@@ -134,7 +143,7 @@ def reported(interrupted: str = "the checkpoints written so far are whole") -> I
         except (UserError, Failed) as error:
             line, status = f"error: {error}", FAILED
         except Stopped as stopped:
-            line, status = f"stopped by a signal; {stopped}", STOPPED
+            line, status = f"{stopped.by}; {stopped}", stopped.status
         except KeyboardInterrupt:
             line, status = f"interrupted; {interrupted}", INTERRUPTED
         if line:

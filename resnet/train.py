@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from resnet import UserError, cli
 from resnet.config.fingerprint import fingerprint
 from resnet.config.run import Run
-from resnet.launch import launchers, rank_status, supervisor, sweep
+from resnet.launch import launchers, rank_status, supervisor
 from resnet.rundir import lock, result
+from resnet.sweep import command
 from resnet.track import sync
 
 
 def main(runs: Iterable[Run] | None = None) -> None:
     """The console script. `runs` are those of the command line unless they are given, as `resnet.rank` does."""
     with cli.reported():
-        for run in sweep.command_line() if runs is None else runs:
+        for run in command.command_line() if runs is None else runs:
             out = Path(run.out)
             if run.cluster.dry_run:
                 print(launchers.dry_run_text(run, out))
@@ -29,16 +31,11 @@ def main(runs: Iterable[Run] | None = None) -> None:
             if content and content.get("fingerprint") == fingerprint(run):
                 print(f"{out}: this run has finished already")
                 sync.send_rest(run, out)
-            elif launchers.needed(run.cluster):
-                content = supervisor.run(run, out)
             else:
-                launchers.check(run)
-                os.environ.update(launchers.device_environment(run))
-                with lock.hold(out):
-                    rank_status.kill_stale_ranks(out)
-                    from resnet.training import loop  # TensorFlow: after everything that can be refused
-
-                    content = loop.train(run, out)
+                try:
+                    content = supervisor.run(run, out) if launchers.needed(run.cluster) else train_here(run, out)
+                except cli.Stopped as stopped:
+                    raise cli.Pruned(*stopped.args) if (out / result.PRUNE).exists() else stopped from None
             from resnet.training import progress
 
             try:
@@ -47,6 +44,17 @@ def main(runs: Iterable[Run] | None = None) -> None:
                 reason = f"{type(error).__name__}: {error}"
                 path = out / result.FILE
                 raise UserError(f"{path}: not the result of this run ({reason}); remove it, and start again") from error
+
+
+def train_here(run: Run, out: Path) -> dict[str, Any]:
+    """Train in this process; the content of result.json."""
+    launchers.check(run)
+    os.environ.update(launchers.device_environment(run))
+    with lock.hold(out):
+        rank_status.kill_stale_ranks(out)
+        from resnet.training import loop  # TensorFlow: after everything that can be refused
+
+        return loop.train(run, out)
 
 
 def check_plan(run: Run) -> None:

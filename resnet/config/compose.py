@@ -1,6 +1,6 @@
 """From a command line to a checked `Run`: Hydra composes, freeze() makes plain dataclasses of it.
 
-register()                       schemas, resolvers, the search path, the launcher of sweeps: before Hydra starts
+register()                       schemas, resolvers, the search path, the sweeper: before Hydra starts
 freeze(config)                   DictConfig -> Run, or UserError in one line
 one_group(), for_inference()     for the other commands: one group of a run, or a run with other groups
 """
@@ -30,13 +30,14 @@ from resnet.config import help, resolvers
 from resnet.config.data import Records
 from resnet.config.errors import explain, unknown
 from resnet.config.run import VARIANTS, Run
+from resnet.config.sweep import Command
 from resnet.config.track import Mlflow
 from resnet.config.training import Progressive
 
 GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
 PREPROCESSING = ("image_size", "eval_resize", "mean", "std")  # of the trained network: kept with another data=
 INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # in a string that OmegaConf would not take as it is; see escape()
-LAUNCHER = "hydra_plugins.resnet.SubprocessLauncher"  # launch.sweep puts it there
+SWEEPER = "hydra_plugins.resnet.Plan"  # sweep.command puts it there
 
 
 compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
@@ -98,11 +99,11 @@ def register() -> None:
     store = ConfigStore.instance()
     # Hydra copies it whole whenever it looks at a group, 128 times for --help, and never changes the copy.
     store.__deepcopy__ = lambda _memo: store  # type: ignore[attr-defined]
-    store.store(group="schema", name="run", node=Run)
+    store.store(group="schema", name="run", node=Command)
     for group, variants in VARIANTS.items():
         for name, variant in variants.items():
             store.store(group=f"schema/{group}" if name else "schema", name=name or group, node=variant)
-    store.store(group="hydra/launcher", name="processes", node={"_target_": LAUNCHER})
+    store.store(group="hydra/sweeper", name="resnet", node={"_target_": SWEEPER, "params": None})
     node = {"app_name": "resnet.train", "header": "", "footer": "", "template": help.TEMPLATE}
     store.store(group="hydra/help", name="resnet", node=node)
     Plugins.instance().register(Experiments)
@@ -122,6 +123,8 @@ def freeze(config: DictConfig) -> Run:
     with explain():
         run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
+    if isinstance(run, Command):  # how a sweep goes is no setting of its runs
+        run = Run(**{knob: getattr(run, knob) for knob in help.knobs(Run)})
     base = Path.cwd()
     run.out = files.absolute(run.out, base)
     run.init = run.init and files.absolute(run.init, base)

@@ -9,6 +9,7 @@ from typing import Any
 from resnet import UserError, files
 
 FILE = "result.json"
+PRUNE = "prune"  # <out>/prune: a search asks the run to stop, and will not resume it
 
 
 def read(out: Path) -> dict[str, Any] | None:

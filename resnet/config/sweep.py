@@ -1,0 +1,101 @@
+"""How a sweep runs its jobs, and how a search chooses them: `sweep.*`. A run does not keep them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+
+from resnet.config.checks import Settings
+from resnet.config.run import Run
+
+GOAL = re.compile(r"-?[a-z0-9]+/[a-z0-9_]+")  # a metric, to be maximized; with - before it, to be minimized
+
+
+class Place(Enum):
+    """Where jobs run."""
+
+    here = "here"
+    slurm = "slurm"
+
+
+class Sampler(Enum):
+    """How a search chooses the next job (optuna.samplers)."""
+
+    tpe = "tpe"
+    gp = "gp"
+    cmaes = "cmaes"
+    nsga2 = "nsga2"
+    qmc = "qmc"
+    random = "random"
+
+
+class Pruner(Enum):
+    """By what a search ends a job early (optuna.pruners)."""
+
+    median = "median"
+    halving = "halving"  # successive halving, asynchronous: arXiv:1810.05934
+    hyperband = "hyperband"
+
+
+@dataclass
+class Slurm(Settings):
+    """What sbatch is asked for, for each job; null: what the cluster gives."""
+
+    GROUP = "sweep.slurm."
+    partition: str | None = None
+    time_min: int | None = None  # minutes until Slurm ends a job; it is queued again, and goes on from its checkpoint
+    gpus: int | None = None  # on each node
+    cpus: int | None = None  # for each rank
+    mem_gb: float | None = None  # on each node
+    array_limit: int | None = None  # so many jobs at a time
+    extra: list[str] = field(default_factory=list)  # more options of sbatch, as in [--account=x,--qos=low]
+
+    def __post_init__(self) -> None:
+        self.check_above(0, "time_min", "gpus", "cpus", "mem_gb", "array_limit")
+        self.check("extra", all(word.startswith("--") for word in self.extra), "must be options such as --account=x")
+
+
+@dataclass
+class Sweep(Settings):
+    GROUP = "sweep."
+    jobs: str = "1"  # at a time on this machine; auto: as many as it has cards, or cores / cores_each
+    cores_each: int | None = None  # of a rank on the CPU; null: the cores divided by the jobs, or 1 with auto
+    on: Place = Place.here
+    slurm: Slurm = field(default_factory=Slurm)
+    sampler: Sampler | None = None  # null: a job for every combination
+    trials: int = 20  # jobs of a search, those that failed or were pruned included
+    startup: int | None = None  # of them at random, before the sampler or the pruner decides; null: Optuna's own number
+    pruner: Pruner | None = None
+    goals: list[str] = field(default_factory=lambda: ["final/top1"])
+    study: str | None = (
+        None  # Optuna's journal, which several sweeps may share; null: study.journal in the sweep's folder
+    )
+
+    def __post_init__(self) -> None:
+        self.check(
+            "jobs",
+            self.jobs == "auto" or (self.jobs.isdecimal() and int(self.jobs) > 0),
+            "must be auto, or a number above 0",
+        )
+        self.check_above(0, "cores_each", "trials")
+        self.check_at_least(0, "startup")
+        self.check_at_most(10_000, "trials", "startup")
+        self.check(
+            "goals",
+            bool(self.goals) and all(map(GOAL.fullmatch, self.goals)),
+            "must be metrics, as in [final/top1,-final/minutes]",
+        )
+        self.check(
+            "pruner", self.pruner is None or len(self.goals) == 1, "prunes by one goal; leave it out, or give one goal"
+        )
+        self.check(
+            "pruner", self.pruner is None or self.sampler is not None, "belongs to a search; add sweep.sampler=tpe"
+        )
+
+
+@dataclass
+class Command(Run):
+    """What a command line describes: a run, and how a sweep of such runs goes."""
+
+    sweep: Sweep = field(default_factory=Sweep)
