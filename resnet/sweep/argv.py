@@ -26,19 +26,17 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet import UserError, files, shell, uris
 from resnet.config import fingerprint, help
 from resnet.config.compose import INTERPOLATION
-from resnet.config.run import VARIANTS, Run
+from resnet.config.run import VARIANTS
+from resnet.config.sweep import Command
 
 FILE = "sweep.yaml"  # in a sweep's folder: the command line, and where it was typed
 RESUME = "sweep.resume"
 NO_OVERRIDE = "not an override"
 MAX_SHOWN = 200  # characters of a word in an error
 FLAGS = ("-m", "--multirun")
-GROUPS = (*VARIANTS, "recipe", "sweep", "hydra/sweeper", "hydra/sweeper/sampler")
+GROUPS = (*VARIANTS, "recipe", "sweep")
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # the name of an option of a group: no path that leads elsewhere
-SEARCH = re.compile(
-    r"hydra/sweeper(/sampler)?|hydra\.mode|"
-    r"hydra\.sweeper\.(n_trials|n_jobs|max_batch_size|direction|sampler\.(seed|n_startup_trials))"
-)
+TYPED = ("sweep.study", "sweep.slurm.extra")  # what leads elsewhere is taken from the command line only
 
 
 def in_one_row(words: list[str]) -> list[str]:
@@ -82,7 +80,12 @@ def resume_argv(words: list[str]) -> list[str]:
     before, folder = read_argv(out, shown)
     more = [word for word in words if word not in before and not word.startswith((f"{RESUME}=", *FLAGS))]
     for word in more:
-        if not fingerprint.may_change_on_resume(knob_of(word)) or knob_of(word) in ("out", "resume", "recipe"):
+        sweeps = knob_of(word).startswith("sweep.")
+        if not (sweeps or fingerprint.may_change_on_resume(knob_of(word))) or knob_of(word) in (
+            "out",
+            "resume",
+            "recipe",
+        ):
             raise UserError(
                 f"{word}: {shown} uses that sweep's own settings ({shlex.join(before)}); only what does not move "
                 "the weights may change, such as steps, cluster.* and track.*. For another sweep leave it out"
@@ -150,8 +153,8 @@ def not_data(word: str) -> str | None:
     except HydraException:
         return NO_OVERRIDE
     knob = override.key_or_group
-    own = (re.fullmatch(r"[\w.]+", knob) and knob.partition(".")[0] in help.knobs(Run)) or knob == "sweep"
-    if override.package or not (own or SEARCH.fullmatch(knob)):
+    own = re.fullmatch(r"[\w.]+", knob) and knob.partition(".")[0] in help.knobs(Command) and knob not in TYPED
+    if override.package or not (own or knob == "hydra.mode"):
         return "no group or knob of a run"
     values = list(texts(override.value()))
     if any(map(INTERPOLATION.search, values)):

@@ -7,7 +7,6 @@ nothing of one job reaches another. Habana's plug-in reads its environment when 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -16,18 +15,23 @@ import signal
 import sys
 import traceback
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 
 import psutil
 
-from resnet import files
 from resnet.config.cluster import Device
 from resnet.launch import launchers
 from resnet.sweep.job import Job
 from resnet.sweep.places import Place
 
 PROGRAM = "resnet.rank"
-PRELOAD = ["tensorflow", "mlflow", "matplotlib.pyplot", "rich.progress", "resnet.launch.supervisor", "resnet.training.loop"]
+PRELOAD = [
+    "tensorflow",
+    "mlflow",
+    "matplotlib.pyplot",
+    "rich.progress",
+    "resnet.launch.supervisor",
+    "resnet.training.loop",
+]
 PDEATHSIG = 1  # of prctl(2), on Linux
 LOST = 255  # exit status of a process whose parent, which knew it, is gone
 
@@ -50,7 +54,8 @@ class Forked:
 def start(job: Job, place: Place, *, quiet: bool) -> Forked:
     """Train a job in a process of its own. `quiet`: what it prints goes to its log instead of the terminal.
 
-    It has a session of its own, so that a terminal's Ctrl-C reaches it through the sweep; it saves and ends when this process dies.
+    It has a session of its own, so that a terminal's Ctrl-C reaches it through the sweep; it saves and ends when this
+    process dies.
     """
     context = multiprocessing.get_context("forkserver" if job.run.cluster.device is not Device.hpu else "spawn")
     if job.run.cluster.device is not Device.hpu:
