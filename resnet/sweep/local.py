@@ -7,6 +7,7 @@ nothing of one job reaches another. Habana's plug-in reads its environment when 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -49,6 +50,11 @@ class Forked:
         """As of subprocess.Popen. A job that outlives the server saves and ends by itself; until then it counts as running."""
         code = self.process.exitcode
         return None if code == LOST and psutil.pid_exists(self.pid) else code
+
+    def send(self, number: int) -> None:
+        """The job passes a signal on to its ranks; SIGKILL reaches all that it has started in its own session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number) if number == signal.SIGKILL else os.kill(self.pid, number)
 
 
 def start(job: Job, place: Place, *, quiet: bool) -> Forked:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -19,13 +17,13 @@ KILL_S = 15.0  # for a job that was asked to end at once
 
 
 class Process(Protocol):
-    """A job's process: the leader of a session of its own, or its caller."""
-
-    @property
-    def pid(self) -> int: ...
+    """What a job runs in."""
 
     def poll(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs."""
+
+    def send(self, number: int) -> None:
+        """Send a signal: SIGTERM to have it save and end, SIGINT then to have it end at once, SIGKILL to end it."""
 
 
 class Events(Protocol):
@@ -128,8 +126,7 @@ class Pool:
         """Send a signal to the job's own process, once; it passes it on to its ranks."""
         if number not in one.asked:
             one.asked.add(number)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one.process.pid, number)
+            one.process.send(number)
 
     def end_at_once(self) -> bool:
         """Have the jobs end without saving; whether they have had the time."""
@@ -141,8 +138,7 @@ class Pool:
     def kill(self) -> None:
         """End what still runs; ranks end when the process that has started them does."""
         for one in self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGKILL)
+            self.signal(one, signal.SIGKILL)
         deadline = time.monotonic() + KILL_S
         while self.running and time.monotonic() < deadline:
             self.poll()
