@@ -12,7 +12,7 @@ from resnet.config.run import Run
 GOAL = re.compile(r"-?[a-z0-9]+/[a-z0-9_]+")  # a metric, to be maximized; with - before it, to be minimized
 
 
-class Place(Enum):
+class Where(Enum):
     """Where jobs run."""
 
     here = "here"
@@ -61,7 +61,7 @@ class Sweep(Settings):
     GROUP = "sweep."
     jobs: str = "1"  # at a time on this machine; auto: as many as it has cards, or cores / cores_each
     cores_each: int | None = None  # of a rank on the CPU; null: the cores divided by the jobs, or 1 with auto
-    on: Place = Place.here
+    on: Where = Where.here
     slurm: Slurm = field(default_factory=Slurm)
     sampler: Sampler | None = None  # null: a job for every combination
     trials: int = 20  # jobs of a search, those that failed or were pruned included

@@ -31,6 +31,7 @@ from resnet.config.sweep import Command
 
 FILE = "sweep.yaml"  # in a sweep's folder: the command line, and where it was typed
 RESUME = "sweep.resume"
+BEST, BEST_OF = "best.yaml", "best_of"  # in a sweep's folder: the overrides of its best job; the word that takes them
 NO_OVERRIDE = "not an override"
 MAX_SHOWN = 200  # characters of a word in an error
 FLAGS = ("-m", "--multirun")
@@ -63,6 +64,31 @@ def save_argv(out: Path) -> None:
     words = [uris.USERINFO.sub("", word) for word in sys.argv[1:]]
     content = {"folder": str(Path.cwd()), "words": words}
     files.write_text(out / FILE, yaml.safe_dump(content, sort_keys=False, width=10_000))
+
+
+def save_best(out: Path, words: list[str], job: int) -> None:
+    """Write <out>/best.yaml: the overrides of the best job, which `best_of=<out>` takes."""
+    files.write_text(out / BEST, yaml.safe_dump({"job": job, "words": words}, sort_keys=False, width=10_000))
+
+
+def best_argv(words: list[str]) -> list[str]:
+    """`words` behind the overrides of the best job of the sweep that `best_of=<folder>` in them names. Raises UserError."""
+    typed = [word for word in words if word.startswith(f"{BEST_OF}=")]
+    if not typed:
+        return words
+    shown, out = typed[-1], Path(files.absolute(path_of(typed[-1]), Path.cwd()))
+    try:
+        best = yaml.safe_load(files.read_bytes(out / BEST, 1 << 20))["words"]
+        if not isinstance(best, list) or not all(isinstance(word, str) for word in best):
+            raise TypeError("it needs words, a list of texts")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{shown}: {BEST} cannot be read ({' '.join(str(error).split())}); give the folder of a sweep that ended"
+        ) from error
+    rest = [word for word in words if word not in typed]
+    check_words([word for word in best if word not in rest], shown)
+    typed_knobs = set(map(knob_of, rest))
+    return [*rest, *(word for word in best if knob_of(word) not in typed_knobs)]
 
 
 def resume_argv(words: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from resnet import UserError, files, rundir, uris
 from resnet.config import compose, errors
 from resnet.config.run import Run
 from resnet.sweep import sweeper
-from resnet.sweep.argv import RESUME, in_one_row, resume_argv
+from resnet.sweep.argv import RESUME, best_argv, in_one_row, resume_argv
 
 
 def register() -> None:
@@ -73,7 +73,7 @@ def command_line() -> list[Run]:
     typed = uris.take_words(sys.argv[1:])
     if any(word.startswith((f"{RESUME}=", "resume=")) for word in typed):
         os.environ.setdefault(uris.STORE, "")  # the store of a file, if none was typed
-    sys.argv[1:] = in_one_row(resume_argv(typed))
+    sys.argv[1:] = in_one_row(best_argv(resume_argv(typed)))
     with errors.explain(), closing_sweeps():
         hydra.main(version_base="1.3", config_path=str(files.tree("conf")), config_name="config")(compose_run)()
     runs = []

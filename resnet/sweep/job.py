@@ -11,6 +11,8 @@ from resnet import cli
 from resnet.config.run import Run
 from resnet.rundir import metrics, result
 
+GOAL = "final/top1"
+
 
 @dataclass
 class Job:
@@ -64,6 +66,13 @@ class Job:
                 return rows
         except OSError:
             return []
+
+
+def best(jobs: Sequence[Job]) -> Job | None:
+    """The job with the highest top-1, the first of several."""
+    return max(
+        (job for job in jobs if job.result.get(GOAL) is not None), key=lambda job: float(job.result[GOAL]), default=None
+    )
 
 
 def table(jobs: Sequence[Job]) -> str:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from resnet.sweep.job import Job
+from resnet.sweep.job import GOAL, Job
 
 PARALLEL, IMPORTANCES = "parallel.png", "importances.png"
-GOAL = "final/top1"
 
 
 def values_of(jobs: Sequence[Job], names: Sequence[str]) -> dict[str, list[str]]:
@@ -21,7 +20,7 @@ def values_of(jobs: Sequence[Job], names: Sequence[str]) -> dict[str, list[str]]
 
 
 def scale(values: Sequence[str]) -> tuple[np.ndarray[Any, Any], list[tuple[float, str]]]:
-    """Positions [n] in 0..1 of a knob's values, and (position, label) of its ticks. Numbers over two decades are on a log scale."""
+    """Positions [n] in 0..1 of a knob's values, and (position, label) of its ticks; logarithmic over two decades."""
     try:
         numbers = np.array([float(value) for value in values])
     except ValueError:
@@ -51,7 +50,7 @@ def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], path: Path) 
     ranks = np.linspace(0.15, 1, len(ended))
     for line, share in zip(lines, ranks, strict=True):
         axes.plot(range(len(columns)), line, color=(0.1, 0.25, 0.55, share), linewidth=1 + share)
-    for x, (name, values) in enumerate(columns.items()):
+    for x, values in enumerate(columns.values()):
         axes.axvline(x, color="#999999", linewidth=0.8)
         for y, label in scale(values)[1]:
             axes.annotate(label, (x, y), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")

@@ -11,10 +11,11 @@ from resnet import UserError
 from resnet.config import topology
 from resnet.config.cluster import Device
 from resnet.config.run import Run
-from resnet.config.sweep import Sweep
+from resnet.config.sweep import Sweep, Where
 from resnet.distributed import gaudi
 
 VISIBLE = {Device.gpu: "CUDA_VISIBLE_DEVICES", Device.hpu: "HABANA_VISIBLE_MODULES"}
+MANY = 10_000
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # tests look elsewhere
 
 
@@ -43,10 +44,18 @@ class Places:
         self.units = {device: units_of(device) for device in Device}
         self.free = {device: list(units) for device, units in self.units.items()}
         self.running = 0
-        self.settings = settings
+        self.settings, self.elsewhere = settings, settings.on is Where.slurm
         cores, cards = len(self.units[Device.cpu]), max(len(self.units[device]) for device in VISIBLE)
         self.automatic = settings.jobs == "auto"
         self.jobs = max(1, cards or cores // (settings.cores_each or 1)) if self.automatic else int(settings.jobs)
+        if self.elsewhere:  # Slurm has the cores; a search still waits for results
+            self.jobs = (
+                settings.trials
+                if self.automatic and settings.sampler
+                else MANY
+                if self.automatic or settings.sampler is None
+                else self.jobs
+            )
         self.cores_each = settings.cores_each or (1 if self.automatic else max(1, cores // self.jobs))
 
     def needed(self, run: Run) -> int:
@@ -56,7 +65,7 @@ class Places:
 
     def check(self, run: Run, name: str) -> None:
         """Raise UserError for a job that would never fit. One job at a time has the whole machine, as a run without a sweep."""
-        if self.jobs == 1:
+        if self.jobs == 1 or self.elsewhere:
             return
         device, needed = run.cluster.device, self.needed(run)
         has, what = len(self.units[device]), "cores" if device is Device.cpu else "cards"
@@ -78,10 +87,11 @@ class Places:
     def take(self, run: Run) -> Place | None:
         """A place for the job; None if there is none now."""
         device, needed = run.cluster.device, self.needed(run)
-        if self.running >= self.jobs or (self.jobs > 1 and len(self.free[device]) < needed):
+        whole = self.jobs == 1 or self.elsewhere
+        if self.running >= self.jobs or (not whole and len(self.free[device]) < needed):
             return None
         self.running += 1
-        if self.jobs == 1:
+        if whole:
             return Place(device)
         units, self.free[device] = self.free[device][:needed], self.free[device][needed:]
         return Place(device, tuple(units))

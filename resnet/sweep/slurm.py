@@ -1,7 +1,7 @@
 """A job of a sweep as a job of Slurm: sbatch starts it, squeue says how it goes, and its folder how it ended.
 
-Jobs do not need the sweep: it may die, and `sweep.resume=` finds them by <job>/slurm.json. Slurm's warning of the time limit has a
-job saved and queued again, as launch/slurm/train.sh does; a preempted one is queued again by Slurm.
+Jobs do not need the sweep: it may die, and `sweep.resume=` finds them by <job>/slurm.json. Slurm's warning of the time limit has
+a job saved and queued again, as launch/slurm/train.sh does; a preempted one is queued again by Slurm.
 """
 
 from __future__ import annotations

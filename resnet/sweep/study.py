@@ -6,12 +6,13 @@ share one. Each trial has the number of its job, and the folder of its sweep, in
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
@@ -22,6 +23,7 @@ from resnet.config.sweep import Pruner, Sampler, Sweep
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+Direction = Literal["minimize", "maximize"]
 FILE = "study.journal"
 INSTALL = "pip install -e '.[optuna]'"
 NEEDS = {
@@ -59,7 +61,9 @@ class Study:
         self.states, self.settings, self.out = optuna.trial.TrialState, settings, out
         self.space = {name: distribution(override) for name, override in space.items()}
         self.goals = [goal.removeprefix("-") for goal in settings.goals]
-        self.directions = ["minimize" if goal.startswith("-") else "maximize" for goal in settings.goals]
+        self.directions: list[Direction] = [
+            "minimize" if goal.startswith("-") else "maximize" for goal in settings.goals
+        ]
         path = Path(settings.study) if settings.study else out / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +120,21 @@ class Study:
                 pruned = trial.should_prune() or pruned
         return pruned
 
+    def importances(self) -> dict[str, float]:
+        """Share of the variance of the first goal by knob (optuna.importance); empty where it cannot be known yet."""
+        import optuna
+
+        with contextlib.suppress(ValueError, RuntimeError):
+            return dict(
+                optuna.importance.get_param_importances(self.study, target=lambda trial: float(trial.values[0]))
+            )
+        return {}
+
     def tell(self, job: int, content: Mapping[str, Any] | None, *, pruned: bool) -> None:
         """How a job ended: the content of its result.json, or None. A failed one counts as the worst too."""
         trial = self.trials[job]
-        values = [(content or {}).get(goal) for goal in self.goals]
-        if None not in values:
+        values = [float(value) for goal in self.goals if (value := (content or {}).get(goal)) is not None]
+        if len(values) == len(self.goals):
             self.study.tell(trial, values, skip_if_finished=True)
             return
         self.study.tell(trial, state=self.states.PRUNED if pruned else self.states.FAIL, skip_if_finished=True)
@@ -154,13 +168,15 @@ def distribution(override: Override) -> Any:
     value = override.value()
     match value:
         case IntervalSweep(start=low, end=high):
-            whole = isinstance(low, int) and isinstance(high, int)
-            kind = IntDistribution if whole else FloatDistribution
-            return kind(low, high, log="log" in value.tags)
+            log = "log" in value.tags
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(low, high, log=log)
+            return FloatDistribution(float(low or 0), float(high or 0), log=log)
         case RangeSweep(start=first, step=step, shuffle=False) if step > 0:
-            last = list(value.range())[-1]
-            whole = all(isinstance(one, int) for one in (first, last, step))
-            return (IntDistribution if whole else FloatDistribution)(first, last, step=step)
+            *_, last = value.range()
+            if isinstance(first, int) and isinstance(last, int) and isinstance(step, int):
+                return IntDistribution(first, last, step=step)
+            return FloatDistribution(float(first or 0), float(last), step=float(step))
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 

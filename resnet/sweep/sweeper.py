@@ -25,14 +25,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from resnet import UserError, cli, files, rundir, shell, uris
 from resnet.config import compose, errors, fingerprint
 from resnet.config.run import Run
-from resnet.config.sweep import Sweep
+from resnet.config.sweep import Sweep, Where
 from resnet.config.track import Mlflow, Track
 from resnet.launch import launchers, supervisor
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.rundir import lock, result
-from resnet.sweep import live, local, study
-from resnet.sweep.argv import RESUME, save_argv
-from resnet.sweep.job import Job, table
+from resnet.sweep import live, local, pictures, slurm, study
+from resnet.sweep.argv import BEST, RESUME, save_argv, save_best
+from resnet.sweep.job import Job, best, table
 from resnet.sweep.places import Place, Places
 from resnet.sweep.pool import Pool, Process
 from resnet.track import provenance, store, sync
@@ -48,7 +48,9 @@ class Plan(Sweeper):
         self.jobs: list[Job] = []  # in the order of their starts
         self.failed: list[str] = []  # a line for each job that did not end well
         self.parent: str | None = None  # MLflow's id of the sweep
-        self.stack = ExitStack()  # the lock of the folder, and the display
+        self.stack = ExitStack()  # the lock of the folder
+        self.display: live.Display | None = None
+        self.queue: slurm.Queue | None = None
         self.config: DictConfig
         self.context: HydraContext
         self.settings: Sweep
@@ -158,6 +160,9 @@ class Plan(Sweeper):
             self.study = study.Study(self.settings, self.space, job.run.seed, self.out)
         total = self.settings.trials if self.study else None
         self.display = live.Display(total) if self.places.jobs > 1 else None
+        if self.settings.on is Where.slurm:
+            slurm.write_script(self.out)
+            self.queue = slurm.Queue(self.settings.slurm)
 
     def close(self, status: str) -> None:
         """Leave the table on the terminal, in the folder and in MLflow."""
@@ -169,7 +174,16 @@ class Plan(Sweeper):
         if status != "FINISHED":
             resume = shell.command("resnet.train", shell.override(RESUME, self.out))
             print(f"resume, without the jobs that finished: {resume}", flush=True)
-        ignoring_mlflow_errors(store.close_run, self.track, self.parent, status, artifacts=(self.out / "summary.md",))
+        pictures.parallel_coordinates(self.jobs, list(self.space), self.out / pictures.PARALLEL)
+        if self.study and (shares := self.study.importances()):
+            pictures.importances(shares, self.out / pictures.IMPORTANCES)
+        paths = [self.out / name for name in ("summary.md", pictures.PARALLEL, pictures.IMPORTANCES)]
+        if winner := best(self.jobs):
+            save_best(self.out, winner.varying, winner.number)
+            paths += [self.out / BEST, winner.out / "config.yaml"]
+            ignoring_mlflow_errors(store.set_tags, self.track, self.parent, {"sweep.best": winner.name})
+        artifacts = tuple(path for path in paths if path.exists())
+        ignoring_mlflow_errors(store.close_run, self.track, self.parent, status, artifacts=artifacts)
         self.stack.close()
 
     # -------------------------------------------------------------------------------------------------- what the pool tells us
@@ -210,6 +224,9 @@ class Plan(Sweeper):
             job.code = cli.DONE
             return None
         rundir.claim(job.run, job.out)
+        (job.out / result.PRUNE).unlink(missing_ok=True)
+        if self.queue:
+            return self.queue.start(job)
         return local.start(job, place, quiet=self.places.jobs > 1)
 
     def progress(self, job: Job) -> bool:
@@ -222,6 +239,10 @@ class Plan(Sweeper):
     def ended(self, job: Job) -> None:
         if self.study:
             self.study.tell(job.number, job.result, pruned=job.code == cli.PRUNED)
+        if job.code == cli.PRUNED:
+            ignoring_mlflow_errors(
+                store.set_tags, job.run.track, supervisor.mlflow_run(job.run, job.out), {"pruned": "true"}
+            )
         if job.code in (cli.DONE, cli.PRUNED):
             top1 = job.latest.get("best/top1")
             self.line(f"{job.name}: {job.status}" + ("" if top1 is None else f", top-1 {100 * top1:.2f} %"))

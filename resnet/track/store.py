@@ -162,6 +162,13 @@ def close_run(
             client.set_terminated(run_id, status)
 
 
+def set_tags(settings: Track, run_id: str | None, tags: dict[str, str]) -> None:
+    """Set tags of a run from outside."""
+    if isinstance(settings, Mlflow) and run_id is not None:
+        for name, value in tags.items():
+            connect(settings.uri).set_tag(run_id, name, value)
+
+
 def count_restart(settings: Track, run_id: str | None) -> None:
     """Count in the run's tag `restarts` that its ranks died and were started again."""
     if isinstance(settings, Mlflow) and run_id is not None:
