@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -16,7 +16,19 @@ from resnet.cli import nearest
 from resnet.config import help
 from resnet.config.run import VARIANTS
 
-OPTUNA = "which sweep=lr_search needs, is not installed; pip install hydra-optuna-sweeper==1.3.0"
+# Words of the sweeper for Optuna 2 that this suite had before its own, and of Hydra's launchers.
+RENAMED = {
+    "hydra.sweeper.n_trials": "sweep.trials=",
+    "hydra.sweeper.n_jobs": "sweep.jobs=",
+    "hydra.sweeper.max_batch_size": "sweep.jobs=",
+    "hydra.sweeper.sampler.n_startup_trials": "sweep.startup=",
+    "hydra.sweeper.sampler.seed": "seed=",
+    "hydra.sweeper.direction": "sweep.goals=",
+    "hydra.sweeper.storage": "sweep.study=",
+    "hydra/sweeper": "sweep.sampler=tpe, gp, cmaes, nsga2, qmc or random",
+    "hydra/sweeper/sampler": "sweep.sampler=tpe, gp, cmaes, nsga2, qmc or random",
+    "hydra/launcher": "sweep.jobs=",
+}
 OPEN = "finetune.lr_multipliers"  # a mapping whose keys are the user's; to those of a recipe Hydra adds with ++ only
 # Message of OmegaConf or Hydra -> what follows the knob in ours: its value, and the way out.
 TRANSLATIONS = (
@@ -88,8 +100,6 @@ def one_line(error: BaseException) -> str:
     place = f"{'='.join(file[1].rsplit('/', 1))}: " if file and "/" in file[1] else ""  # whose file it is: recipe=mine
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if error.missing_cfg_file == "hydra/sweeper/optuna":
-            return f"{group}={option}: {OPTUNA}"
         if error.options:
             return f"{place}{group}={option}: no such option; {nearest(option, list(error.options))}"
         return f"{place}{error.missing_cfg_file}: no such configuration; --help lists what there is"
@@ -128,6 +138,13 @@ def unknown(key: str, kind: str = "") -> UserError:
     chosen = [variant for variant in variants.values() if variant.__name__ == kind] or list(variants.values())
     inside = sorted({f"{group}.{knob}" for variant in chosen for knob in help.knobs(variant)})
     return UserError(f"{key}: no such knob; {nearest(key, inside or help.known_names())}")
+
+
+def check_renamed(words: Sequence[str]) -> None:
+    """Raise UserError for a word that another one has replaced."""
+    for word in words:
+        if new := RENAMED.get(word.lstrip("+~").partition("=")[0]):
+            raise UserError(f"{word}: sweeps have words of their own now; use {new}")
 
 
 def no_option() -> str:

@@ -74,6 +74,7 @@ def command_line() -> list[Run]:
     if any(word.startswith((f"{RESUME}=", "resume=")) for word in typed):
         os.environ.setdefault(uris.STORE, "")  # the store of a file, if none was typed
     sys.argv[1:] = in_one_row(best_argv(resume_argv(typed)))
+    errors.check_renamed(sys.argv[1:])
     with errors.explain(), closing_sweeps():
         hydra.main(version_base="1.3", config_path=str(files.tree("conf")), config_name="config")(compose_run)()
     runs = []
