@@ -119,8 +119,8 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
     start = time.monotonic()
     with pytest.raises(Failure, match=r"no answer within 0.3 s"):
         bounded.output(["sh", "-c", f"trap '' TERM; sleep 60 & echo $! > {tmp_path}/pid; wait"], 0.3)
-    assert time.monotonic() - start < 5
-    deadline = time.monotonic() + 5
+    assert time.monotonic() - start < 30
+    deadline = time.monotonic() + 20
     while alive(int((tmp_path / "pid").read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -138,9 +138,9 @@ def test_how_a_program_ended_is_the_reason(tmp_path):
         ("exit 3", "exit status 3"),
     ):
         with pytest.raises(Failure, match=reason):
-            bounded.output(["sh", "-c", script], 5)
+            bounded.output(["sh", "-c", script], 60)
     with pytest.raises(Failure, match="No such file"):
-        bounded.output([str(tmp_path / "none")], 5)
+        bounded.output([str(tmp_path / "none")], 60)
 
 
 def test_every_probe_answers_and_what_breaks_is_a_reason(monkeypatch):
