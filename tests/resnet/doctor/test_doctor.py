@@ -57,7 +57,7 @@ def test_what_cannot_be_known_is_a_line_with_its_reason(monkeypatch):
     text = page.text(Facts(reasons={"store": "no route to it", "tensorflow": "no answer within 60 s"}), paths=False)
     assert "memory        cannot be known (ZeroDivisionError: division by zero)\n" in text
     assert "MLflow store  no route to it\n" in text
-    assert "TensorFlow    cannot be imported: no answer within 60 s\n" in text
+    assert "TensorFlow    not known: no answer within 60 s\n" in text
     assert "no   training on the CPU (cluster=local): it needs bash launch/setup.sh" in text
 
 
@@ -83,6 +83,13 @@ def test_what_does_not_work_says_what_it_needs(case):
     found = works(known)
     for what, missing in expected.items():
         assert (found[what] or "").startswith(missing or "") and bool(found[what]) == bool(missing), found[what]
+
+
+def test_what_did_not_answer_in_time_is_no_fault_of_the_machine():
+    known = a_machine(tensorflow=None, horovod=None, semaphores=None)
+    known.reasons = dict.fromkeys(known.reasons, "no answer within 0.5 s")
+    for what in ("training on the CPU", "several ranks", "several processes of resnet.prepare"):
+        assert works(known)[what] == "an answer (no answer within 0.5 s); give a larger limit_s"
 
 
 def test_a_driver_without_a_tensorflow_for_it_is_told_apart():
