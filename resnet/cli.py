@@ -136,6 +136,7 @@ unfinished: list[tuple[Callable[[], bool], str]] = []
 def reported(interrupted: str = "the checkpoints written so far are whole") -> Iterator[None]:
     """Print what the user can fix, or how a run was stopped, as one line, and exit with its status."""
     line, status = "", DONE
+    unfinished.clear()  # what an earlier command of this process has left is no reason to end it at the end of this one
     with tolerant_output():
         try:
             home.provide()

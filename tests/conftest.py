@@ -1,9 +1,12 @@
 """Shared by all tests: nothing is read from or written to the user's own caches, and TensorFlow is quiet."""
 
+import contextlib
 import copy
 import functools
 import os
+import shutil
 import signal
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -21,8 +24,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_sessionfinish() -> None:
     """The digits and indexes that the tests made."""
-    import shutil
-
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
@@ -33,6 +34,61 @@ def registered_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose, "register", functools.cache(compose.register))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once():
+    """Hydra parses each option file of ours and of its own once, not for each of the many runs: a quarter of their time."""
+    from hydra._internal.config_repository import ConfigRepository
+
+    from resnet import files
+
+    parse, parsed = ConfigRepository.load_config, {}
+    ours = {"hydra.conf", str(files.tree("conf")), str(files.tree("experiments")), ""}
+
+    def load(self, config_path):
+        if not ours.issuperset(source.path for source in self.sources):  # a folder of a test's own
+            return parse(self, config_path)
+        if not (known := parsed.get(config_path)):
+            known = parse(self, config_path)
+            if known is None or known.path.startswith("structured:"):  # Hydra's store, which tests change
+                return known
+            parsed[config_path] = known
+        return copy.deepcopy(known)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrated_once(tmp_path_factory):
+    """MLflow's tables are made once, then copied: each time they cost a second, and a hundred writes that wait for the disk."""
+    from resnet import uris
+    from resnet.track import client
+
+    tables, open_client = tmp_path_factory.mktemp("tables") / "mlflow.db", client.open_client
+
+    def opened(uri):
+        path = uris.sqlite_path(uri)
+        new = client.tables(path) is None
+        if new and tables.exists():
+            shutil.copyfile(tables, path)
+            with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+                root = (os.environ[client.ARTIFACT_ROOT] + "/0",)  # as MLflow writes it
+                connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0", root)
+        found = open_client(uri)
+        if new and not tables.exists():
+            with (
+                contextlib.closing(sqlite3.connect(path)) as source,
+                contextlib.closing(sqlite3.connect(tables)) as copy,
+            ):
+                source.backup(copy)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "open_client", opened)
         yield
 
 

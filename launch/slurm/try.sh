@@ -127,8 +127,8 @@ from resnet.training import checkpoint
 
 
 def weights(out):
-    saved = checkpoint.found(Path(out))[-1]
-    assert saved.step == 400 and checkpoint.fault(saved) is None and result.read(Path(out))
+    saved = checkpoint.list_checkpoints(Path(out))[-1]
+    assert saved.step == 400 and checkpoint.verify(saved) is None and result.read(Path(out))
     reader = tf.train.load_checkpoint(str(saved.path / "weights"))
     return {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in n}
 

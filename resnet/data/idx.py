@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnet import UserError, files
+from resnet import UserError, files, shell
 from resnet.config.data import FASHION_DIR
 from resnet.data import embedded, images, tfexample
 from resnet.data.embedded import Content, Half
@@ -44,10 +44,10 @@ def write_fashion(folder: str) -> None:
 
     def content() -> Content:
         if not Path(FASHION_DIR).is_dir():
+            way_out = shell.command("resnet.prepare", "source=idx", "names=fashion", "dir=FOLDER", f"out={folder}")
             raise UserError(
                 "data=fashion: the pictures are in Debian's package dataset-fashion-mnist, which is not installed; "
-                "apt-get install dataset-fashion-mnist, or, with its four files in a folder of your own, "
-                f"python -m resnet.prepare source=idx names=fashion dir=FOLDER out={folder}"
+                f"apt-get install dataset-fashion-mnist, or, with its four files in a folder of your own, {way_out}"
             )
         train, val = (file_in(FASHION_DIR, part, "data=fashion") for part in PARTS)
         return read(train, val, FASHION)

@@ -17,6 +17,9 @@ from resnet import files
 KILLED_S = 5.0  # for a killed process to go; one that waits for a dead disk does not
 
 
+LATE = "no answer within"  # how the reason of one that was left begins
+
+
 class Failure(Exception):
     """No answer; the message is the reason, in a line."""
 
@@ -39,7 +42,7 @@ def output(command: Sequence[str], limit_s: float) -> str:
         try:
             status = child.wait(limit_s)
         except subprocess.TimeoutExpired:
-            raise Failure(f"no answer within {limit_s:g} s") from None
+            raise Failure(f"{LATE} {limit_s:g} s") from None
         finally:
             with contextlib.suppress(OSError):  # it, and what it has started
                 os.killpg(child.pid, signal.SIGKILL)

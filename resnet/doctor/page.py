@@ -10,6 +10,7 @@ from pathlib import Path
 
 from resnet import files, uris
 from resnet.doctor import facts
+from resnet.doctor.bounded import LATE
 from resnet.doctor.facts import Facts, size
 
 WIDTH = 14  # of the first column
@@ -52,8 +53,8 @@ def lines(known: Facts) -> list[str]:
 
 
 def tensorflow(known: Facts) -> str:
-    if "tensorflow" in known.reasons:
-        return f"cannot be imported: {known.reasons['tensorflow']}"
+    if reason := known.reasons.get("tensorflow"):
+        return f"not known: {reason}" if reason.startswith(LATE) else f"cannot be imported: {reason}"
     one = known.answers["tensorflow"]
     wrong = "" if one["computes"] else "; a product of two matrices is wrong"
     cuda = f"built for CUDA {one['cuda']}" if one["cuda"] else "built without CUDA"
@@ -61,8 +62,8 @@ def tensorflow(known: Facts) -> str:
 
 
 def horovod(known: Facts) -> str:
-    if "horovod" in known.reasons:
-        return f"cannot be imported: {known.reasons['horovod']}"
+    if reason := known.reasons.get("horovod"):
+        return f"not known: {reason}" if reason.startswith(LATE) else f"cannot be imported: {reason}"
     one = known.answers["horovod"]
     engines = ", ".join(f"{engine} {'yes' if one[engine] else 'no'}" for engine in ("Gloo", "MPI", "NCCL"))
     return f"{one['version']}: {engines}"
@@ -92,16 +93,19 @@ def works(known: Facts) -> Iterator[tuple[str, str | None]]:
     """(what of the suite, what is missing for it); None where it works."""
     answers, packages = known.answers, known.packages
     missing = [name for name in ("hydra-core", "mlflow", "numpy", "pillow") if name not in packages]
+    late = {
+        name: f"an answer ({reason}); give a larger limit_s" for name, reason in known.reasons.items() if LATE in reason
+    }
     base = None if answers.get("tensorflow", {}).get("computes") and not missing else ENVIRONMENT
     if base and not missing and {"tensorflow", "tensorflow-cpu"} & packages.keys():
-        base = "the TensorFlow that is installed to work; see above"
+        base = late.get("tensorflow", "the TensorFlow that is installed to work; see above")
     gloo = answers.get("horovod", {}).get("Gloo")
     tools = [tool for tool in ("cmake", "g++", "make") if not known.programs.get(tool)]
     build = "bash launch/setup.sh test" + (
         f", which needs {', '.join(tools)} (apt-get install cmake g++ make)" if tools else ""
     )
     yield "training on the CPU (cluster=local)", base
-    yield "several ranks (cluster=cpu2)", base or (None if gloo else f"Horovod with Gloo: {build}")
+    yield "several ranks (cluster=cpu2)", base or (None if gloo else late.get("horovod", f"Horovod with Gloo: {build}"))
     yield "GPUs (cluster=gpu1)", gpu_missing(known)
     yield "Gaudi (cluster=gaudi1)", gaudi_missing(known)
     native = {"avx512_bf16", "amx_bf16"} & known.flags
@@ -113,7 +117,7 @@ def works(known: Facts) -> Iterator[tuple[str, str | None]]:
     optuna = "hydra-optuna-sweeper" in packages
     yield "sweep=lr_search", None if optuna else "pip install hydra-optuna-sweeper==1.3.0"
     semaphores = "a /dev/shm that can be written to; without it one process works alone"
-    yield "several processes of resnet.prepare", None if "semaphores" in answers else semaphores
+    yield "several processes of resnet.prepare", None if "semaphores" in answers else late.get("semaphores", semaphores)
     yield (
         "data=fashion",
         None if known.fashion else "apt-get install dataset-fashion-mnist (docs/data.md: without root)",

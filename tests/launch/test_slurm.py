@@ -1,7 +1,10 @@
 """The batch files of launch/slurm, with stand-ins for the training and scontrol; launch/slurm/try.sh has a real Slurm."""
 
+import ast
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,3 +168,17 @@ def test_the_real_training_takes_the_words(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs" / "slurm-17" / "result.json").read_text())["steps"] == 2
+
+
+def test_what_the_trial_calls_of_the_package_is_there():
+    program = ast.parse(re.search(r"<<'PYTHON'.*?\n(.*?)\nPYTHON\n", (SLURM / "try.sh").read_text(), re.DOTALL)[1])
+    modules = {
+        alias.name: importlib.import_module(f"{node.module}.{alias.name}")
+        for node in ast.walk(program)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resnet")
+        for alias in node.names
+    }
+    assert set(modules) == {"checkpoint", "result"}
+    for node in ast.walk(program):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert hasattr(modules[node.value.id], node.attr), node.attr

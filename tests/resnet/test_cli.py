@@ -71,7 +71,7 @@ def test_help_has_a_line_for_every_knob_of_every_command():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "nothing to do; give one of source=imagenet|folder|digits, check=DIR, show=DIR"),
+        ([], "nothing to do; give one of source=imagenet|folder|idx|digits, check=DIR, show=DIR"),
         (["out=x"], "nothing to do; give one of"),
         (["sorce=folder", "out=x"], "sorce: no such knob; did you mean source?"),
         (["source=foldr", "out=x"], "source=foldr: did you mean source=folder?"),
@@ -105,6 +105,13 @@ def test_a_wrong_command_is_told_in_one_line(words, said):
         prepare.parse(words)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+def test_what_an_earlier_command_of_this_process_has_left_does_not_end_it(monkeypatch):
+    monkeypatch.setattr(cli, "unfinished", [(lambda: True, "a read")])
+    with cli.reported():
+        pass  # or os._exit() would end the tests
+    assert not cli.unfinished
 
 
 def test_paths_are_taken_from_the_working_folder(tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ def logged(run, kind):
     return {line["step"]: tuple(line[name] for name in names) for line in lines if names[0] in line}
 
 
+@pytest.mark.usefixtures("small_network")
 def test_averaged_weights_of_the_best_checkpoint_have_the_scores_that_training_logged(run_at, tmp_path):
     words = ("model=tiny", "track=off", "batch=179", "epochs=1", "schedule=constant", "optim.lr=0.2", "ema.decay=0.8")
     run = run_at(tmp_path, *words, "eval_every_epochs=0.5", "ema.every_steps=2", "eval_steps=1", "dtype=bf16")

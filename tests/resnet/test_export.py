@@ -314,6 +314,7 @@ def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, mod
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("small_network")
 def test_a_run_on_synthetic_images_has_no_jpegs_and_no_names(run_at, tmp_path):
     words = ("model=tiny", "track=off", "data=synthetic", "data.image_size=32", "data.classes=7", "batch=4", "steps=1")
     run = run_at(tmp_path, *words, "eval=false")

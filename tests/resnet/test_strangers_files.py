@@ -25,7 +25,7 @@ from resnet.rundir import lock, metrics, result
 from resnet.track import provenance, store, sync, tracker
 from resnet.training import checkpoint, lr_find, profiling, trained
 
-SECONDS = 5
+SECONDS = 20  # on a busy machine
 
 
 @contextlib.contextmanager

@@ -1,15 +1,15 @@
 """The input benchmark: the images it makes, and the table it prints."""
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from resnet import UserError
-from resnet.bench import images
+from resnet.bench import __main__ as bench
+from resnet.bench import children, images
+from resnet.bench import input as module
 from resnet.bench.input import Input, table
 from resnet.bench.pixels import Pixels
 from resnet.bench.workers import Wrong
@@ -64,14 +64,16 @@ def test_pixels_are_those_that_pillow_decodes(pixels):
             pixels.check([wrong])
 
 
-def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio(tmp_path):
+def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "PHOTOS", 4)
+    monkeypatch.setattr(bench, "machine", lambda: children.machine()[0])  # as a child of its own would say
     own = images.shards(tmp_path / "own", images.photos(2), 16)
     words = ["images=16", "batch=16", "rounds=1", f"data.dir={own}"]  # the knob has its name in training
-    process = subprocess.run([sys.executable, "-m", "resnet.bench", "input", *words], capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    rows = [line.split("|")[1:-1] for line in process.stdout.splitlines() if line.count("|") == 4][2:]
+    bench.measure("input", *words)
+    printed = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.count("|") == 4][2:]
     assert len(rows) == 9
     rates = {row[0].strip(): float(row[1].replace(",", "")) for row in rows}
     naive, alone, resized = list(rates.values())[:3]
     assert 0 < naive < alone and resized < 1.5 * alone  # it was 72 times as fast when nothing was decoded
-    assert "; cores 1; threads 1, as many as cores" in process.stdout and "; commit " in process.stdout
+    assert "; cores 1; threads 1, as many as cores" in printed and "; commit " in printed

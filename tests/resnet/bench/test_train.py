@@ -1,12 +1,14 @@
 """The benchmark of a whole training: its arithmetic by hand, what it refuses, and a small real one."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rank_runs import later
 
 from resnet import UserError
 from resnet.bench import images, train
@@ -125,15 +127,13 @@ def test_an_interruption_stops_the_trainings(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.chdir(tmp_path)
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train.run_trainings([([], tmp_path / "a"), ([], tmp_path / "b")])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    pids = (tmp_path / "pids").read_text().split()
+    pids = tmp_path / "pids"
+    both = lambda: pids.exists() and pids.read_text().count("\n") == 2  # noqa: E731
+    thread = later(both, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train.run_trainings([([], tmp_path / "a"), ([], tmp_path / "b")])
+    thread.join()
+    pids = pids.read_text().split()
     assert len(pids) == 2 and not any(Path("/proc", pid).exists() for pid in pids)
 
 

@@ -167,6 +167,7 @@ def test_shards_behind_a_url_are_read_through_tensorflow(folder):
             np.testing.assert_array_equal(ours[part], theirs[part])
 
 
+@pytest.mark.usefixtures("small_network")
 def test_a_run_passes_over_corrupt_records_logs_their_number_and_evaluates_the_rest(run_of, tmp_path):
     digits.write(str(tmp_path / "digits"))
     common = [

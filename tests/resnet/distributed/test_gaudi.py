@@ -168,9 +168,7 @@ def test_a_training_on_two_cards_is_the_one_on_two_cpus(tmp_path):
     assert_alike(tmp_path / "cards", tmp_path / "cpus", share=0.1)
 
 
-def test_the_stand_in_aborts_where_the_plug_in_does(tmp_path):
-    fake = cards(tmp_path / "machine", "GAUDI2")
-    environment = {**os.environ, "PYTHONPATH": f"{FAKE}{os.pathsep}{ROOT}", "FAKE_GAUDI": str(fake)}
-    program = "import tensorflow as tf; tf.ones([1]); from resnet.distributed import gaudi; gaudi.load()"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+def test_the_stand_in_aborts_where_the_plug_in_does(spawn):
+    program = f"import sys; sys.path.insert(0, {str(FAKE)!r}); import tensorflow as tf; tf.ones([1]); "
+    done = spawn(None, before=f"{program}from resnet.distributed import gaudi; gaudi.load()").finish()
     assert done.returncode == -6 and "TensorFlow has been at work before" in done.stderr

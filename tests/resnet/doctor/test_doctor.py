@@ -57,7 +57,7 @@ def test_what_cannot_be_known_is_a_line_with_its_reason(monkeypatch):
     text = page.text(Facts(reasons={"store": "no route to it", "tensorflow": "no answer within 60 s"}), paths=False)
     assert "memory        cannot be known (ZeroDivisionError: division by zero)\n" in text
     assert "MLflow store  no route to it\n" in text
-    assert "TensorFlow    cannot be imported: no answer within 60 s\n" in text
+    assert "TensorFlow    not known: no answer within 60 s\n" in text
     assert "no   training on the CPU (cluster=local): it needs bash launch/setup.sh" in text
 
 
@@ -83,6 +83,13 @@ def test_what_does_not_work_says_what_it_needs(case):
     found = works(known)
     for what, missing in expected.items():
         assert (found[what] or "").startswith(missing or "") and bool(found[what]) == bool(missing), found[what]
+
+
+def test_what_did_not_answer_in_time_is_no_fault_of_the_machine():
+    known = a_machine(tensorflow=None, horovod=None, semaphores=None)
+    known.reasons = dict.fromkeys(known.reasons, "no answer within 0.5 s")
+    for what in ("training on the CPU", "several ranks", "several processes of resnet.prepare"):
+        assert works(known)[what] == "an answer (no answer within 0.5 s); give a larger limit_s"
 
 
 def test_a_driver_without_a_tensorflow_for_it_is_told_apart():
@@ -119,8 +126,8 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
     start = time.monotonic()
     with pytest.raises(Failure, match=r"no answer within 0.3 s"):
         bounded.output(["sh", "-c", f"trap '' TERM; sleep 60 & echo $! > {tmp_path}/pid; wait"], 0.3)
-    assert time.monotonic() - start < 5
-    deadline = time.monotonic() + 5
+    assert time.monotonic() - start < 30
+    deadline = time.monotonic() + 20
     while alive(int((tmp_path / "pid").read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -138,9 +145,9 @@ def test_how_a_program_ended_is_the_reason(tmp_path):
         ("exit 3", "exit status 3"),
     ):
         with pytest.raises(Failure, match=reason):
-            bounded.output(["sh", "-c", script], 5)
+            bounded.output(["sh", "-c", script], 60)
     with pytest.raises(Failure, match="No such file"):
-        bounded.output([str(tmp_path / "none")], 5)
+        bounded.output([str(tmp_path / "none")], 60)
 
 
 def test_every_probe_answers_and_what_breaks_is_a_reason(monkeypatch):

@@ -1,8 +1,5 @@
 """Compiled ReLUs and additions against the same in NumPy."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -80,7 +77,7 @@ def test_a_function_is_compiled_once_for_a_shape():
     assert relu.compiled(relu.relu_gradient, one, one) is not relu.compiled(relu.relu_gradient, other, other)
 
 
-def test_what_xla_says_of_itself_is_not_heard_and_what_comes_after_is():
+def test_what_xla_says_of_itself_is_not_heard_and_what_comes_after_is(spawn):
     code = """
 import sys
 from resnet.model import relu
@@ -92,5 +89,5 @@ layer([tf.zeros([2, 2])] * 2, training=True)
 tf.function(lambda pair: layer(pair, training=True))([tf.zeros([3, 3])] * 2)
 print("heard", file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr.partition("from here\n")[2]) == ("", "heard\n")
+    done = spawn(None, before=code).finish()
+    assert (done.returncode, done.stdout, done.stderr.partition("from here\n")[2]) == (0, "", "heard\n")

@@ -70,7 +70,7 @@ def test_an_error_ends_workers_in_the_middle_of_their_jobs():
     began = time.monotonic()
     with pytest.raises(ValueError, match="five"), Workers(2) as workers:
         list(workers.map(sleeping, [0, 5, 30, 30, 30]))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 28
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
@@ -94,7 +94,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     assert len(workers) >= 2
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs(workers, timeout=5)
+    _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
 
 
@@ -115,13 +115,21 @@ def test_without_shared_semaphores_one_process_does_it_and_a_line_says_so(proces
 
 
 # ---------------------------------------------------------------------------------------------------------------- progress
+def printed(capsys, number):
+    """So many lines of stdout, once they are there."""
+    text, deadline = "", time.monotonic() + 60
+    while text.count("\n") < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        text += capsys.readouterr().out
+    return text.splitlines()
+
+
 def test_lines_say_how_far_and_how_long(capsys, monkeypatch):
     monkeypatch.setattr(module, "LINE_S", 0.05)
     count = itertools.count(10, 10)
     with progress("images", 1000, lambda: next(count), already=100):
-        time.sleep(0.3)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) >= 2
+        lines = printed(capsys, 2)
     assert all(re.fullmatch(r"\d+ of 1,000 images, [\d,]+ a second, left \d:\d\d:\d\d", line) for line in lines)
     assert int(lines[0].split()[0]) > 100
 
@@ -129,8 +137,7 @@ def test_lines_say_how_far_and_how_long(capsys, monkeypatch):
 def test_nothing_done_yet_is_no_division_by_zero(capsys, monkeypatch):
     monkeypatch.setattr(module, "LINE_S", 0.02)
     with progress("images", 10, lambda: 0):
-        time.sleep(0.1)
-    assert "0 of 10 images, 0 a second, left ?" in capsys.readouterr().out
+        assert "0 of 10 images, 0 a second, left ?" in printed(capsys, 1)[0]
 
 
 def test_what_is_quick_says_nothing(capsys):

@@ -104,7 +104,8 @@ def test_of_two_trainings_the_second_is_refused_and_has_the_folder_once_the_firs
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, None])
-def test_the_lock_of_a_process_that_has_ended_is_taken_over_at_once(tmp_path, number):
+def test_the_lock_of_a_process_that_has_ended_is_taken_over_at_once(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(lock, "PATIENCE_S", 60)
     with holding(tmp_path) as process:
         if number:
             process.send_signal(number)
@@ -114,7 +115,7 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over_at_once(tmp_path, nu
         began = time.monotonic()
         with lock.hold(tmp_path):
             assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 30
     with lock.hold(tmp_path):  # and again by the same process
         pass
 

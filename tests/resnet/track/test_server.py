@@ -120,21 +120,33 @@ def until(true, seconds=60):
     assert true()
 
 
-def test_a_server_killed_halfway_loses_nothing_and_stops_nothing(server, made):
-    tracker = made("killed")
+@pytest.fixture(scope="module")
+def missed(server, made):
+    """(a tracker that went on while the server was away, one that was closed meanwhile, what its end said)."""
+    alive, closed = made("killed"), made("synced")
     for step in range(300):
-        tracker.log(step, {"train/loss": 1 / (step + 1)})
-    until(lambda: tracker.run_id and store.SyncState.read(tracker.out, server.uri).sent)
+        alive.log(step, {"train/loss": 1 / (step + 1)})
+    closed.log(1, {"train/loss": 2.0})
+    for tracker in (alive, closed):
+        until(lambda tracker=tracker: tracker.run_id and store.SyncState.read(tracker.out, server.uri).sent)
     server.kill()
     began = time.monotonic()
     for step in range(300, 600):
-        tracker.log(step, {"train/loss": 1 / (step + 1)})
-    assert time.monotonic() - began < 2  # 300 lines of a file
-    time.sleep(1)
+        alive.log(step, {"train/loss": 1 / (step + 1)})
+    assert time.monotonic() - began < 20  # 300 lines of a file; asking a dead server takes five seconds
+    for step in range(2, 50):
+        closed.log(step, {"train/loss": 1.0})
+    (closed.out / "result.json").write_text("{}")
+    trouble = closed.close("FINISHED")
     server.start()
     for step in range(600, 900):
-        tracker.log(step, {"train/loss": 1 / (step + 1)})
-    assert tracker.close("FINISHED") is None
+        alive.log(step, {"train/loss": 1 / (step + 1)})
+    assert alive.close("FINISHED") is None
+    return alive, closed, trouble
+
+
+def test_a_server_killed_halfway_loses_nothing_and_stops_nothing(server, missed):
+    tracker, _, _ = missed
     client = store.connect(server.uri)
     assert len(told(tracker.out)) == 900
     assert known(client, tracker.run_id) == told(tracker.out)
@@ -142,20 +154,13 @@ def test_a_server_killed_halfway_loses_nothing_and_stops_nothing(server, made):
     assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
 
 
-def test_what_a_dead_server_missed_is_sent_by_sync_and_once(server, made):
-    tracker = made("synced")
-    tracker.log(1, {"train/loss": 2.0})
-    until(lambda: tracker.run_id and store.SyncState.read(tracker.out, server.uri).sent)
-    server.kill()
-    for step in range(2, 50):
-        tracker.log(step, {"train/loss": 1.0})
-    (tracker.out / "result.json").write_text("{}")
-    trouble = tracker.close("FINISHED")
+def test_what_a_dead_server_missed_is_sent_by_sync_and_once(server, missed):
+    _, tracker, trouble = missed
     assert f"python -m resnet.track sync {tracker.out} uri={server.uri} sends the rest" in trouble
-    server.start()
+    client = store.connect(server.uri)
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
     for _ in range(2):
         assert sync(tracker.out) == tracker.run_id
-    client = store.connect(server.uri)
     assert known(client, tracker.run_id) == told(tracker.out) and len(told(tracker.out)) == 49
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert {file.path for file in client.list_artifacts(tracker.run_id)} == {"config.yaml", "result.json"}

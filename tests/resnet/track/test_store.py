@@ -3,8 +3,6 @@
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 
@@ -24,7 +22,7 @@ def test_a_torn_note_of_the_mlflow_run_is_no_note(tmp_path, text):
     assert store.run_id(tmp_path, "u") is None
 
 
-def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path):
+def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path, spawn):
     """Racing to create the tables breaks the file for good: one makes them, the other waits."""
     program = (
         "import sys; from pathlib import Path\n"
@@ -35,15 +33,10 @@ def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path):
         "sys.exit(tracker.close('FINISHED'))\n"
     )
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path / name), uri], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for name in ("one", "two")
-    ]
-    printed = [process.communicate(timeout=120)[0] for process in started]
+    started = [spawn(None, tmp_path / name, uri, before=program) for name in ("one", "two")]
+    printed = [(process.finish().stdout, process.stderr) for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
-    assert printed == [b"", b""]  # not a word of MLflow's or Alembic's
+    assert printed == [("", "")] * 2  # not a word of MLflow's or Alembic's
     client = store.connect(uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "resnet")
     runs = client.search_runs([experiment.experiment_id])

@@ -5,7 +5,6 @@ import math
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -204,21 +203,21 @@ def test_without_mlflow_there_is_metrics_jsonl_and_nothing_else(tmp_path):
     store.close_run(Off(), "a run", "FINISHED")
 
 
-def test_mlflow_is_not_imported_before_the_first_metrics_are_there():
+def test_mlflow_is_not_imported_before_the_first_metrics_are_there(tmp_path):
     """Its import would take seconds from building the first step."""
     program = (
-        "import sys, time; from pathlib import Path\n"
+        "import os, sys, time; from pathlib import Path\n"
         "from resnet.track.tracker import Tracker; from resnet.config.track import Mlflow\n"
         "out = Path(sys.argv[1]); (out / 'config.yaml').write_text('a: 1')\n"
         "tracker = Tracker(out, Mlflow(uri=f'sqlite:///{out}/mlflow.db', run_name='x'), {}, {})\n"
         "time.sleep(0.5)\n"
         "assert 'mlflow' not in sys.modules\n"
         "tracker.log(1, {'train/loss': 1.0})\n"
-        "sys.exit(tracker.close('FINISHED') or tracker.run_id is None)\n"
+        "while 'mlflow' not in sys.modules: time.sleep(0.01)\n"
+        "os._exit(7)\n"
     )
-    with tempfile.TemporaryDirectory() as out:
-        done = subprocess.run([sys.executable, "-c", program, out], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 7, done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- going on
@@ -301,10 +300,10 @@ def test_a_server_that_never_answers_costs_the_loop_nothing_and_the_end_little(n
     began = time.monotonic()
     for step in range(500):
         tracker.log(step, {"train/loss": 1.0})
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # 500 s, if each asked the server
     began = time.monotonic()
     trouble = tracker.close("FINISHED")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60  # half of CLOSE_S
     assert silent in trouble and "\n" not in trouble
     assert len(list(recorded(tracker.out))) == 500
 
@@ -315,7 +314,7 @@ def test_closing_waits_for_so_long_and_no_longer(new, silent, monkeypatch):
     tracker.log(1, {"train/loss": 1.0})
     began = time.monotonic()
     assert "metrics.jsonl is complete; python -m resnet.track sync '" in tracker.close("FINISHED")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 class Flaky:
@@ -371,7 +370,7 @@ def test_a_store_that_stays_away_is_told_of_once_at_the_end(new, flaky):
     tracker.log(1, {"train/loss": 1.0})
     began = time.monotonic()
     trouble = tracker.close("FINISHED")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # half of CLOSE_S
     assert (
         trouble.startswith("MLflow (sqlite:///")
         and "ConnectionError: log_batch is away; metrics.jsonl is complete" in trouble

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import small_network
 import tensorflow as tf
 
 from resnet import UserError, cli
@@ -18,8 +20,10 @@ from resnet.training import step
 from resnet.training.watchdog import STALLED
 
 # Each read takes 30 ms, and none returns any more once the loss has been read so often: a busy network disk, or one that is gone.
-PROGRAM = """
+PROGRAM = f"""
 import runpy, sys, time
+sys.path.insert(0, {str(Path(small_network.__file__).parent)!r})
+{small_network.BEFORE}
 from resnet.data import shards
 from resnet.training.meter import Meter
 read_record, read_loss, after, count = shards.read, Meter.read, int(sys.argv.pop(1)), 0
@@ -65,7 +69,7 @@ def train(out, after, *words, signal_at=""):
 
 @pytest.mark.parametrize("after", [10**9, pytest.param(2, marks=pytest.mark.slow)], ids=["slow", "gone"])
 def test_an_error_while_reads_are_in_flight_ends_the_process(tmp_path, after):
-    status, text = train(tmp_path / "run", after, "optim.lr=1e30", "steps=9")
+    status, text = train(tmp_path / "run", after, "optim.lr=1e38", "steps=9")
     assert status == cli.FAILED and "the loss is nan" in text, text
     assert ("a read has not ended within 5 s" in text) == (after == 2)
 
@@ -106,7 +110,7 @@ def start_reading(records, began):
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     while not began:
-        pass
+        time.sleep(0.01)
     return thread
 
 
@@ -126,18 +130,18 @@ def test_reads_that_end_are_waited_for_and_none_begins_after_them(records):
 def test_reads_that_never_end_are_left_behind_by_name(records, monkeypatch, exit_status):
     opened, _go, began = records
     monkeypatch.setattr(reading, "READS_END_S", 0.1)
-    with reading.reading(opened, 1, 32):
-        start_reading(opened, began)
+    at_once = []
+    monkeypatch.setattr(cli.os, "_exit", lambda status: at_once.append(status) or sys.exit(status))
+
+    def command():
+        with cli.reported(), reading.reading(opened, 1, 32):
+            start_reading(opened, began)
+            raise UserError("the loss is nan")
+
+    assert exit_status(command) == cli.FAILED and at_once == [cli.FAILED]
     assert [line for _, line in cli.unfinished] == [
         f"data.dir={opened.settings.dir}: a read has not ended within 0.1 s"
     ]
-    monkeypatch.setattr(cli.os, "_exit", sys.exit)
-
-    def command():
-        with cli.reported():
-            raise UserError("the loss is nan")
-
-    assert exit_status(command) == cli.FAILED
 
 
 def test_an_iterator_that_does_not_end_is_left_behind(monkeypatch):
@@ -150,7 +154,7 @@ def test_an_iterator_that_does_not_end_is_left_behind(monkeypatch):
     assert running() and line == "TensorFlow's iterator of the images has not ended within 0.1 s"
     go.set()
     while running():
-        pass
+        time.sleep(0.01)
     cli.leave(cli.DONE)  # nothing is left to end the process for
 
 

@@ -136,7 +136,7 @@ def test_time_to_train_is_run_stop_less_run_start(run_of):
     minutes, _ = play(run, top1=slow)
     times = {line["key"]: line["time_ms"] for line in entries(run)}
     assert minutes == (times["run_stop"] - times["run_start"]) / 60_000
-    assert 0.05 < minutes * 60 < 5
+    assert 0.05 < minutes * 60 < 60
     times_ms = [line["time_ms"] for line in entries(run)]
     assert times_ms == sorted(times_ms)
     assert before - 2 < times["init_start"] <= times["init_stop"] <= times["run_start"] < time.time() * 1000 + 2
