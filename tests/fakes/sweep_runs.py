@@ -25,15 +25,34 @@ def family(client, out):
     return parent, {run.info.run_name.partition("[")[2].rstrip("]"): run for run in children}
 
 
+class Ended:
+    """A process that has ended with this exit status; a signal ends one without a status."""
+
+    def __init__(self, code):
+        self.code, self.signals = code, []
+
+    def poll(self):
+        return self.code
+
+    def send(self, number):
+        self.signals.append(number)
+        self.code = 128 + number if self.code is None else self.code
+
+
 class Machine:
-    """Stands in for the processes of jobs: notes what was started, and ends each as it was told to."""
+    """Stands in for the processes of jobs: records what was started, and ends each as `ends` says."""
 
     def __init__(self):
         self.started = []  # run of every job, in order, as its process would load it
+        self.places = []  # of every job
         self.ends = {}  # job number -> exit status, or what to raise
         self.top1 = {}
 
-    def process(self, out):
+    def start(self, job, place, *, quiet):
+        self.places.append(place)
+        return Ended(self.train(job.out))
+
+    def train(self, out):
         run = rundir.load(out)
         self.started.append(run)
         number = int(out.name)

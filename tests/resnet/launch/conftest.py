@@ -7,13 +7,10 @@ import shlex
 import sys
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from rank_runs import STARTER, STUB
-from sweep_runs import Machine
 
-from resnet import files, train
+from resnet import files
 from resnet.launch import launchers
-from resnet.launch import sweep as sweep_module
 
 
 @pytest.fixture(autouse=True)
@@ -91,29 +88,3 @@ def home(tmp_path, monkeypatch):
     """An empty folder to type in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    stand_in = Machine()
-    monkeypatch.setattr(sweep_module, "process", stand_in.process)
-    return stand_in
-
-
-@pytest.fixture
-def sweep(home, monkeypatch, capfd, exit_status):
-    """`sweep("batch=32,64 ...")`: (exit status, stdout, stderr) of a sweep typed in an empty folder."""
-
-    def type_in(line, folder=home):
-        words = line.split() if isinstance(line, str) else line
-        monkeypatch.setattr(sys, "argv", ["resnet.train", *words])
-        monkeypatch.setattr(sweep_module, "open_sweeps", [])
-        monkeypatch.chdir(folder)
-        try:
-            code = exit_status(train.main)
-        finally:
-            HydraConfig.instance().cfg = None
-        printed = capfd.readouterr()
-        return code, printed.out, printed.err
-
-    return type_in

@@ -12,7 +12,6 @@ import pytest
 from sweep_runs import PAIR, family, rows
 
 from resnet import cli
-from resnet.launch import sweep as launch
 from resnet.rundir import result
 from resnet.track import store, tracker
 

@@ -10,9 +10,9 @@ from hydra.core.config_store import ConfigStore
 from sweep_runs import GRID, PAIR, TINY, rows
 
 from resnet import cli, files
-from resnet.launch import launchers, sweep_argv
-from resnet.launch import sweep as launch
+from resnet.launch import launchers
 from resnet.rundir import lock, result
+from resnet.sweep import argv, command, local, sweeper
 
 
 # ------------------------------------------------------------------------------------------------------------- what runs
@@ -226,7 +226,7 @@ def test_a_sweep_whose_working_folder_is_gone_says_so(sweep, home):
     ],
 )
 def test_words_of_a_sweeps_file_are_groups_knobs_and_plain_values(word, reason):
-    assert sweep_argv.not_data(word) == reason
+    assert argv.not_data(word) == reason
 
 
 def test_a_word_that_could_call_code_is_taken_only_if_it_is_typed(sweep, machine, home, monkeypatch):
@@ -247,7 +247,7 @@ def test_a_package_in_the_working_folder_does_not_stand_in_for_ours(home, monkey
         (home / "bad" / name / "__init__.py").write_text("import os; os._exit(99)")
     (home / "bad" / "sweep.yaml").write_text(yaml.safe_dump({"folder": str(home / "bad"), "words": PAIR.split()}))
     monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}lib")
-    sweep_argv.resume_argv(["sweep.resume=bad"])
+    argv.resume_argv(["sweep.resume=bad"])
     assert Path.cwd() == home / "bad" and os.environ["PYTHONPATH"] == f"{home}{os.pathsep}{home}/lib"
     for program in (launchers.PROGRAM, ("-c", launchers.SAFE_PATH.format("resnet.rank"))):
         monkeypatch.setattr(launchers, "PROGRAM", program)
@@ -270,7 +270,7 @@ def test_a_sweep_whose_job_still_trains_is_refused(sweep, machine, home, monkeyp
 
 @pytest.mark.usefixtures("machine")
 def test_a_password_in_what_was_typed_is_not_kept(sweep, home, monkeypatch):
-    monkeypatch.setattr(launch, "ignoring_mlflow_errors", lambda *_words, **_more: None)
+    monkeypatch.setattr(sweeper, "ignoring_mlflow_errors", lambda *_words, **_more: None)
     monkeypatch.setenv("RESNET_TRACK_URI", "")  # so that what the command puts there goes with the test
     monkeypatch.setattr(launch, "process", lambda _out: 0)
     assert sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=https://me:se@cret@host:5 out=mine")[0] == 0
@@ -361,7 +361,7 @@ def test_a_search_that_cannot_be_is_refused_in_a_line(sweep, machine, home, word
 
 
 def test_a_search_without_optuna_is_told_how_to_get_it(sweep, home, monkeypatch):
-    launch.register()  # which loads Hydra's plugins
+    command.register()  # which loads Hydra's plugins
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["sweeper"], "optuna.yaml", raising=False)
     code, _, err = sweep(SEARCH)
     assert code == 1 and list(home.iterdir()) == []

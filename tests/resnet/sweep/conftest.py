@@ -1,0 +1,51 @@
+"""Stand-ins for the processes of jobs, and a sweep that is typed."""
+
+import os
+import sys
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from sweep_runs import Machine
+
+from resnet import train
+from resnet.sweep import local, sweeper
+
+
+@pytest.fixture(autouse=True)
+def nobody_started_us(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "PMI_", "HOROVOD_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty folder to type in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    stand_in = Machine()
+    monkeypatch.setattr(local, "start", stand_in.start)
+    return stand_in
+
+
+@pytest.fixture
+def sweep(home, monkeypatch, capfd, exit_status):
+    """`sweep("batch=32,64 ...")`: (exit status, stdout, stderr) of a sweep typed in an empty folder."""
+
+    def type_in(line, folder=home):
+        words = line.split() if isinstance(line, str) else line
+        monkeypatch.setattr(sys, "argv", ["resnet.train", *words])
+        monkeypatch.setattr(sweeper, "open_sweeps", [])
+        monkeypatch.chdir(folder)
+        try:
+            code = exit_status(train.main)
+        finally:
+            HydraConfig.instance().cfg = None
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return type_in
