@@ -190,11 +190,13 @@ class Plan(Sweeper):
     def unfinished(self) -> list[Job]:
         """The jobs that a search which was killed has left; those that had ended go into the table."""
         assert self.study
-        left = []
+        left: list[Job] = []
         for number, words, code in self.study.jobs():
             job = self.compose([*self.fixed(), *words], number)
             job.code = code
             (left if code is None else self.jobs).append(job)
+            if code == cli.FAILED:
+                self.failed.append(f"{job.name}: had failed, and those after it were chosen by that")
         return left
 
     def more(self) -> Job | None:
