@@ -125,9 +125,9 @@ class Study:
         import optuna
 
         with contextlib.suppress(ValueError, RuntimeError):
-            return dict(
-                optuna.importance.get_param_importances(self.study, target=lambda trial: float(trial.values[0]))
-            )
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            goal = None if len(self.goals) == 1 else lambda trial: float(trial.values[0])
+            return dict(optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=goal))
         return {}
 
     def tell(self, job: int, content: Mapping[str, Any] | None, *, pruned: bool) -> None:
@@ -159,6 +159,15 @@ class Study:
 def words(params: Mapping[str, Any]) -> list[str]:
     """A trial's parameters as overrides."""
     return [f"{name}={value}" for name, value in params.items()]
+
+
+def check_space(space: Mapping[str, Override]) -> None:
+    """Raise UserError for values that cannot be searched."""
+    for override in space.values():
+        try:
+            distribution(override)
+        except ValueError as error:
+            raise UserError(f"{override.input_line}: no values to search ({error})") from error
 
 
 def distribution(override: Override) -> Any:

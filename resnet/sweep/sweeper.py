@@ -108,6 +108,7 @@ class Plan(Sweeper):
             raise UserError(
                 "sweep.sampler: there is nothing to search; give a knob several values, as in 'optim.lr=interval(0.01,0.1)'"
             )
+        study.check_space(self.space)
         low = [f"{name}={study.first_value(override)}" for name, override in self.space.items()]
         return [self.compose([*self.fixed(), *low], 0)]
 

@@ -48,7 +48,7 @@ class Machine:
         self.ends = {}  # job number -> exit status, or what to raise
         self.top1 = {}
 
-    def start(self, job, place, *, quiet):
+    def start(self, job, place, *, quiet):  # noqa: ARG002
         self.places.append(place)
         return Ended(self.train(job.out))
 
