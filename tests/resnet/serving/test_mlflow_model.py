@@ -148,9 +148,10 @@ def test_what_is_no_image_is_told_by_its_number(loaded, jpegs, image, told):
 def test_a_network_without_names_answers_with_numbers(trained, tmp_path):
     Path(tmp_path / "run").mkdir()
     shutil.copytree(Path(trained.out) / "checkpoints", tmp_path / "run" / "checkpoints")
-    loaded = mlflow.pyfunc.load_model(
-        str(mlflow_model.save(trained, tmp_path / "run", None, read_weights(str(tmp_path / "run"))))
-    )
+    place = Path(mlflow_model.save(trained, tmp_path / "run", None, read_weights(str(tmp_path / "run"))))
+    names = [path.name for path in place.rglob("*") if path.is_file()]
+    assert "pyfunc.py" in names and not [name for name in names if name.endswith((".pkl", ".pyc"))]
+    loaded = mlflow.pyfunc.load_model(str(place))
     [row] = answered(loaded, loaded.input_example)
     assert sorted(one["class"] for one in row["top"]) == ["0", "1", "2"]
 
@@ -166,8 +167,6 @@ def test_the_folder_says_what_goes_in_and_comes_out_and_what_it_needs(place, loa
     told = (place / "MLmodel").read_text()
     assert yaml.safe_load(told)["metadata"] == {"model": "tiny", "classes": 3, "image_size": 48}
     assert str(Path(mlflow_model.__file__).parent) not in told and Path(trained.out).parent.name not in told
-    names = [path.name for path in place.rglob("*") if path.is_file()]
-    assert "pyfunc.py" in names and not [name for name in names if name.endswith((".pkl", ".pyc"))]
     Image.open(io.BytesIO(base64.b64decode(loaded.input_example["image"][0]))).verify()
 
 
