@@ -67,12 +67,12 @@ def start(job: Job, place: Place, *, quiet: bool) -> Forked:
     if job.run.cluster.device is not Device.hpu:
         context.set_forkserver_preload(PRELOAD)
     environment = {**os.environ, **launchers.python_environment(), **place.environment}
-    arguments = (str(job.out), environment, place.cores, str(job.log) if quiet else None)
+    arguments = (PROGRAM, str(job.out), environment, place.cores, str(job.log) if quiet else None)
     return Forked(context.Process(target=train, args=arguments))
 
 
-def train(out: str, environment: dict[str, str], cores: frozenset[int] | None, log: str | None) -> None:
-    """In the job's process: `python -m resnet.rank <out>`."""
+def train(program: str, out: str, environment: dict[str, str], cores: frozenset[int] | None, log: str | None) -> None:
+    """In the job's process: `python -m <program> <out>`."""
     os.setsid()
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl:
@@ -86,9 +86,9 @@ def train(out: str, environment: dict[str, str], cores: frozenset[int] | None, l
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [PROGRAM, out]
+    sys.argv = [program, out]
     try:
-        runpy.run_module(PROGRAM, run_name="__main__", alter_sys=True)
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit:
         raise
     except BaseException:
