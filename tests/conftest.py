@@ -37,6 +37,20 @@ def registered_once():
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_store_left():
+    """The store that a command was given stays in the environment of its process: not for the next test."""
+    from resnet import uris
+
+    before = {name: os.environ.get(name) for name in uris.TRACKING_SECRETS}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture(scope="session", autouse=True)
 def parsed_once():
     """Hydra parses each option file of ours and of its own once, not for each of the many runs: a quarter of their time."""

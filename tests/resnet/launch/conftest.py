@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 
+import psutil
 import pytest
 from rank_runs import STARTER, STUB
 
@@ -19,6 +20,19 @@ def nobody_started_us(monkeypatch):
         if name.startswith(("SLURM_", "OMPI_", "PMI_", "HOROVOD_")):
             monkeypatch.delenv(name)
     monkeypatch.delenv("ELSEWHERE", raising=False)
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """An environment in which nobody has set anything, programs of ours in tmp_path/bin, and four cores."""
+    for name in list(os.environ):
+        if name.startswith((*launchers.FORWARDED, "SLURM_", "OMPI_", "PMI_", "HOROVOD_")) and name != "XDG_CACHE_HOME":
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(launchers, "which", lambda name: f"/opt/{name}")
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
 
 
 @pytest.fixture
