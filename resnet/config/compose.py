@@ -37,7 +37,7 @@ from resnet.config.training import Progressive
 GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
 PREPROCESSING = ("image_size", "eval_resize", "mean", "std")  # of the trained network: kept with another data=
 INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # in a string that OmegaConf would not take as it is; see escape()
-SWEEPER = "hydra_plugins.resnet.Plan"  # sweep.command puts it there
+SWEEPER = "hydra_plugins.resnet.ProcessSweeper"  # sweep.command puts it there
 
 
 compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list

@@ -1,4 +1,4 @@
-"""The network: one row of conf/model/."""
+"""The network, one row of conf/model/, and its arithmetic, conf/dtype/."""
 
 from __future__ import annotations
 
@@ -66,3 +66,20 @@ class Model(Settings):
         self.check("groups", self.block is not Block.basic or plain, way_out)
         self.check_at_least(0, "batch_norm_momentum", below=1)
         self.check_above(0, "batch_norm_epsilon", below=1)
+
+
+class Policy(Enum):
+    float32 = "float32"
+    mixed_bfloat16 = "mixed_bfloat16"
+    mixed_float16 = "mixed_float16"  # with dynamic loss scaling: resnet/optim/loss_scale.py
+
+
+@dataclass
+class Dtype:
+    """Arithmetic of the network. The head and every variable stay float32."""
+
+    name: str = MISSING
+    policy: Policy = MISSING  # Keras' mixed-precision policy
+    jit: bool = False  # compile the forward and backward pass with XLA; GPU only
+    # Gaudi's own way to bf16, beside dtype=fp32: full, basic, or a file of operations
+    gaudi_conversion: str | None = None

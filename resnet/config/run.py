@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from resnet.config.checks import MISSING, Settings, check
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Data, Digits, Fashion, Folder, Records, Synthetic
-from resnet.config.dtype import Dtype, Policy
-from resnet.config.model import Model
+from resnet.config.model import Dtype, Model, Policy
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
 from resnet.config.track import Mlflow, Off, Track

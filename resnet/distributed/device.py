@@ -10,7 +10,7 @@ import tensorflow as tf
 from resnet import UserError
 from resnet.config import topology
 from resnet.config.cluster import Cluster, Device
-from resnet.config.dtype import Dtype, Policy
+from resnet.config.model import Dtype, Policy
 from resnet.distributed import gaudi
 from resnet.distributed.cpu import cpu_flags, cpu_name
 from resnet.distributed.ranks import Ranks, bind_cores, join

@@ -15,7 +15,7 @@ from pathlib import Path
 from resnet import UserError
 from resnet.config import topology
 from resnet.config.cluster import Cluster
-from resnet.config.dtype import Dtype, Policy
+from resnet.config.model import Dtype, Policy
 from resnet.config.run import Run
 
 ROOT = Path("/")  # tests look elsewhere

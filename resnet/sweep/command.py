@@ -24,14 +24,14 @@ from resnet.sweep.argv import RESUME, best_argv, in_one_row, resume_argv
 def register() -> None:
     """Give Hydra the configuration and this suite's sweeper. Doing it twice is harmless."""
     compose.register()
-    sweeper.Plan.__module__ = "hydra_plugins.resnet"  # Hydra takes sweepers from this namespace package only
+    sweeper.ProcessSweeper.__module__ = "hydra_plugins.resnet"  # Hydra takes sweepers from this namespace package only
     try:
         space = importlib.import_module("hydra_plugins")
     except ModuleNotFoundError:
         space = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         space.__path__ = []
     space.resnet = sys.modules[sweeper.__name__]  # type: ignore[attr-defined]
-    Plugins.instance().register(sweeper.Plan)
+    Plugins.instance().register(sweeper.ProcessSweeper)
 
 
 @contextlib.contextmanager

@@ -20,10 +20,9 @@ MOST = 30  # rows: more do not fit on a terminal
 class Display:
     """What a person sees of several jobs at a time."""
 
-    def __init__(self, total: int | None, console: Console | None = None) -> None:
-        """`total` is the number of jobs, if it is known."""
+    def __init__(self, total: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self.total, self.ended = total, 0
+        self.total = total
         self.shown_at = 0.0
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         if self.live:
@@ -33,13 +32,12 @@ class Display:
         """A line that stays."""
         self.console.print(text, markup=False, emoji=False)
 
-    def show(self, running: Sequence[Job], waiting: int) -> None:
+    def show(self, running: Sequence[Job], finished: int) -> None:
         """Redraw the table, now and then."""
         if self.live and time.monotonic() - self.shown_at > REFRESH_S:
             self.shown_at = time.monotonic()
-            self.live.update(
-                table(running, f"{self.ended} ended, {len(running)} running, {waiting} waiting"), refresh=True
-            )
+            title = f"{finished} of {self.total} finished, {len(running)} running"
+            self.live.update(table(running, title), refresh=True)
 
     def close(self) -> None:
         if self.live:
@@ -48,21 +46,21 @@ class Display:
 
 
 def table(jobs: Sequence[Job], title: str) -> Table:
-    made = Table(title=title, title_justify="left", box=None)
+    view = Table(title=title, title_justify="left", box=None)
     for name in ("job", "overrides", "epoch", "top-1", "images/s", "left"):
-        made.add_column(name, no_wrap=True, overflow="ellipsis", justify="left" if name == "overrides" else "right")
+        view.add_column(name, no_wrap=True, overflow="ellipsis", justify="left" if name == "overrides" else "right")
     for job in jobs[:MOST]:
-        made.add_row(str(job.number), " ".join(job.varying), *progress(job.run, job.latest))
-    return made
+        view.add_row(str(job.number), " ".join(job.varying), *progress(job.run, job.latest))
+    return view
 
 
 def progress(run: Run, latest: dict[str, float]) -> tuple[str, str, str, str]:
     """(epoch, best top-1, images/s, time left) for people, from the newest metrics of a run."""
     epoch, speed, top1 = latest.get("train/epoch"), latest.get("train/images_per_s"), latest.get("best/top1")
-    seen, left = latest.get("train/images"), ""
-    if epoch and seen and speed:
-        total = min(run.epochs * seen / epoch, (run.steps or math.inf) * run.batch)
-        seconds = round(max(0.0, total - seen) / speed)
+    images, left = latest.get("train/images"), ""
+    if epoch and images and speed:
+        total = min(run.epochs * images / epoch, (run.steps or math.inf) * run.batch)
+        seconds = round(max(0.0, total - images) / speed)
         left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     return (
         "" if epoch is None else f"{epoch:.2f}/{run.epochs:g}",

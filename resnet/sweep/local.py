@@ -15,7 +15,7 @@ import runpy
 import signal
 import sys
 import traceback
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 
 import psutil
 
@@ -40,7 +40,7 @@ LOST = 255  # exit status of a process whose parent, which knew it, is gone
 class Forked:
     """A job forked from the server of multiprocessing, which has imported PRELOAD."""
 
-    def __init__(self, process: ForkServerProcess) -> None:
+    def __init__(self, process: BaseProcess) -> None:
         self.process = process
         process.start()
         assert process.pid is not None
@@ -63,8 +63,9 @@ def start(job: Job, place: Place, *, quiet: bool) -> Forked:
     It has a session of its own, so that a terminal's Ctrl-C reaches it through the sweep; it saves and ends when this
     process dies.
     """
-    context = multiprocessing.get_context("forkserver" if job.run.cluster.device is not Device.hpu else "spawn")
-    if job.run.cluster.device is not Device.hpu:
+    fork = job.run.cluster.device is not Device.hpu
+    context = multiprocessing.get_context("forkserver") if fork else multiprocessing.get_context("spawn")
+    if fork:
         context.set_forkserver_preload(PRELOAD)
     environment = {**os.environ, **launchers.python_environment(), **place.environment}
     arguments = (PROGRAM, str(job.out), environment, place.cores, str(job.log) if quiet else None)

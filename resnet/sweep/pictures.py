@@ -39,15 +39,15 @@ def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], path: Path) 
     """A line for each job that has a top-1, through its knobs to its top-1; the best ones are dark and on top."""
     from matplotlib.figure import Figure
 
-    ended = [(job, job.result[GOAL]) for job in jobs if job.result.get(GOAL) is not None]
-    if len(ended) < 2 or not names:
+    results = [(job, job.result[GOAL]) for job in jobs if job.result.get(GOAL) is not None]
+    if len(results) < 2 or not names:
         return
-    ended.sort(key=lambda pair: pair[1])
-    columns = {**values_of([job for job, _ in ended], names), "top-1": [str(top1) for _, top1 in ended]}
+    results.sort(key=lambda pair: pair[1])
+    columns = {**values_of([job for job, _ in results], names), "top-1": [str(top1) for _, top1 in results]}
     figure = Figure(figsize=(2.2 * len(columns) + 1, 4), layout="constrained")
     axes = figure.subplots()
     lines = np.stack([scale(values)[0] for values in columns.values()], axis=1)
-    ranks = np.linspace(0.15, 1, len(ended))
+    ranks = np.linspace(0.15, 1, len(results))
     for line, share in zip(lines, ranks, strict=True):
         axes.plot(range(len(columns)), line, color=(0.1, 0.25, 0.55, share), linewidth=1 + share)
     for x, values in enumerate(columns.values()):

@@ -38,10 +38,10 @@ class Events(Protocol):
     def progress(self, job: Job) -> bool:
         """Called for each running job now and then; whether it is to be pruned."""
 
-    def ended(self, job: Job) -> None:
+    def finish(self, job: Job) -> None:
         """The job has its exit status."""
 
-    def show(self, running: Sequence[Job], waiting: Sequence[Job]) -> None:
+    def show(self, running: Sequence[Job]) -> None:
         """Show how it goes."""
 
 
@@ -50,7 +50,7 @@ class Running:
     job: Job
     place: Place
     process: Process
-    asked: set[int] = field(default_factory=set)  # signals that it got
+    signals: set[int] = field(default_factory=set)  # that it was sent
 
 
 class Pool:
@@ -81,7 +81,7 @@ class Pool:
                         self.signal(one, signal.SIGTERM)
                     if relay.at_once and self.end_at_once():
                         break
-                    self.events.show([one.job for one in self.running], self.waiting)
+                    self.events.show([one.job for one in self.running])
                     time.sleep(POLL_S)
             finally:
                 self.kill()
@@ -108,7 +108,7 @@ class Pool:
             if process:
                 self.running.append(Running(job, place, process))
             else:
-                self.events.ended(job)
+                self.events.finish(job)
 
     def poll(self) -> None:
         """See which jobs have ended, and which are to be pruned."""
@@ -120,12 +120,12 @@ class Pool:
                 one.job.code = code
                 self.running.remove(one)
                 self.places.give_back(one.place)
-                self.events.ended(one.job)
+                self.events.finish(one.job)
 
     def signal(self, one: Running, number: int) -> None:
         """Send a signal to the job's own process, once; it passes it on to its ranks."""
-        if number not in one.asked:
-            one.asked.add(number)
+        if number not in one.signals:
+            one.signals.add(number)
             one.process.send(number)
 
     def end_at_once(self) -> bool:

@@ -101,7 +101,7 @@ class Queue:
     def __init__(self, settings: Slurm) -> None:
         self.settings = settings
         self.states: dict[str, str] = {}
-        self.asked_at = -math.inf
+        self.queried_at = -math.inf
         self.ids: set[str] = set()
 
     def start(self, job: Job) -> SlurmJob:
@@ -131,13 +131,13 @@ class Queue:
 
     def state(self, number: str) -> str | None:
         """PENDING, RUNNING, ...; None for a job that has left the queue. An answer is used for POLL_S seconds."""
-        if time.monotonic() - self.asked_at > POLL_S:
+        if time.monotonic() - self.queried_at > POLL_S:
             with contextlib.suppress(UserError):  # the controller may be away for a while
                 lines = run(["squeue", "--noheader", "--format=%A %T", "--me"]).splitlines()
                 self.states = {
                     key: state for key, _, state in (line.partition(" ") for line in lines) if key in self.ids
                 }
-            self.asked_at = time.monotonic()
+            self.queried_at = time.monotonic()
         return self.states.get(number)
 
 

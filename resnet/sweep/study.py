@@ -38,9 +38,9 @@ def check_installed(settings: Sweep) -> None:
     """Raise UserError for a package that is missing."""
     needed = [("optuna", INSTALL), *([NEEDS[settings.sampler]] if settings.sampler in NEEDS else [])]
     for package, way_out in needed:
-        found = importlib.util.find_spec(package) is not None
+        installed = importlib.util.find_spec(package) is not None
         check(
-            found,
+            installed,
             "sweep.sampler",
             settings.sampler and settings.sampler.value,
             f"needs {package}, which is not installed; {way_out}",

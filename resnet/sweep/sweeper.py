@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,8 +40,14 @@ from resnet.track import provenance, store, sync
 MAX_JOBS = 10_000
 
 
-class Plan(Sweeper):
+class ProcessSweeper(Sweeper):
     """A sweep: composes and checks its jobs, runs them, and leaves a table and MLflow's parent run."""
+
+    config: DictConfig
+    context: HydraContext
+    settings: Sweep
+    track: Track
+    out: Path
 
     def __init__(self, params: dict[str, str] | None = None, **_settings: Any) -> None:
         self.params = params or {}
@@ -51,11 +57,6 @@ class Plan(Sweeper):
         self.stack = ExitStack()  # the lock of the folder
         self.display: live.Display | None = None
         self.queue: slurm.Queue | None = None
-        self.config: DictConfig
-        self.context: HydraContext
-        self.settings: Sweep
-        self.track: Track
-        self.out: Path
         self.study: study.Study | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
@@ -66,10 +67,11 @@ class Plan(Sweeper):
         typed = [*(f"{name}={values}" for name, values in self.params.items()), *arguments]
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(typed)
         self.overrides = {override.get_key_element(): override for override in parsed}  # the last of each counts
+        config = self.config
         with errors.explain():
-            self.settings = OmegaConf.to_object(self.config.sweep)
+            self.settings = cast(Sweep, OmegaConf.to_object(config.sweep))
         self.space = {name: one for name, one in self.overrides.items() if one.is_sweep_override()}
-        str(self.config.out)  # resolved once: every job takes the time in its name from here
+        str(config.out)  # resolved once: every job takes the time in its name from here
         places = Places(self.settings)
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
         for job in jobs:
@@ -79,7 +81,7 @@ class Plan(Sweeper):
             print("\n".join(launchers.dry_run_text(job.run, job.out) for job in jobs))
             return
         self.places = places
-        self.open(jobs[0])
+        self.open(jobs[0], len(jobs))
         Pool(places, self).run(jobs if self.study is None else self.unfinished())
 
     # ------------------------------------------------------------------------------------------------- which jobs there are
@@ -146,7 +148,7 @@ class Plan(Sweeper):
             raise UserError(f"{knob}: a search goes by the top-1 of its jobs, and there would be none; leave it out")
 
     # ------------------------------------------------------------------------------------------------------------- its folder
-    def open(self, job: Job) -> None:
+    def open(self, job: Job, count: int) -> None:
         """Claim the sweep's folder, and make the MLflow run that the jobs nest under, whose parameters are what varies."""
         self.out, self.track = job.out.parent, job.run.track
         self.stack.enter_context(lock.hold(self.out))
@@ -159,8 +161,8 @@ class Plan(Sweeper):
         self.parent = ignoring_mlflow_errors(store.start_parent, self.out, self.track, name, params, tags)
         if self.settings.sampler:
             self.study = study.Study(self.settings, self.space, job.run.seed, self.out)
-        total = self.settings.trials if self.study else None
-        self.display = live.Display(total) if self.places.jobs > 1 else None
+        if self.places.jobs > 1:
+            self.display = live.Display(self.settings.trials if self.study else count)
         if self.settings.on is Where.slurm:
             slurm.write_script(self.out)
             self.queue = slurm.Queue(self.settings.slurm)
@@ -202,9 +204,9 @@ class Plan(Sweeper):
 
     def more(self) -> Job | None:
         """The next job of a search."""
-        if self.study is None or (asked := self.study.ask()) is None:
+        if self.study is None or (trial := self.study.ask()) is None:
             return None
-        number, words = asked
+        number, words = trial
         job = self.compose([*self.fixed(), *words], number)
         self.check(job, self.places)
         return job
@@ -239,7 +241,7 @@ class Plan(Sweeper):
             files.write_text(job.out / result.PRUNE, "")
         return prune
 
-    def ended(self, job: Job) -> None:
+    def finish(self, job: Job) -> None:
         if self.study:
             self.study.tell(job.number, job.result, pruned=job.code == cli.PRUNED)
         if job.code == cli.PRUNED:
@@ -256,9 +258,9 @@ class Plan(Sweeper):
         run_id = supervisor.mlflow_run(job.run, job.out)
         ignoring_mlflow_errors(store.close_run, job.run.track, run_id, status, only_if_running=True)
 
-    def show(self, running: Sequence[Job], waiting: Sequence[Job]) -> None:
+    def show(self, running: Sequence[Job]) -> None:
         if self.display:
-            self.display.show(running, len(waiting))
+            self.display.show(running, len(self.jobs) - len(running))
 
     def line(self, text: str) -> None:
         if self.display:
@@ -267,7 +269,7 @@ class Plan(Sweeper):
             print(text, flush=True)
 
 
-open_sweeps: list[Plan] = []  # the sweep of this process, once it has a folder
+open_sweeps: list[ProcessSweeper] = []  # the sweep of this process, once it has a folder
 
 
 def freeze(config: DictConfig) -> Run:

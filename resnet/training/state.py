@@ -13,7 +13,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet import rundir
-from resnet.config.dtype import Policy
+from resnet.config.model import Policy
 from resnet.config.run import Run
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks

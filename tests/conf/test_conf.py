@@ -13,8 +13,7 @@ from resnet import rundir
 from resnet.config import compose, fingerprint, help
 from resnet.config.checks import MISSING
 from resnet.config.data import Digits, Synthetic
-from resnet.config.dtype import Policy
-from resnet.config.model import Block
+from resnet.config.model import Block, Policy
 from resnet.config.optim import Lars, Sgd
 from resnet.config.run import VARIANTS
 from resnet.config.schedule import Constant, Cosine, Piecewise, Polynomial

@@ -15,8 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from resnet import UserError, files, rundir
 from resnet.config import compose, errors
-from resnet.config.dtype import Policy
-from resnet.config.model import Block, Model
+from resnet.config.model import Block, Model, Policy
 from resnet.config.optim import Lars, Sgd
 from resnet.model import resnet
 from resnet.optim import optimizers, schedule

@@ -8,7 +8,7 @@ import pytest
 
 from resnet import UserError, rundir
 from resnet.config import compose, fingerprint
-from resnet.config.dtype import Policy
+from resnet.config.model import Policy
 from resnet.config.optim import Lars, Sgd
 from resnet.config.schedule import Piecewise
 from resnet.config.track import Mlflow, Off

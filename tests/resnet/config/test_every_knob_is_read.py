@@ -8,13 +8,13 @@ import typing
 from pathlib import Path
 
 import resnet
-from resnet.config import cluster, data, dtype, model, optim, run, schedule, track, training
+from resnet.config import cluster, data, model, optim, run, schedule, sweep, track, training
 from resnet.config.data import Records
 from resnet.config.optim import LarsRow
 from resnet.config.run import Run
 from resnet.config.schedule import Polynomial
 
-MODULES = [run, cluster, data, dtype, training, model, optim, schedule, track]
+MODULES = [run, cluster, data, training, model, optim, schedule, track, sweep]
 KINDS = {name: kind for module in MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 HINTS = {kind: typing.get_type_hints(kind) for kind in KINDS.values()}
 # Names that stand for a run where the annotation says Any or DictConfig.

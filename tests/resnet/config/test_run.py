@@ -11,8 +11,7 @@ import pytest
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Data, Digits, Records, Synthetic
-from resnet.config.dtype import Dtype, Policy
-from resnet.config.model import Block, Model
+from resnet.config.model import Block, Dtype, Model, Policy
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.run import VARIANTS, Run
 from resnet.config.schedule import Constant, Cosine, Piecewise, Polynomial, Schedule

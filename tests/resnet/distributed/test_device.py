@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
-from resnet.config.dtype import Dtype, Policy
+from resnet.config.model import Dtype, Policy
 from resnet.distributed import cpu, device, ranks
 from resnet.model.norm import RowNorm, batch_norm_class
 

@@ -10,7 +10,7 @@ import pytest
 
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
-from resnet.config.dtype import Dtype, Policy
+from resnet.config.model import Dtype, Policy
 from resnet.distributed import device, gaudi
 from resnet.training import checkpoint
 

@@ -9,8 +9,7 @@ import pytest
 from resnet import UserError
 from resnet.config.cluster import Cluster
 from resnet.config.data import Synthetic
-from resnet.config.dtype import Dtype, Policy
-from resnet.config.model import Block, Model
+from resnet.config.model import Block, Dtype, Model, Policy
 from resnet.config.optim import Sgd
 from resnet.config.run import Run
 from resnet.config.schedule import Constant, Cosine, Piecewise, Polynomial

@@ -129,10 +129,10 @@ class Events:
 
     pruned = ()
 
-    def ended(self, one):
+    def finish(self, one):
         self.ends.append((one.number, one.code))
 
-    def show(self, running, _waiting):
+    def show(self, running):
         self.most = max(self.most, len(running))
 
 

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Synthetic
-from resnet.config.dtype import Dtype, Policy
-from resnet.config.model import Block, Model
+from resnet.config.model import Block, Dtype, Model, Policy
 from resnet.config.optim import Lars, LarsRow, Sgd
 from resnet.config.run import Run
 from resnet.config.schedule import Constant
