@@ -128,7 +128,8 @@ class Failed(Exception):
     """Ranks failed; the message says which one did first, and ends with its own traceback."""
 
 
-# Work of other threads that did not end in time, and would keep the process from ending: whether it still runs, and its name.
+# Work of other threads that did not end in time, and would keep the process from ending: whether it still runs, and what to
+# print then; nothing where nothing is lost.
 unfinished: list[tuple[Callable[[], bool], str]] = []
 
 
@@ -157,7 +158,8 @@ def reported(interrupted: str = "the checkpoints written so far are whole") -> I
 def leave(status: int) -> None:
     """End the process now if something is still `unfinished`: the end of the interpreter would wait for it, maybe for ever."""
     if lines := [line for running, line in unfinished if running()]:
-        print(f"{'; '.join(lines)}; the process ends without it", file=sys.stderr)
+        if any(lines):
+            print(f"{'; '.join(filter(None, lines))}; the process ends without it", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -14,7 +14,6 @@ from resnet import cli
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
 from resnet.data import augment, pipeline
-from resnet.data.reading import READS_END_S
 from resnet.data.source import Source
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
@@ -22,6 +21,7 @@ from resnet.optim.schedule import Plan
 from resnet.training.nonfinite import SkipNonFinite
 from resnet.training.state import TrainState
 
+ITERATOR_END_S = 1.0
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]
 
 
@@ -55,14 +55,17 @@ class TrainStep:
         return True
 
     def close(self) -> None:
-        """Destroy the iterator, which waits for its threads; one that does not end in time ends with the process."""
+        """Destroy the iterator, which waits for its threads; one that does not end in time ends with the process.
+
+        The thread that tunes the iterator may sleep for up to a minute: TensorFlow wakes it before it marks the iterator as
+        cancelled (CancellationManager::StartCancel calls back first), and if the thread looks in between, it sleeps again.
+        """
         if not self.source.reads.count:
             thread = threading.Thread(target=self.destroy, daemon=True, name="iterator")
             thread.start()
-            thread.join(READS_END_S)
+            thread.join(ITERATOR_END_S)
             if thread.is_alive():
-                line = f"TensorFlow's iterator of the images has not ended within {READS_END_S:g} s"
-                cli.unfinished.append((thread.is_alive, line))
+                cli.unfinished.append((thread.is_alive, ""))
 
     def destroy(self) -> None:
         """Drop the iterator and the graph that takes it."""
