@@ -49,11 +49,11 @@ class Slurm(Settings):
     cpus: int | None = None  # for each rank
     mem_gb: float | None = None  # on each node
     array_limit: int | None = None  # so many jobs at a time
-    extra: list[str] = field(default_factory=list)  # more options of sbatch, as in [--account=x,--qos=low]
+    extra: list[str] = field(default_factory=list)  # more options of sbatch, as in ['--account=x','--qos=low']
 
     def __post_init__(self) -> None:
         self.check_above(0, "time_min", "gpus", "cpus", "mem_gb", "array_limit")
-        self.check("extra", all(word.startswith("--") for word in self.extra), "must be options such as --account=x")
+        self.check("extra", all(word.startswith("--") for word in self.extra), "must be options, as in ['--account=x']")
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from resnet import cli
+from resnet import UserError, cli
 from resnet.sweep.job import Job
 from resnet.sweep.places import Place, Places
 
@@ -84,7 +85,7 @@ class Pool:
                     self.events.show([one.job for one in self.running])
                     time.sleep(POLL_S)
             finally:
-                self.kill()
+                self.end(at_once=relay.at_once)
         if relay.received:
             raise KeyboardInterrupt if signal.SIGINT in relay.received else SystemExit(128 + relay.received[0])
 
@@ -113,14 +114,19 @@ class Pool:
     def poll(self) -> None:
         """See which jobs have ended, and which are to be pruned."""
         for one in list(self.running):
-            code = one.process.poll()
-            if self.events.progress(one.job) and code is None:
-                self.signal(one, signal.SIGTERM)
-            if code is not None:
-                one.job.code = code
-                self.running.remove(one)
-                self.places.give_back(one.place)
-                self.events.finish(one.job)
+            self.poll_job(one)
+
+    def poll_job(self, one: Running) -> None:
+        code = one.process.poll()
+        if code is not None:
+            one.job.code = code
+            self.running.remove(one)
+            self.places.give_back(one.place)
+        prune = self.events.progress(one.job)  # of a job that has ended too: its last evaluations count
+        if code is not None:
+            self.events.finish(one.job)
+        elif prune:
+            self.signal(one, signal.SIGTERM)
 
     def signal(self, one: Running, number: int) -> None:
         """Send a signal to the job's own process, once; it passes it on to its ranks."""
@@ -135,11 +141,14 @@ class Pool:
         self.deadline = min(self.deadline, time.monotonic() + KILL_S)
         return time.monotonic() > self.deadline
 
-    def kill(self) -> None:
-        """End what still runs; ranks end when the process that has started them does."""
-        for one in self.running:
-            self.signal(one, signal.SIGKILL)
-        deadline = time.monotonic() + KILL_S
-        while self.running and time.monotonic() < deadline:
-            self.poll()
-            time.sleep(POLL_S if self.running else 0)
+    def end(self, *, at_once: bool) -> None:
+        """End what still runs, if the sweep has failed: jobs save, unless `at_once`, and ranks end as their job's process does."""
+        for number in (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL):
+            for one in self.running:
+                self.signal(one, number)
+            deadline = time.monotonic() + KILL_S
+            while self.running and time.monotonic() < deadline:
+                for one in list(self.running):
+                    with contextlib.suppress(UserError, OSError):  # the first error is the one that is reported
+                        self.poll_job(one)
+                time.sleep(POLL_S if self.running else 0)

@@ -76,6 +76,8 @@ class ProcessSweeper(Sweeper):
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
         for job in jobs:
             self.check(job, places)
+            if self.settings.sampler is None:
+                self.check_folder(job)
         launchers.refuse_if_nested(jobs[0].run.cluster)
         if jobs[0].run.cluster.dry_run:
             print("\n".join(launchers.dry_run_text(job.run, job.out) for job in jobs))
@@ -137,15 +139,18 @@ class ProcessSweeper(Sweeper):
         return Job(number, run, varying)
 
     def check(self, job: Job, places: Places) -> None:
-        """Raise UserError for a job that could not be run, or whose folder is another's."""
+        """Raise UserError for a job that could not be run."""
         places.check(job.run, job.name)
-        rundir.check_folder(job.run, job.out)
-        if (job.out / lock.FILE).exists():
-            with lock.hold(job.out):  # the job of a sweep that was killed may still be training
-                pass
         if self.settings.sampler and (job.run.lr_find or not job.run.eval):
             knob = "lr_find=true" if job.run.lr_find else "eval=false"
             raise UserError(f"{knob}: a search goes by the top-1 of its jobs, and there would be none; leave it out")
+
+    def check_folder(self, job: Job) -> None:
+        """Raise UserError for a job whose folder is another run's, or in which it still trains, though its sweep was killed."""
+        rundir.check_folder(job.run, job.out)
+        if (job.out / lock.FILE).exists():
+            with lock.hold(job.out):
+                pass
 
     # ------------------------------------------------------------------------------------------------------------- its folder
     def open(self, job: Job, count: int) -> None:
@@ -197,6 +202,8 @@ class ProcessSweeper(Sweeper):
         for number, words, code in self.study.jobs():
             job = self.compose([*self.fixed(), *words], number)
             job.code = code
+            if code is None:
+                self.check_folder(job)
             (left if code is None else self.jobs).append(job)
             if code == cli.FAILED:
                 self.failed.append(f"{job.name}: had failed, and those after it were chosen by that")
@@ -209,6 +216,7 @@ class ProcessSweeper(Sweeper):
         number, words = trial
         job = self.compose([*self.fixed(), *words], number)
         self.check(job, self.places)
+        self.check_folder(job)
         return job
 
     def start(self, job: Job, place: Place) -> Process | None:

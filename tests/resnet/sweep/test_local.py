@@ -57,4 +57,4 @@ def test_a_signal_reaches_the_job_alone(start, tmp_path):
     while not (tmp_path / "up").exists():
         time.sleep(0.01)
     process.send(signal.SIGTERM)
-    assert ended(process) == 143 and (tmp_path / "heard").read_text() == "[<Signals.SIGTERM: 15>]"
+    assert ended(process) == 143 and (tmp_path / "heard").read_text() == "[15]"

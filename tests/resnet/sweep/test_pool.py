@@ -208,4 +208,4 @@ def test_no_process_is_left_when_a_job_cannot_be_started(machine):
     events, there = Failing({0: None}), machine(2, jobs="2")
     with pytest.raises(UserError, match="a full disk"):
         pool.Pool(there, events).run([job(0), job(1)])
-    assert events.ends == [(0, -9)] and there.running == 0
+    assert events.ends == [(0, 143)] and there.running == 0
