@@ -20,6 +20,8 @@ from resnet.data.images import MAX_ASPECT, MAX_PIXELS
 from resnet.data.reader import Reader
 from resnet.data.source import Source, check_memory
 
+# AutoGraph would translate these functions, whose source has no `if` or `for` over tensors, in a second of every start.
+do_not_convert = tf.autograph.experimental.do_not_convert
 CHUNK = 16  # records per call into Python: enough to make its cost small, few enough to balance the threads
 TRIES = 10  # of the random crop before the centre crop (torchvision's RandomResizedCrop)
 FEATURES = {
@@ -59,11 +61,13 @@ def train(
         images = shards.permutation(seed, int(number), count)[positions]
         return images, int(number) * count + images
 
+    @do_not_convert
     def epoch_of(number: tf.Tensor) -> tf.Tensor:
         pair = tf.numpy_function(plan, [number], (tf.int64, tf.int64))
         images, keys = (tf.ensure_shape(part, [None]) for part in pair)
         return tf.data.Dataset.from_tensor_slices((images, keys))
 
+    @do_not_convert
     def decode(encoded: tf.Tensor, label: tf.Tensor, key: tf.Tensor, _intact: tf.Tensor) -> tf.Tensor:
         draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
         image = random_crop(encoded, draws[:-1], settings, side)
@@ -105,6 +109,7 @@ def read(numbers: tf.data.Dataset, source: Source, reader: Reader | None) -> tf.
             raise source.error
         return (labels - 1).astype(np.int32)
 
+    @do_not_convert
     def parse(chunk: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         records = tf.numpy_function(read_chunk, [chunk], (tf.string, tf.bool))
         data, intact = (tf.ensure_shape(part, [None]) for part in records)
@@ -134,6 +139,7 @@ def cached(parse: Parse) -> Parse:
             cache[int(number)] = image.numpy(), label[0].numpy(), intact[0].numpy()
         return cache[int(number)]
 
+    @do_not_convert
     def one(number: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image, label, intact = tf.numpy_function(pixels_of, [number], (tf.uint8, tf.int32, tf.bool))
         return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, []), key, tf.ensure_shape(intact, [])
@@ -214,9 +220,11 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
     settings = source.settings
     assert isinstance(settings, Records)
 
+    @do_not_convert
     def decode(image: tf.Tensor, label: tf.Tensor, _key: tf.Tensor, intact: tf.Tensor) -> tf.Tensor:
         return centre_crop(image, settings), label, tf.cast(intact, tf.float32)
 
+    @do_not_convert
     def pad(*parts: tf.Tensor) -> tf.Tensor:
         missing = batch - tf.shape(parts[1])[0]
         padded = (tf.pad(part, [[0, missing]] + [[0, 0]] * (len(part.shape) - 1)) for part in parts)

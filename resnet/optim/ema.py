@@ -15,7 +15,7 @@ class Ema:
         for mean, now in zip(self.mean.weights, self.network.weights, strict=True):
             mean.assign(now)
 
-    @tf.function
+    @tf.function(autograph=False)
     def update(self, decay: tf.Tensor) -> None:
         """mean = decay * mean + (1 - decay) * now; `decay` is a float32 scalar."""
         for mean, now in zip(self.mean.weights, self.network.weights, strict=True):

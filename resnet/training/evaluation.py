@@ -88,7 +88,7 @@ def step(network: tf.keras.Model, mean: tf.keras.Model | None, data: Data) -> Ev
     """
     networks = [network, mean] if mean else [network]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def evaluation_step(
         images: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

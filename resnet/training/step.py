@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,15 +99,21 @@ class TrainStep:
                     more_loss, more = self.gradients(next(batches), ratios[number])
                     loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
                 loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
-            if self.skip is None:
-                self.state.optimizer.apply(self.ranks.allreduce_mean(gradients, "gradient"), lrs[number])
-            else:
-                *gradients, mean = self.ranks.allreduce_mean([*gradients, loss], "gradient")
-                applied = self.skip.apply(gradients, mean, lrs[number], before)
-                loss = tf.where(applied, loss, float("nan"))
-            losses = losses.write(number, loss)
+            losses = losses.write(number, self.update(loss, gradients, lrs[number], before))
         return losses.stack(), self.ranks.allreduce_flag(flag)
 
+    @pipeline.do_not_convert
+    def update(
+        self, loss: tf.Tensor, gradients: list[tf.Tensor], lr: tf.Tensor, before: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """In a graph: update the variables with the gradients' mean over the ranks; `loss`, NaN if the update was skipped."""
+        if self.skip is None:
+            self.state.optimizer.apply(self.ranks.allreduce_mean(gradients, "gradient"), lr)
+            return loss
+        *gradients, mean = self.ranks.allreduce_mean([*gradients, loss], "gradient")
+        return tf.where(self.skip.apply(gradients, mean, lr, before), loss, float("nan"))
+
+    @pipeline.do_not_convert
     def loss_and_gradients(self, batch: Batch, ratio: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """In a graph: (softmax cross-entropy, its gradients) of images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]."""
         run, (images, labels, flip) = self.run, batch
