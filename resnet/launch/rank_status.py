@@ -21,6 +21,7 @@ from resnet.config import topology
 PEER_ERRORS = re.compile(
     "Horovod has been shut down|HorovodInternalError|gloo/transport|[Cc]onnection (reset|closed) by peer|[Bb]roken pipe"
 )
+CLOCK_S = 2.0  # between two readings of when a process began: Linux reckons it from the clock
 LINGER_S = 20.0  # for ranks of an earlier start to save and end
 
 
@@ -35,6 +36,7 @@ class RankStatus:
     step: str | None  # Slurm's, as scancel takes it
     state: str  # running, done, failed, stopped or stalled
     time: float  # s since 1970
+    created: float = 0.0  # when the process began: another process may have its number later
     kind: str | None = None  # of a failure: user (can mend it), peer (another rank's failure caused it) or error
     error: str | None = None  # one line, or a traceback
     shown: int | None = None  # bytes of its log before that error
@@ -43,12 +45,12 @@ class RankStatus:
     def running(self) -> bool:
         return self.state == "running"
 
-    def process(self, out: Path) -> psutil.Process | None:
+    def process(self) -> psutil.Process | None:
         """Its process, if it runs on this machine."""
         if self.machine == socket.gethostname():
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(self.pid)
-                if str(out) in process.cmdline():
+                if abs(process.create_time() - self.created) < CLOCK_S:
                     return process
         return None
 
@@ -89,7 +91,8 @@ def register(out: Path, rank: int) -> None:
     """Report that this process is `rank`, and runs."""
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
     host, machine = topology.process_host(), socket.gethostname()
-    write(out, RankStatus(rank, os.getpid(), host, machine, job and step and f"{job}.{step}", "running", time.time()))
+    step_id, created = job and step and f"{job}.{step}", psutil.Process().create_time()
+    write(out, RankStatus(rank, os.getpid(), host, machine, step_id, "running", time.time(), created))
 
 
 def finish(out: Path, rank: int, state: str, error: str | None = None, kind: str | None = None) -> None:
@@ -165,8 +168,7 @@ def kill_stale_ranks(out: Path) -> None:
     """
     stale = []
     for status in filter(lambda status: status.running, read_all(out)):
-        process = status.process(out)
-        if process and process.create_time() < status.time + 1:  # else the PID was reused
+        if process := status.process():
             line = f"out={out}: a rank of an earlier start still runs (pid {process.pid}); it is asked to save and end"
             print(line, file=sys.stderr, flush=True)
             stale.append(process)

@@ -22,11 +22,12 @@ import psutil
 
 from resnet import UserError, cli, files, rundir
 from resnet.config import topology
-from resnet.config.cluster import Starter
+from resnet.config.cluster import Device, Starter
 from resnet.config.run import Run
 from resnet.config.track import Mlflow, error_line
-from resnet.launch import failure, launchers, rank_status, rendezvous
+from resnet.launch import failure, forked, launchers, rank_status, rendezvous
 from resnet.launch.failure import Outcome
+from resnet.launch.forked import Forked
 from resnet.launch.rank_status import RankStatus
 from resnet.rundir import lock
 from resnet.track import store
@@ -131,7 +132,7 @@ class Attempt:
         self.run, self.out, self.relay = run, out, relay
         self.size = run.cluster.ranks
         self.launcher = topology.launcher_for(run.cluster)
-        self.children: list[subprocess.Popen[bytes]] = []  # the launcher; or the ranks, by number
+        self.children: list[subprocess.Popen[bytes] | Forked] = []  # the launcher; or the ranks, by number
         self.started_at = time.monotonic()
         self.polled_at = -1.0
         self.failed_at = self.done_at = float("inf")  # since when a rank is known to have failed, or to have ended well
@@ -147,7 +148,12 @@ class Attempt:
         cluster, words = self.run.cluster, launchers.command(self.run, self.out)
         common = launchers.with_own({**launchers.environment(self.run), **variables}, cluster)
         prctl = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
+        forks = forked.is_fork and cluster.device is Device.cpu and self.launcher is None
         for own in [{}] if self.launcher else rendezvous.on_this_host(cluster):
+            if forks:
+                words = [str(self.out), "--rank"]
+                self.children.append(forked.fork("resnet.rank", words, {**common, **own}, log.fileno()))
+                continue
             # A session of its own: a terminal's Ctrl-C comes from here, not to everybody at once.
             child = subprocess.Popen(
                 words,
@@ -173,7 +179,7 @@ class Attempt:
                 return
             time.sleep(POLL_S)
 
-    def running(self) -> list[subprocess.Popen[bytes]]:
+    def running(self) -> list[subprocess.Popen[bytes] | Forked]:
         """The children that have not ended. The exit statuses of the others are recorded, the first one first."""
         codes = {number: child.poll() for number, child in enumerate(self.children)}
         self.facts.codes.update(
@@ -194,7 +200,7 @@ class Attempt:
         self.polled_at = time.monotonic()
         self.refresh(rank_status.folder(self.out))
         for status in rank_status.read_all(self.out):
-            if status.rank not in self.ranks and (process := status.process(self.out)):
+            if status.rank not in self.ranks and (process := status.process()):
                 self.processes[status.rank] = process
             self.ranks[status.rank] = status
         exited_at = self.facts.exited_at

@@ -9,6 +9,7 @@ from typing import Any
 
 from resnet import cli
 from resnet.config.run import Run
+from resnet.launch.forked import LOST
 from resnet.rundir import metrics, result
 
 GOAL = "final/top1"
@@ -47,7 +48,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        if self.code is None:
+        if self.code in (None, cli.STOPPED, LOST):
             return "interrupted"
         if self.code == cli.PRUNED:
             return "pruned"

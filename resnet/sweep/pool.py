@@ -142,7 +142,7 @@ class Pool:
         return time.monotonic() > self.deadline
 
     def end(self, *, at_once: bool) -> None:
-        """End what still runs, if the sweep has failed: jobs save, unless `at_once`, and ranks end as their job's process does."""
+        """End what still runs, if the sweep has failed. Jobs save, unless `at_once`; ranks end with their job's process."""
         for number in (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL):
             for one in self.running:
                 self.signal(one, number)

@@ -28,6 +28,7 @@ from resnet.config.run import Run
 from resnet.config.sweep import Sweep, Where
 from resnet.config.track import Mlflow, Track
 from resnet.launch import launchers, supervisor
+from resnet.launch.forked import LOST
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.rundir import lock, result
 from resnet.sweep import live, local, pictures, slurm, study
@@ -250,6 +251,8 @@ class ProcessSweeper(Sweeper):
         return prune
 
     def finish(self, job: Job) -> None:
+        if job.code == LOST and result.read(job.out):
+            job.code = cli.DONE
         if self.study:
             self.study.tell(job.number, job.result, pruned=job.code == cli.PRUNED)
         if job.code == cli.PRUNED:

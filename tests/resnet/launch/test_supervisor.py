@@ -176,12 +176,16 @@ def test_ranks_that_an_earlier_start_has_left_are_ended_first(deeds, pair, tmp_p
     deeds("done", "done")
     run = pair()
     rank_status.folder(Path(run.out)).mkdir(parents=True)
-    left = subprocess.Popen([sys.executable, "-c", code, run.out], stdout=subprocess.PIPE)
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "another folder"])
+    left = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         left.stdout.readline()  # it has begun
         for rank, process in enumerate((other, left)):
-            entered = rank_status.RankStatus(rank, process.pid, "a", os.uname().nodename, None, "running", time.time())
+            created = psutil.Process(process.pid).create_time() - 60 * (
+                process is other
+            )  # that number was another's once
+            machine, now = os.uname().nodename, time.time()
+            entered = rank_status.RankStatus(rank, process.pid, "a", machine, None, "running", now, created)
             rank_status.write(Path(run.out), entered)
         assert supervisor.run(run, Path(run.out))["steps"] == 1
         assert not psutil.pid_exists(left.pid) and other.poll() is None

@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import job_program
+import psutil
 import pytest
 from sweep_runs import PAIR, family, rows
 
+import resnet
 from resnet import cli
 from resnet.rundir import result
 from resnet.track import store, tracker
@@ -97,95 +101,117 @@ def test_a_store_in_trouble_costs_a_sweep_nothing_but_a_line(sweep, monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------------------- processes
-@pytest.fixture
-def python(tmp_path):
-    """`python("exit 3")`: a program that stands in for Python and does that, with the job's folder in $out."""
-
-    def make(script):
-        path = tmp_path / "python"
-        path.write_text(f'#!/bin/bash\nout=$3\necho "$$ $*" >>"{tmp_path}/calls"\n{script}\n')
-        path.chmod(0o755)
-        return str(path)
-
-    return make
-
-
-@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
-def test_a_job_is_a_fresh_process_and_its_end_is_known(python, tmp_path, monkeypatch, script, code):
-    monkeypatch.setattr(sys, "executable", python(script))
-    before = [signal.getsignal(number) for number in cli.STOPPING]
-    assert launch.process(tmp_path / "a job") == code
-    assert launch.process(tmp_path / "another") == code
-    first, second = (line.split(maxsplit=1) for line in (tmp_path / "calls").read_text().splitlines())
-    assert first[1] == f"-m resnet.rank {tmp_path}/a job" and second[1].endswith("another")
-    assert len({first[0], second[0], str(os.getpid())}) == 3
-    assert [signal.getsignal(number) for number in cli.STOPPING] == before
-
-
 DRIVER = """
-import signal, sys
-sys.executable = sys.argv.pop(1)
+import signal
+from resnet.sweep import local
+local.PROGRAM, local.PRELOAD = "job_program", []
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background would have it ignored
 from resnet import train
 train.main()
 """
 
 
+class Driver:
+    """A sweep of jobs that do what $DEED says, in processes of its own."""
+
+    def __init__(self, folder, deed, line):
+        self.here = folder / "here"
+        self.here.mkdir()
+        paths = [str(Path(job_program.__file__).parent), str(Path(resnet.__file__).parents[1])]
+        env = {**os.environ, "DEED": deed, "PYTHONPATH": os.pathsep.join(paths)}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        words = [sys.executable, "-c", DRIVER, *line.split()]
+        self.process = subprocess.Popen(words, cwd=self.here, env=env, start_new_session=True, **pipes)
+
+    def out(self, number):
+        return self.here / "mine" / str(number)
+
+    def wait_for(self, *numbers):
+        """Until these jobs run; their processes."""
+        self.wait_until(lambda: all((self.out(number) / "up").exists() for number in numbers))
+        return [psutil.Process(int((self.out(number) / "facts").read_text().split()[0])) for number in numbers]
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()
+            time.sleep(0.05)
+
+    def end(self):
+        """(status, stdout, stderr) once it has ended; no process of it is left."""
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def driver(tmp_path):
+    drivers = []
+
+    def start(line, deed="wait"):
+        drivers.append(Driver(tmp_path, deed, line))
+        return drivers[-1]
+
+    yield start
+    for one in drivers:
+        for process in (
+            (*psutil.Process(one.process.pid).children(recursive=True),) if one.process.poll() is None else ()
+        ):
+            process.kill()
+        one.process.kill()
+        one.process.wait()
+
+
+def gone(processes):
+    return not psutil.wait_procs(processes, 60)[1]
+
+
 @pytest.mark.parametrize(
-    ("number", "to_all", "code", "told"),
-    [
-        (signal.SIGINT, True, 130, "INT"),  # as a terminal does it
-        (signal.SIGTERM, False, 143, "TERM"),
-        pytest.param(signal.SIGHUP, True, 129, "TERM", marks=pytest.mark.slow),
-    ],
+    ("number", "to_all", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGHUP, True, 129)],  # a terminal's go to all
     ids=["Ctrl-C", "terminate", "hang-up"],
 )
-def test_a_signal_to_the_sweep_reaches_the_job_once_and_ends_the_sweep(python, tmp_path, number, to_all, code, told):
-    job = python(
-        "for name in INT TERM HUP; do trap \"echo $name >>'$out/heard'\" $name; done\n"
-        'touch "$out/up"; while ! [[ -s $out/heard ]]; do sleep 0.05; done; sleep 0.3; exit 143'
-    )
-    (tmp_path / "here").mkdir()
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, job, *PAIR.split()],
-        cwd=tmp_path / "here",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    first = tmp_path / "here" / "mine" / "0"
-    try:
-        deadline = time.monotonic() + 60
-        while not (first / "up").exists():
-            assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()
-            time.sleep(0.05)
-        (os.killpg if to_all else os.kill)(driver.pid, number)
-        out, err = driver.communicate(timeout=60)
-    finally:
-        driver.kill()
-    assert driver.returncode == code, err
-    assert (first / "heard").read_text().split() == [told]
-    assert not (first.parent / "1").exists() and len((tmp_path / "calls").read_text().splitlines()) == 1
-    assert "Traceback" not in err
-    assert [row[4] for row in rows(out)] == ["interrupted"]
+def test_a_signal_to_the_sweep_reaches_each_job_once_and_ends_the_sweep(driver, number, to_all, code):
+    one = driver(PAIR.replace("1,2", "1,2,3") + (" sweep.jobs=2" if len(os.sched_getaffinity(0)) > 1 else ""))
+    jobs = one.wait_for(*(0, 1)[: len(os.sched_getaffinity(0))])
+    (os.killpg if to_all else os.kill)(one.process.pid, number)
+    status, out, err = one.end()
+    assert status == code and gone(jobs), err
+    assert [(one.out(n) / "heard").read_text() for n in range(len(jobs))] == ["[15]"] * len(jobs)
+    assert not one.out(len(jobs)).exists() and "Traceback" not in err
+    assert [row[4] for row in rows(out)] == ["interrupted"] * len(jobs)
 
 
-@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_while_a_job_is_being_started_reaches_it(monkeypatch, tmp_path, number, ends):
-    start, began = subprocess.Popen, time.monotonic()
+def test_jobs_save_and_end_when_their_sweep_is_killed(driver):
+    one = driver(PAIR)
+    jobs = one.wait_for(0)
+    others = psutil.Process(one.process.pid).children(recursive=True)
+    one.process.kill()
+    one.process.wait()
+    assert gone([*jobs, *others]) and (one.out(0) / "heard").read_text() == "[15]"
 
-    def signalled(_command, **named):
-        child = start([sys.executable, "-c", "import time; time.sleep(120)"], **named)
-        os.kill(os.getpid(), number)  # before anybody knows of the child
-        return child
 
-    monkeypatch.setattr(subprocess, "Popen", signalled)
-    with pytest.raises(ends) as ended:
-        launch.process(tmp_path)
-    assert time.monotonic() - began < 60
-    assert number == signal.SIGINT or ended.value.code == 128 + number
+def test_jobs_go_on_when_the_process_they_were_forked_from_is_killed(driver):
+    one = driver(PAIR)
+    (job,) = one.wait_for(0)
+    job.parent().kill()
+    time.sleep(1)
+    assert job.is_running() and one.process.poll() is None
+    job.terminate()
+    (second,) = one.wait_for(1)  # from another such process
+    second.terminate()
+    status, out, err = one.end()
+    assert status == 1 and [row[4] for row in sorted(rows(out))] == ["interrupted"] * 2
+    assert f"job 0 (seed=1): exit status 255, {one.out(0)}" in err and "job 1 (seed=2): exit status 143" in err
+
+
+def test_a_job_that_is_killed_fails_and_the_sweep_goes_on(driver):
+    one = driver(PAIR)
+    (job,) = one.wait_for(0)
+    job.kill()
+    (second,) = one.wait_for(1)
+    second.terminate()
+    status, _, err = one.end()
+    assert status == 1 and f"job 0 (seed=1): exit status -9, {one.out(0)}" in err
 
 
 # -------------------------------------------------------------------------------------------------------------- for real
