@@ -186,3 +186,20 @@ def exit_status():
             return ended.code or 0
 
     return call
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """`with shared("name") as folder`: a folder of all workers, entered by one at a time: the first makes what all use."""
+    from resnet import files
+
+    root = tmp_path_factory.getbasetemp()
+
+    @contextlib.contextmanager
+    def enter(name):
+        folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+        folder.mkdir(exist_ok=True)
+        with files.locked(folder / "lock"):
+            yield folder
+
+    return enter

@@ -1,6 +1,5 @@
 """Stand-ins: ranks that do as they are told instead of training, a launcher, jobs of sweeps."""
 
-import contextlib
 import json
 import os
 import shlex
@@ -10,7 +9,6 @@ import psutil
 import pytest
 from rank_runs import STARTER, STUB
 
-from resnet import files
 from resnet.launch import launchers
 
 
@@ -80,21 +78,6 @@ def pair(run_of):
     """`pair("cluster.max_restarts=1")`: a run of two ranks."""
     tiny = ("model=tiny", "steps=2", "eval=false", "track=off", "cluster=cpu2", "batch=32")
     return lambda *words: run_of(*tiny, *words)
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """`with shared("name") as folder`: a folder of all workers, entered by one at a time: the first makes what all use."""
-    root = tmp_path_factory.getbasetemp()
-
-    @contextlib.contextmanager
-    def enter(name):
-        folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
-        folder.mkdir(exist_ok=True)
-        with files.locked(folder / "lock"):
-            yield folder
-
-    return enter
 
 
 @pytest.fixture
