@@ -1,4 +1,4 @@
-"""Stand-ins: ranks that do as they are told instead of training, a launcher, jobs of sweeps."""
+"""Stand-ins: ranks that do as they are told instead of training, a launcher."""
 
 import contextlib
 import json
@@ -95,10 +95,3 @@ def shared(tmp_path_factory):
             yield folder
 
     return enter
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty folder to type in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
