@@ -30,7 +30,7 @@ from resnet.config.track import Mlflow, Track
 from resnet.launch import launchers, supervisor
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.rundir import lock, result
-from resnet.sweep import live, local, pictures, slurm, study
+from resnet.sweep import live, local, pictures, slurm, space, study
 from resnet.sweep.argv import BEST, RESUME, save_argv, save_best
 from resnet.sweep.job import Job, best, table
 from resnet.sweep.places import Place, Places
@@ -75,7 +75,9 @@ class ProcessSweeper(Sweeper):
         places = Places(self.settings)
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
         for job in jobs:
-            self.check(job, places)
+            places.check(job.run, job.name)
+            if not self.settings.sampler:
+                self.check_folder(job)
         launchers.refuse_if_nested(jobs[0].run.cluster)
         if jobs[0].run.cluster.dry_run:
             print("\n".join(launchers.dry_run_text(job.run, job.out) for job in jobs))
@@ -104,15 +106,19 @@ class ProcessSweeper(Sweeper):
         return [self.compose(list(words), number) for number, words in enumerate(itertools.product(*lists))]
 
     def first_jobs(self) -> list[Job]:
-        """A job with the first value of each knob of a search, to be checked before the search begins."""
+        """Jobs with every choice of each knob of a search, and its numbers' ends, to be checked before the search begins."""
         study.check_installed(self.settings)
         if not self.space:
             raise UserError(
                 "sweep.sampler: there is nothing to search; give a knob several values, as in 'optim.lr=interval(0.01,0.1)'"
             )
-        study.check_space(self.space)
-        low = [f"{name}={study.first_value(override)}" for name, override in self.space.items()]
-        return [self.compose([*self.fixed(), *low], 0)]
+        space.check_space(self.space, self.settings)
+        values = {name: [f"{name}={value}" for value in space.edges(one)] for name, one in self.space.items()}
+        first = {name: words[0] for name, words in values.items()}
+        tried = [first, *({**first, name: word} for name, words in values.items() for word in words[1:])]
+        jobs = [self.compose([*self.fixed(), *words.values()], 0) for words in tried]
+        study.check_run(jobs[0].run, self.settings)
+        return jobs
 
     def fixed(self) -> list[str]:
         """The overrides that all jobs of a search share."""
@@ -136,16 +142,12 @@ class ProcessSweeper(Sweeper):
         run.out = f"{run.out}/{number}"
         return Job(number, run, varying)
 
-    def check(self, job: Job, places: Places) -> None:
-        """Raise UserError for a job that could not be run, or whose folder is another's."""
-        places.check(job.run, job.name)
+    def check_folder(self, job: Job) -> None:
+        """Raise UserError for a job whose folder is another run's, or in use."""
         rundir.check_folder(job.run, job.out)
         if (job.out / lock.FILE).exists():
             with lock.hold(job.out):  # the job of a sweep that was killed may still be training
                 pass
-        if self.settings.sampler and (job.run.lr_find or not job.run.eval):
-            knob = "lr_find=true" if job.run.lr_find else "eval=false"
-            raise UserError(f"{knob}: a search goes by the top-1 of its jobs, and there would be none; leave it out")
 
     # ------------------------------------------------------------------------------------------------------------- its folder
     def open(self, job: Job, count: int) -> None:
@@ -171,17 +173,18 @@ class ProcessSweeper(Sweeper):
         """Leave the table on the terminal, in the folder and in MLflow."""
         if self.display:
             self.display.close()
-        summary = table(self.jobs)
+        goals = self.settings.goals
+        summary = table(self.jobs, goals)
         files.write_text(self.out / "summary.md", summary + "\n")
         print(f"\n{summary}\n\nsweep folder: {self.out}", flush=True)
         if status != "FINISHED":
             resume = shell.command("resnet.train", shell.override(RESUME, self.out))
             print(f"resume, without the jobs that finished: {resume}", flush=True)
-        pictures.parallel_coordinates(self.jobs, list(self.space), self.out / pictures.PARALLEL)
+        pictures.parallel_coordinates(self.jobs, list(self.space), goals, self.out / pictures.PARALLEL)
         if self.study and (shares := self.study.importances()):
-            pictures.importances(shares, self.out / pictures.IMPORTANCES)
+            pictures.importances(shares, goals[0], self.out / pictures.IMPORTANCES)
         paths = [self.out / name for name in ("summary.md", pictures.PARALLEL, pictures.IMPORTANCES)]
-        if winner := best(self.jobs):
+        if winner := best(self.jobs, goals[0]):
             save_best(self.out, winner.varying, winner.number)
             paths += [self.out / BEST, winner.out / "config.yaml"]
             ignoring_mlflow_errors(store.set_tags, self.track, self.parent, {"sweep.best": winner.name})
@@ -195,21 +198,35 @@ class ProcessSweeper(Sweeper):
         assert self.study
         left: list[Job] = []
         for number, words, code in self.study.jobs():
-            job = self.compose([*self.fixed(), *words], number)
-            job.code = code
-            (left if code is None else self.jobs).append(job)
-            if code == cli.FAILED:
-                self.failed.append(f"{job.name}: had failed, and those after it were chosen by that")
+            if job := self.of_trial(number, words, code):
+                job.code = code
+                (left if code is None else self.jobs).append(job)
+                if code == cli.FAILED:
+                    self.failed.append(f"{job.name}: had failed, and those after it were chosen by that")
+        for job in left:
+            self.check_folder(job)
         return left
 
     def more(self) -> Job | None:
         """The next job of a search."""
-        if self.study is None or (trial := self.study.ask()) is None:
+        while self.study and (trial := self.study.ask()):
+            if job := self.of_trial(*trial):
+                self.places.check(job.run, job.name)
+                self.check_folder(job)
+                return job
+        return None
+
+    def of_trial(self, number: int, words: list[str], code: int | None = None) -> Job | None:
+        """The job of a trial; None for values that do not go together, which counts as a failed job."""
+        assert self.study
+        try:
+            return self.compose([*self.fixed(), *words], number)
+        except UserError as error:
+            self.line(str(error))
+            self.failed.append(str(error))
+            if code is None:
+                self.study.tell(number, {}, pruned=False)
             return None
-        number, words = trial
-        job = self.compose([*self.fixed(), *words], number)
-        self.check(job, self.places)
-        return job
 
     def start(self, job: Job, place: Place) -> Process | None:
         """Start a job, unless it has finished already."""
@@ -242,7 +259,7 @@ class ProcessSweeper(Sweeper):
         return prune
 
     def finish(self, job: Job) -> None:
-        if self.study:
+        if self.study and job.code not in (cli.STOPPED, cli.INTERRUPTED):  # these go on when the search does
             self.study.tell(job.number, job.result, pruned=job.code == cli.PRUNED)
         if job.code == cli.PRUNED:
             ignoring_mlflow_errors(

@@ -115,7 +115,7 @@ def test_an_interrupt_ends_the_sweep_and_is_told(sweep, machine):
 
 # -------------------------------------------------------------------------------------------------------------- going on
 def test_resume_runs_what_did_not_finish_with_nothing_typed_again(sweep, machine, home):
-    machine.ends = {1: 1, 2: KeyboardInterrupt}
+    machine.ends, machine.top1 = {1: 1, 2: KeyboardInterrupt}, {0: 0.5, 1: 0.25, 2: 0.25, 3: 0.25}
     code, out, _ = sweep([*GRID.split(), "out='a=b, [c]'"])
     folder = home / "a=b, [c]"
     assert code == cli.INTERRUPTED
@@ -218,7 +218,7 @@ def test_a_sweep_whose_working_folder_is_gone_says_so(sweep, home):
         ("hydra/sweeper=optuna", "no group or knob of a run"),
         ("hydra.sweeper.n_trials=12", "no group or knob of a run"),
         ("sweep.study=/x/y", "no group or knob of a run"),
-        ("sweep.slurm.extra=[--wrap=x]", "no group or knob of a run"),
+        ('sweep.slurm.extra=["--wrap=x"]', "no group or knob of a run"),
         ("++finetune.lr_multipliers={stem: 0.1}", None),
         (r"data.dir='/a b/\${c}/d=e'", None),
         ("track.tags={a: b}", None),
@@ -352,8 +352,8 @@ def test_a_search_without_a_top1_is_refused(sweep, machine, home, word):
             "hydra.sweeper.n_trials=12: sweeps have words of their own now; use sweep.trials=",
         ),
         ("sweep.trials=0", "sweep.trials=0: must be above 0"),
-        ("sweep.goals=[top1]", "sweep.goals=['top1']: must be metrics, as in [final/top1,-final/minutes]"),
-        ("optim.lr=interval(1,0.1)", "optim.lr=interval(1,0.1): no values to search (`low` <= `high` must hold"),
+        ("sweep.goals=[top1]", "sweep.goals=[top1]: must be some of final/top1, best/top1, "),
+        ("optim.lr=interval(1,0.1)", "optim.lr=interval(1,0.1): no values to search (`low <= high` must hold"),
         ("sweep.sampler=best", "sweep.sampler=best: must be one of tpe, gp, cmaes, nsga2, qmc, random"),
     ],
 )
