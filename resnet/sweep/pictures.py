@@ -36,8 +36,8 @@ def scale(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
     return [(number - start) / span for number in line], ends
 
 
-def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], goals: Sequence[str], path: Path) -> None:
-    """A line for each job that has a result, through its knobs to its goals; the best ones by the first are dark and on top."""
+def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], goals: Sequence[str], out: Path) -> None:
+    """<out>/parallel.png: a line for each job with a result, through its knobs to its goals; the best are dark and on top."""
     from matplotlib.figure import Figure
 
     done = sorted((job for job in jobs if math.isfinite(job.loss(goals[0]))), key=lambda job: -job.loss(goals[0]))
@@ -59,7 +59,7 @@ def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], goals: Seque
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(out / PARALLEL, dpi=120)
 
 
 def title(goal: str) -> str:
@@ -67,8 +67,10 @@ def title(goal: str) -> str:
     return "top-1" if goal == GOAL else goal.removeprefix("-")
 
 
-def importances(shares: Mapping[str, float], goal: str, path: Path) -> None:
-    """A bar for each knob: its share of the variance of the goal (optuna.importance)."""
+def importances(shares: Mapping[str, float], goal: str, out: Path) -> None:
+    """<out>/importances.png, if there are any: a bar for each knob, its share of the variance of the goal."""
+    if not shares:
+        return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 1 + 0.4 * len(shares)), layout="constrained")
@@ -77,4 +79,4 @@ def importances(shares: Mapping[str, float], goal: str, path: Path) -> None:
     axes.barh([name for name, _ in ordered], [share for _, share in ordered], color="#1a408c")
     axes.set_xlabel(f"share of the variance of {title(goal)}")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(out / IMPORTANCES, dpi=120)

@@ -71,6 +71,8 @@ class ProcessSweeper(Sweeper):
         with errors.explain():
             self.settings = cast(Sweep, OmegaConf.to_object(config.sweep))
         self.space = {name: one for name, one in self.overrides.items() if one.is_sweep_override()}
+        if several := [one.input_line for name, one in self.space.items() if name.startswith("sweep.")]:
+            raise UserError(f"{several[0]}: is of the sweep, not of its jobs; give it one value")
         str(config.out)  # resolved once: every job takes the time in its name from here
         places = Places(self.settings)
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
@@ -156,13 +158,13 @@ class ProcessSweeper(Sweeper):
         self.stack.enter_context(lock.hold(self.out))
         with files.writing_to(self.out):
             save_argv(self.out)
+        if self.settings.sampler:
+            self.study = study.Study(self.settings, self.space, job.run.seed, self.out)
         open_sweeps.append(self)
         params = {name: str(override.input_line).partition("=")[2] for name, override in self.space.items()}
         tags = {"sweep": "parent", **provenance.source_tags(Path(__file__).parent)}
         name = f"sweep {self.out.name}"
         self.parent = ignoring_mlflow_errors(store.start_parent, self.out, self.track, name, params, tags)
-        if self.settings.sampler:
-            self.study = study.Study(self.settings, self.space, job.run.seed, self.out)
         if self.places.jobs > 1:
             self.display = live.Display(self.settings.trials if self.study else count)
         if self.settings.on is Where.slurm:
@@ -180,9 +182,8 @@ class ProcessSweeper(Sweeper):
         if status != "FINISHED":
             resume = shell.command("resnet.train", shell.override(RESUME, self.out))
             print(f"resume, without the jobs that finished: {resume}", flush=True)
-        pictures.parallel_coordinates(self.jobs, list(self.space), goals, self.out / pictures.PARALLEL)
-        if self.study and (shares := self.study.importances()):
-            pictures.importances(shares, goals[0], self.out / pictures.IMPORTANCES)
+        pictures.parallel_coordinates(self.jobs, list(self.space), goals, self.out)
+        pictures.importances(self.study.importances() if self.study else {}, goals[0], self.out)
         paths = [self.out / name for name in ("summary.md", pictures.PARALLEL, pictures.IMPORTANCES)]
         if winner := best(self.jobs, goals[0]):
             save_best(self.out, winner.varying, winner.number)

@@ -94,6 +94,13 @@ REFUSED = {
     "-m resume=x batch=1,2": ["resume=x", "leave it out of a sweep"],
     "-m --cfg job batch=32,64": ["-m --cfg job", "Only one of"],
     "-m seed=1,2 out=/dev/null/x": ["out=/dev/null/x: cannot be written to", "give another folder"],
+    "sweep=asha sweep.job=2": ["sweep.job: no such knob; did you mean sweep.jobs?"],
+    "sweep=asha sweep.jobs=0": ["sweep.jobs=0: must be auto, or a number above 0"],
+    "sweep.sampler=tp sweep=asha": ["sweep.sampler=tp: must be one of tpe, gp, cmaes,"],
+    "sweep.jobs=2": ["sweep.jobs=2: is of sweeps, and this is one run; add -m"],
+    "swep=asha": ["swep: no such knob; did you mean sweep?"],
+    "-m sweep.jobs=1,2 seed=1,2": ["sweep.jobs=1,2: is of the sweep, not of its jobs"],
+    "-m seed=1,2 sweep.study=x": ["sweep.study=x: belongs to a search; add sweep.sampler=tpe"],
     "-m model=null,tiny": ["model=null,tiny: no such option"],
 }
 HEAD = "# @package _global_\n# mine\n"
