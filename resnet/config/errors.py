@@ -128,6 +128,10 @@ def unknown(key: str, kind: str = "") -> UserError:
     group, _, leaf = key.partition(".")
     if group == "hydra":
         return UserError(f"{key}: Hydra, or the sampler that was chosen, has no such setting; leave it out")
+    if group == "sweep":
+        return UserError(
+            f"{key}: no such knob; {nearest(key, [n for n in help.known_names() if n.startswith('sweep.')])}"
+        )
     variants = VARIANTS.get(group, {})
     owners = [name for name, variant in variants.items() if name and leaf in help.knobs(variant)]
     if owners:

@@ -10,6 +10,7 @@ from typing import Any
 
 from resnet import files
 from resnet.config.run import VARIANTS, Run
+from resnet.config.sweep import Slurm, Sweep
 
 TEMPLATE = """Train a ResNet: python -m resnet.train [group=option ...] [knob=value ...]
 ${help_text:}
@@ -17,8 +18,9 @@ ${help_text:}
 This run (override any knob with knob=value):
 
 $CONFIG
--m knob=a,b            a sweep: a job in a fresh process for every combination
+-m knob=a,b            a sweep: a job in a process of its own for every combination; sweep.* are its settings
 sweep.resume=<folder>  resume a sweep; jobs that finished are skipped
+best_of=<folder>       train with the settings of the best job of a sweep
 --cfg job --resolve    print the run and stop
 --hydra-help           what else Hydra can do
 
@@ -90,7 +92,7 @@ def knobs(kind: Any) -> list[str]:
 
 def known_names() -> list[str]:
     """Groups, and knobs of every variant, for an error that came before a configuration was composed."""
-    names = knobs(Run)
+    names = [*knobs(Run), "sweep", *(f"{kind.GROUP}{knob}" for kind in (Sweep, Slurm) for knob in knobs(kind))]
     for group, variants in VARIANTS.items():
         names += sorted({f"{group}.{knob}" for kind in variants.values() for knob in knobs(kind)})
     return names

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from resnet.config.checks import Settings
+from resnet.config.checks import Settings, check
 from resnet.config.run import Run
 
-GOAL = re.compile(r"-?[a-z0-9]+/[a-z0-9_]+")  # a metric, to be maximized; with - before it, to be minimized
+TOP1 = ("final/top1", "best/top1", "eval/top1")
+# What every run's result has. A goal is one of these, to be maximized, or to be minimized with - before it.
+METRICS = (*TOP1, "eval/top5", "eval/loss", "final/images_per_s", "final/minutes", "final/training_minutes")
 
 
 class Where(Enum):
@@ -49,7 +50,7 @@ class Slurm(Settings):
     cpus: int | None = None  # for each rank
     mem_gb: float | None = None  # on each node
     array_limit: int | None = None  # so many jobs at a time
-    extra: list[str] = field(default_factory=list)  # more options of sbatch, as in ['--account=x','--qos=low']
+    extra: list[str] = field(default_factory=list)  # more options of sbatch, as in '["--account=x"]'
 
     def __post_init__(self) -> None:
         self.check_above(0, "time_min", "gpus", "cpus", "mem_gb", "array_limit")
@@ -66,11 +67,11 @@ class Sweep(Settings):
     sampler: Sampler | None = None  # null: a job for every combination
     trials: int = 20  # jobs of a search, those that failed or were pruned included
     startup: int | None = None  # of them at random, before the sampler or the pruner decides; null: Optuna's own number
-    pruner: Pruner | None = None
-    goals: list[str] = field(default_factory=lambda: ["final/top1"])
-    study: str | None = (
-        None  # Optuna's journal, which several sweeps may share; null: study.journal in the sweep's folder
-    )
+    pruner: Pruner | None = None  # ends jobs early by the top-1 of their evaluations
+    prune_from: int = 1  # the first evaluation of a job after which it may be pruned
+    goals: list[str] = field(default_factory=lambda: ["final/top1"])  # the first counts for what is called the best job
+    # Optuna's journal, which several sweeps may share; null: study.journal in the sweep's folder
+    study: str | None = None
 
     def __post_init__(self) -> None:
         self.check(
@@ -81,17 +82,27 @@ class Sweep(Settings):
         self.check_above(0, "cores_each", "trials")
         self.check_at_least(0, "startup")
         self.check_at_most(10_000, "trials", "startup")
-        self.check(
-            "goals",
-            bool(self.goals) and all(map(GOAL.fullmatch, self.goals)),
-            "must be metrics, as in [final/top1,-final/minutes]",
-        )
-        self.check(
-            "pruner", self.pruner is None or len(self.goals) == 1, "prunes by one goal; leave it out, or give one goal"
-        )
-        self.check(
-            "pruner", self.pruner is None or self.sampler is not None, "belongs to a search; add sweep.sampler=tpe"
-        )
+        self.check_goals()
+        for knob in ("pruner", "study", "startup"):
+            alone = getattr(self, knob) is not None and self.sampler is None
+            value = getattr(self, knob)
+            shown = value.value if isinstance(value, Enum) else value
+            check(not alone, f"sweep.{knob}", shown, "belongs to a search; add sweep.sampler=tpe")
+        random = self.sampler in (Sampler.qmc, Sampler.random) and self.pruner is not Pruner.median
+        way_out = f"sweep.sampler={self.sampler and self.sampler.value} has no start at random; use sweep.startup=null"
+        self.check("startup", self.startup is None or not random, way_out)
+        self.check_above(0, "prune_from")
+        self.check("prune_from", self.prune_from == 1 or self.pruner is not None, "add sweep.pruner=halving")
+
+    def check_goals(self) -> None:
+        names = [goal.removeprefix("-") for goal in self.goals]
+        known = bool(names) and set(names) <= set(METRICS) and len(names) == len(set(names))
+        shown = f"[{','.join(self.goals)}]"
+        check(known, "sweep.goals", shown, f"must be some of {', '.join(METRICS)}, with - before one to be minimized")
+        alone = self.sampler is not Sampler.cmaes or len(self.goals) == 1
+        check(alone, "sweep.goals", shown, "sweep.sampler=cmaes has one goal; use tpe or nsga2")
+        by_top1 = self.pruner is None or (len(self.goals) == 1 and self.goals[0] in TOP1)
+        check(by_top1, "sweep.goals", shown, "sweep.pruner goes by top-1; leave out one of the two")
 
 
 @dataclass

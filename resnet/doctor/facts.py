@@ -24,7 +24,7 @@ from resnet.track import provenance
 
 PACKAGES = (
     *("tensorflow", "tensorflow-cpu", "tf-keras", "keras", "horovod", "habana-tensorflow", "hydra-core", "omegaconf"),
-    *("hydra-optuna-sweeper", "mlflow", "numpy", "protobuf", "pillow", "scikit-learn", "safetensors"),
+    *("optuna", "cmaes", "mlflow", "numpy", "protobuf", "pillow", "scikit-learn", "safetensors"),
 )
 PROGRAMS = ("horovodrun", "mpirun", "srun", "ssh", "nvidia-smi", "hl-smi", "cmake", "g++", "make", "git")
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")

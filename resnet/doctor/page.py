@@ -114,8 +114,7 @@ def works(known: Facts) -> Iterator[tuple[str, str | None]]:
         "MLflow store (track.uri)",
         None if "store" in answers else f"a store that answers: {known.reasons.get('store')}",
     )
-    optuna = "hydra-optuna-sweeper" in packages
-    yield "sweep=lr_search", None if optuna else "pip install hydra-optuna-sweeper==1.3.0"
+    yield "searches (sweep.sampler)", None if "optuna" in packages else "pip install -e '.[optuna]'"
     semaphores = "a /dev/shm that can be written to; without it one process works alone"
     yield "several processes of resnet.prepare", None if "semaphores" in answers else late.get("semaphores", semaphores)
     yield (

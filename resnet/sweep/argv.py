@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet import UserError, files, shell, uris
 from resnet.config import fingerprint, help
 from resnet.config.compose import INTERPOLATION
-from resnet.config.run import VARIANTS
+from resnet.config.run import VARIANTS, Run
 from resnet.config.sweep import Command
 
 FILE = "sweep.yaml"  # in a sweep's folder: the command line, and where it was typed
@@ -66,29 +66,46 @@ def save_argv(out: Path) -> None:
     files.write_text(out / FILE, yaml.safe_dump(content, sort_keys=False, width=10_000))
 
 
-def save_best(out: Path, words: list[str], job: int) -> None:
-    """Write <out>/best.yaml: the overrides of the best job, which `best_of=<out>` takes."""
-    files.write_text(out / BEST, yaml.safe_dump({"job": job, "words": words}, sort_keys=False, width=10_000))
+def save_best(out: Path, words: Sequence[str], job: int) -> None:
+    """Write <out>/best.yaml: what varied and moves the weights, of the best job; `best_of=<out>` takes it."""
+    content = {"job": job, "words": list(filter(moves_weights, words))}
+    files.write_text(out / BEST, yaml.safe_dump(content, sort_keys=False, width=10_000))
+
+
+def moves_weights(word: str) -> bool:
+    """Whether an override decides what the weights become."""
+    knob = knob_of(word)
+    group = knob.partition(".")[0]
+    return knob == "recipe" or (group in help.knobs(Run) and not fingerprint.may_change_on_resume(knob))
 
 
 def best_argv(words: list[str]) -> list[str]:
-    """`words` behind the overrides of the best job of the sweep that `best_of=<folder>` in them names. Raises UserError."""
+    """`words` with the overrides of the best job of the sweep that `best_of=<folder>` in them names; those typed win.
+
+    Raises UserError if there is no such sweep, or its file has other words than values of knobs.
+    """
     typed = [word for word in words if word.startswith(f"{BEST_OF}=")]
     if not typed:
         return words
-    shown, out = typed[-1], Path(files.absolute(path_of(typed[-1]), Path.cwd()))
+    shown, place = typed[-1], path_of(typed[-1])
+    out = Path(files.absolute(place, Path.cwd()))
+    if not place or not out.is_dir():
+        raise UserError(f"{shown}: no such folder; give that of a sweep, which was shown when the sweep ended")
     try:
         best = yaml.safe_load(files.read_bytes(out / BEST, 1 << 20))["words"]
         if not isinstance(best, list) or not all(isinstance(word, str) for word in best):
             raise TypeError("it needs words, a list of texts")
+    except FileNotFoundError as error:
+        raise UserError(f"{shown}: {BEST} is missing; give a sweep that has ended, of jobs with a top-1") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{shown}: {BEST} cannot be read ({' '.join(str(error).split())}); give the folder of a sweep that ended"
-        ) from error
+        raise UserError(f"{out / BEST}: cannot be read ({' '.join(str(error).split())}); remove it") from error
     rest = [word for word in words if word not in typed]
-    check_words([word for word in best if word not in rest], shown)
+    new = [word for word in best if word not in rest]
+    check_words(new, shown, BEST)
+    if others := [word for word in new if not moves_weights(word)]:
+        raise UserError(f"{shown}: {BEST} has {others[0][:MAX_SHOWN]}, which does not decide the weights; remove it")
     typed_knobs = set(map(knob_of, rest))
-    return [*rest, *(word for word in best if knob_of(word) not in typed_knobs)]
+    return [*rest, *(word for word in new if knob_of(word) not in typed_knobs)]
 
 
 def resume_argv(words: list[str]) -> list[str]:
@@ -157,8 +174,8 @@ def read_argv(out: Path, shown: str) -> tuple[list[str], str]:
         raise UserError(f"{out / FILE}: cannot be read ({reason}); {way_out}") from error
 
 
-def check_words(words: Sequence[str], shown: str) -> None:
-    """Raise UserError for a word from a sweep's file that is no flag, group or knob with a plain value."""
+def check_words(words: Sequence[str], shown: str, file: str = FILE) -> None:
+    """Raise UserError for a word from a file of a sweep that is no flag, group or knob with a plain value."""
     for word in words:
         if word not in FLAGS and (reason := not_data(word)):
             short = word if len(word) <= MAX_SHOWN else f"{word[:MAX_SHOWN]}..."
@@ -167,7 +184,7 @@ def check_words(words: Sequence[str], shown: str) -> None:
                 if short != word or reason == NO_OVERRIDE
                 else (f"if you trust it, type it too: {shell.command('resnet.train', shown, word)}")
             )
-            raise UserError(f"{shown}: {FILE} has {short}, {reason}; {trusted}")
+            raise UserError(f"{shown}: {file} has {short}, {reason}; {trusted}")
 
 
 def not_data(word: str) -> str | None:

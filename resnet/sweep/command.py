@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hydra
@@ -18,7 +18,7 @@ from resnet import UserError, files, rundir, uris
 from resnet.config import compose, errors
 from resnet.config.run import Run
 from resnet.sweep import sweeper
-from resnet.sweep.argv import RESUME, best_argv, in_one_row, resume_argv
+from resnet.sweep.argv import RESUME, best_argv, in_one_row, knob_of, resume_argv
 
 
 def register() -> None:
@@ -53,6 +53,12 @@ def closing_sweeps() -> Iterator[None]:
         raise UserError(f"{len(failed)} of the sweep's jobs failed: {'; '.join(failed)}")
 
 
+def check_alone(words: Sequence[str]) -> None:
+    """Raise UserError for settings of a sweep beside a single run."""
+    if typed := [word for word in words if knob_of(word).startswith("sweep.")]:
+        raise UserError(f"{typed[0]}: is of sweeps, and this is one run; add -m, or choose a sweep, as in sweep=asha")
+
+
 def command_line() -> list[Run]:
     """The run that the command line describes; none after --help, --cfg or a sweep. Raises UserError before TensorFlow loads.
 
@@ -62,6 +68,7 @@ def command_line() -> list[Run]:
 
     def compose_run(config: DictConfig) -> None:
         try:
+            check_alone(sys.argv[1:])
             with errors.explain():
                 composed.append(rundir.resume(config) if config.resume else sweeper.freeze(config))
         except UserError as error:  # raised below: Hydra would add lines of its own

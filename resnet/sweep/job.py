@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from resnet.config.run import Run
 from resnet.launch.forked import LOST
 from resnet.rundir import metrics, result
 
-GOAL = "final/top1"
+GOAL, SPEED = "final/top1", "final/images_per_s"
 
 
 @dataclass
@@ -24,7 +25,6 @@ class Job:
     varying: list[str]
     code: int | None = None
     note: str = ""  # why it did not end well, if not by its exit status
-    trial: int | None = None  # of a search: its number in the study
     latest: dict[str, float] = field(default_factory=dict)  # metrics, as far as follow() has read them
     position: int = 0  # in metrics.jsonl
 
@@ -54,43 +54,67 @@ class Job:
             return "pruned"
         return str(self.result.get("status", "failed"))
 
-    def follow(self) -> list[dict[str, float]]:
-        """The metrics of each line that it has logged since the last call; `latest` has the last value of each."""
+    def value(self, goal: str) -> float | None:
+        """The metric of a goal, which stands with - before it if less is better."""
+        value = self.result.get(goal.removeprefix("-"))
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def loss(self, goal: str) -> float:
+        """The metric of a goal as a number of which less is better; infinite without one."""
+        value = self.value(goal)
+        return math.inf if value is None else value if goal.startswith("-") else -value
+
+    def follow(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, metrics) of each line that it has logged since the last call; `latest` has the last value of each metric."""
         try:
             with (self.out / metrics.FILE).open("rb") as file:
                 file.seek(self.position)
                 rows = []
                 for line, self.position in metrics.lines(file):
                     if parsed := metrics.parse(line):
-                        rows.append(parsed[2])
+                        rows.append((parsed[0], parsed[2]))
                         self.latest.update(parsed[2])
                 return rows
         except OSError:
             return []
 
 
-def best(jobs: Sequence[Job]) -> Job | None:
-    """The job with the highest top-1, the first of several."""
-    return max(
-        (job for job in jobs if job.result.get(GOAL) is not None), key=lambda job: float(job.result[GOAL]), default=None
-    )
+def best(jobs: Sequence[Job], goal: str = GOAL) -> Job | None:
+    """The best job by a goal, the first of several."""
+    done = [job for job in jobs if job.value(goal) is not None]
+    return min(done, key=lambda job: job.loss(goal), default=None)
 
 
-def table(jobs: Sequence[Job]) -> str:
-    """Markdown: every job, the best top-1 first, those without one last."""
+def front(jobs: Sequence[Job], goals: Sequence[str]) -> list[Job]:
+    """Pareto's front: the jobs with all goals, for which no other one is as good in each and better in one."""
+    losses = [[job.loss(goal) for goal in goals] for job in jobs]
+
+    def beaten(own: list[float]) -> bool:
+        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in losses)
+
+    return [job for job, own in zip(jobs, losses, strict=True) if math.inf not in own and not beaten(own)]
+
+
+def table(jobs: Sequence[Job], goals: Sequence[str] = (GOAL,)) -> str:
+    """Markdown: every job, the best by the first goal first, those without a result last; of several goals Pareto's front."""
+    more = [goal.removeprefix("-") for goal in goals if goal.removeprefix("-") not in (GOAL, SPEED)]
+    best_ones = front(jobs, goals) if len(goals) > 1 else []
     rows = []
     for job in jobs:
-        content, status = job.result, job.status
-        top1, speed = content.get("final/top1"), content.get("final/images_per_s")
+        content, status, loss = job.result, job.status, job.loss(goals[0])
+        top1, speed = content.get(GOAL), content.get(SPEED)
         if job.code == cli.PRUNED:
             job.follow()
             top1 = job.latest.get("best/top1")
+            loss = math.inf if top1 is None else -top1
         if "suggested_lr" in content:
             status = f"suggests lr {content['suggested_lr']:.3g}"
-        shown = ("-" if top1 is None else f"{100 * top1:.2f} %", "-" if speed is None else f"{speed:,.1f}")
-        cells = [str(job.number), " ".join(job.varying), *shown, status]
-        rows.append((1.0 if top1 is None else -top1, job.number, cells))
-    body = [["job", "overrides", "top-1", "images/s", "status"], *(cells for _, _, cells in sorted(rows))]
+        shown = ["-" if top1 is None else f"{100 * top1:.2f} %", "-" if speed is None else f"{speed:,.1f}"]
+        shown += ["-" if (value := job.value(goal)) is None else f"{value:.4g}" for goal in more]
+        shown += ["*" if job in best_ones else ""] * (len(goals) > 1)
+        rows.append((loss, job.number, [str(job.number), " ".join(job.varying), *shown, status]))
+    head = ["job", "overrides", "top-1", "images/s", *more, *["Pareto"] * (len(goals) > 1), "status"]
+    body = [head, *(cells for _, _, cells in sorted(rows))]
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in body]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from resnet.sweep.job import GOAL, Job
 
 PARALLEL, IMPORTANCES = "parallel.png", "importances.png"
+MOST_NAMES = 12  # labels on the axis of a knob whose values are no numbers
 
 
 def values_of(jobs: Sequence[Job], names: Sequence[str]) -> dict[str, list[str]]:
@@ -19,36 +18,39 @@ def values_of(jobs: Sequence[Job], names: Sequence[str]) -> dict[str, list[str]]
     return {name: [row.get(name, "") for row in rows] for name in names}
 
 
-def scale(values: Sequence[str]) -> tuple[np.ndarray[Any, Any], list[tuple[float, str]]]:
-    """Positions [n] in 0..1 of a knob's values, and (position, label) of its ticks; logarithmic over two decades."""
+def scale(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Positions in 0..1 of a knob's values, and (position, label) of its ticks; logarithmic over two decades or more."""
     try:
-        numbers = np.array([float(value) for value in values])
+        numbers = [float(value) for value in values]
     except ValueError:
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
         names = sorted(set(values))
         place = {name: number / max(1, len(names) - 1) for number, name in enumerate(names)}
-        return np.array([place[value] for value in values]), [(place[name], name) for name in names]
-    low, high = numbers.min(), numbers.max()
-    log = low > 0 and high / low >= 100
-    line = np.log(numbers) if log else numbers
-    span = np.ptp(line) or 1.0
-    ends = sorted({(float((line[i] - line.min()) / span), f"{numbers[i]:.3g}") for i in (line.argmin(), line.argmax())})
-    return (line - line.min()) / span, ends
+        labels = [(place[name], name) for name in names]
+        return [place[value] for value in values], labels[:: math.ceil(len(labels) / MOST_NAMES)]
+    low, high = min(numbers), max(numbers)
+    line = [math.log(number) for number in numbers] if low > 0 and high / low >= 100 else numbers
+    start, span = min(line), (max(line) - min(line)) or 1.0
+    ends = sorted({((line[numbers.index(end)] - start) / span, f"{end:.3g}") for end in (low, high)})
+    return [(number - start) / span for number in line], ends
 
 
-def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], path: Path) -> None:
-    """A line for each job that has a top-1, through its knobs to its top-1; the best ones are dark and on top."""
+def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], goals: Sequence[str], out: Path) -> None:
+    """<out>/parallel.png: a line for each job with a result, through its knobs to its goals; the best are dark and on top."""
     from matplotlib.figure import Figure
 
-    results = [(job, job.result[GOAL]) for job in jobs if job.result.get(GOAL) is not None]
-    if len(results) < 2 or not names:
+    done = sorted((job for job in jobs if math.isfinite(job.loss(goals[0]))), key=lambda job: -job.loss(goals[0]))
+    if len(done) < 2 or not names:
         return
-    results.sort(key=lambda pair: pair[1])
-    columns = {**values_of([job for job, _ in results], names), "top-1": [str(top1) for _, top1 in results]}
+    columns = values_of(done, names)
+    for goal in goals:
+        columns[title(goal)] = [str(job.value(goal)) for job in done]
     figure = Figure(figsize=(2.2 * len(columns) + 1, 4), layout="constrained")
     axes = figure.subplots()
-    lines = np.stack([scale(values)[0] for values in columns.values()], axis=1)
-    ranks = np.linspace(0.15, 1, len(results))
-    for line, share in zip(lines, ranks, strict=True):
+    lines = list(zip(*(scale(values)[0] for values in columns.values()), strict=True))
+    for number, line in enumerate(lines, 1):
+        share = 0.15 + 0.85 * number / len(lines)
         axes.plot(range(len(columns)), line, color=(0.1, 0.25, 0.55, share), linewidth=1 + share)
     for x, values in enumerate(columns.values()):
         axes.axvline(x, color="#999999", linewidth=0.8)
@@ -57,17 +59,24 @@ def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], path: Path) 
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(out / PARALLEL, dpi=120)
 
 
-def importances(shares: Mapping[str, float], path: Path) -> None:
-    """A bar for each knob: its share of the variance of the goal (optuna.importance)."""
+def title(goal: str) -> str:
+    """A goal for people."""
+    return "top-1" if goal == GOAL else goal.removeprefix("-")
+
+
+def importances(shares: Mapping[str, float], goal: str, out: Path) -> None:
+    """<out>/importances.png, if there are any: a bar for each knob, its share of the variance of the goal."""
+    if not shares:
+        return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 1 + 0.4 * len(shares)), layout="constrained")
     axes = figure.subplots()
     ordered = sorted(shares.items(), key=lambda pair: pair[1])
     axes.barh([name for name, _ in ordered], [share for _, share in ordered], color="#1a408c")
-    axes.set_xlabel("share of the variance of top-1")
+    axes.set_xlabel(f"share of the variance of {title(goal)}")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(out / IMPORTANCES, dpi=120)

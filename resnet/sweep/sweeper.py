@@ -31,7 +31,7 @@ from resnet.launch import launchers, supervisor
 from resnet.launch.forked import LOST
 from resnet.launch.supervisor import ignoring_mlflow_errors
 from resnet.rundir import lock, result
-from resnet.sweep import live, local, pictures, slurm, study
+from resnet.sweep import live, local, pictures, slurm, space, study
 from resnet.sweep.argv import BEST, RESUME, save_argv, save_best
 from resnet.sweep.job import Job, best, table
 from resnet.sweep.places import Place, Places
@@ -72,12 +72,14 @@ class ProcessSweeper(Sweeper):
         with errors.explain():
             self.settings = cast(Sweep, OmegaConf.to_object(config.sweep))
         self.space = {name: one for name, one in self.overrides.items() if one.is_sweep_override()}
+        if several := [one.input_line for name, one in self.space.items() if name.startswith("sweep.")]:
+            raise UserError(f"{several[0]}: is of the sweep, not of its jobs; give it one value")
         str(config.out)  # resolved once: every job takes the time in its name from here
         places = Places(self.settings)
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
         for job in jobs:
-            self.check(job, places)
-            if self.settings.sampler is None:
+            places.check(job.run, job.name)
+            if not self.settings.sampler:
                 self.check_folder(job)
         launchers.refuse_if_nested(jobs[0].run.cluster)
         if jobs[0].run.cluster.dry_run:
@@ -107,15 +109,19 @@ class ProcessSweeper(Sweeper):
         return [self.compose(list(words), number) for number, words in enumerate(itertools.product(*lists))]
 
     def first_jobs(self) -> list[Job]:
-        """A job with the first value of each knob of a search, to be checked before the search begins."""
+        """Jobs with every choice of each knob of a search, and its numbers' ends, to be checked before the search begins."""
         study.check_installed(self.settings)
         if not self.space:
             raise UserError(
                 "sweep.sampler: there is nothing to search; give a knob several values, as in 'optim.lr=interval(0.01,0.1)'"
             )
-        study.check_space(self.space)
-        low = [f"{name}={study.first_value(override)}" for name, override in self.space.items()]
-        return [self.compose([*self.fixed(), *low], 0)]
+        space.check_space(self.space, self.settings)
+        values = {name: [f"{name}={value}" for value in space.edges(one)] for name, one in self.space.items()}
+        first = {name: words[0] for name, words in values.items()}
+        tried = [first, *({**first, name: word} for name, words in values.items() for word in words[1:])]
+        jobs = [self.compose([*self.fixed(), *words.values()], 0) for words in tried]
+        study.check_run(jobs[0].run, self.settings)
+        return jobs
 
     def fixed(self) -> list[str]:
         """The overrides that all jobs of a search share."""
@@ -139,13 +145,6 @@ class ProcessSweeper(Sweeper):
         run.out = f"{run.out}/{number}"
         return Job(number, run, varying)
 
-    def check(self, job: Job, places: Places) -> None:
-        """Raise UserError for a job that could not be run."""
-        places.check(job.run, job.name)
-        if self.settings.sampler and (job.run.lr_find or not job.run.eval):
-            knob = "lr_find=true" if job.run.lr_find else "eval=false"
-            raise UserError(f"{knob}: a search goes by the top-1 of its jobs, and there would be none; leave it out")
-
     def check_folder(self, job: Job) -> None:
         """Raise UserError for a job whose folder is another run's, or in which it still trains, though its sweep was killed."""
         rundir.check_folder(job.run, job.out)
@@ -160,13 +159,13 @@ class ProcessSweeper(Sweeper):
         self.stack.enter_context(lock.hold(self.out))
         with files.writing_to(self.out):
             save_argv(self.out)
+        if self.settings.sampler:
+            self.study = study.Study(self.settings, self.space, job.run.seed, self.out)
         open_sweeps.append(self)
         params = {name: str(override.input_line).partition("=")[2] for name, override in self.space.items()}
         tags = {"sweep": "parent", **provenance.source_tags(Path(__file__).parent)}
         name = f"sweep {self.out.name}"
         self.parent = ignoring_mlflow_errors(store.start_parent, self.out, self.track, name, params, tags)
-        if self.settings.sampler:
-            self.study = study.Study(self.settings, self.space, job.run.seed, self.out)
         if self.places.jobs > 1:
             self.display = live.Display(self.settings.trials if self.study else count)
         if self.settings.on is Where.slurm:
@@ -177,17 +176,17 @@ class ProcessSweeper(Sweeper):
         """Leave the table on the terminal, in the folder and in MLflow."""
         if self.display:
             self.display.close()
-        summary = table(self.jobs)
+        goals = self.settings.goals
+        summary = table(self.jobs, goals)
         files.write_text(self.out / "summary.md", summary + "\n")
         print(f"\n{summary}\n\nsweep folder: {self.out}", flush=True)
         if status != "FINISHED":
             resume = shell.command("resnet.train", shell.override(RESUME, self.out))
             print(f"resume, without the jobs that finished: {resume}", flush=True)
-        pictures.parallel_coordinates(self.jobs, list(self.space), self.out / pictures.PARALLEL)
-        if self.study and (shares := self.study.importances()):
-            pictures.importances(shares, self.out / pictures.IMPORTANCES)
+        pictures.parallel_coordinates(self.jobs, list(self.space), goals, self.out)
+        pictures.importances(self.study.importances() if self.study else {}, goals[0], self.out)
         paths = [self.out / name for name in ("summary.md", pictures.PARALLEL, pictures.IMPORTANCES)]
-        if winner := best(self.jobs):
+        if winner := best(self.jobs, goals[0]):
             save_best(self.out, winner.varying, winner.number)
             paths += [self.out / BEST, winner.out / "config.yaml"]
             ignoring_mlflow_errors(store.set_tags, self.track, self.parent, {"sweep.best": winner.name})
@@ -201,24 +200,35 @@ class ProcessSweeper(Sweeper):
         assert self.study
         left: list[Job] = []
         for number, words, code in self.study.jobs():
-            job = self.compose([*self.fixed(), *words], number)
-            job.code = code
-            if code is None:
-                self.check_folder(job)
-            (left if code is None else self.jobs).append(job)
-            if code == cli.FAILED:
-                self.failed.append(f"{job.name}: had failed, and those after it were chosen by that")
+            if job := self.of_trial(number, words, code):
+                job.code = code
+                (left if code is None else self.jobs).append(job)
+                if code == cli.FAILED:
+                    self.failed.append(f"{job.name}: had failed, and those after it were chosen by that")
+        for job in left:
+            self.check_folder(job)
         return left
 
     def more(self) -> Job | None:
         """The next job of a search."""
-        if self.study is None or (trial := self.study.ask()) is None:
+        while self.study and (trial := self.study.ask()):
+            if job := self.of_trial(*trial):
+                self.places.check(job.run, job.name)
+                self.check_folder(job)
+                return job
+        return None
+
+    def of_trial(self, number: int, words: list[str], code: int | None = None) -> Job | None:
+        """The job of a trial; None for values that do not go together, which counts as a failed job."""
+        assert self.study
+        try:
+            return self.compose([*self.fixed(), *words], number)
+        except UserError as error:
+            self.line(str(error))
+            self.failed.append(str(error))
+            if code is None:
+                self.study.tell(number, {}, pruned=False)
             return None
-        number, words = trial
-        job = self.compose([*self.fixed(), *words], number)
-        self.check(job, self.places)
-        self.check_folder(job)
-        return job
 
     def start(self, job: Job, place: Place) -> Process | None:
         """Start a job, unless it has finished already."""
@@ -253,7 +263,7 @@ class ProcessSweeper(Sweeper):
     def finish(self, job: Job) -> None:
         if job.code == LOST and result.read(job.out):
             job.code = cli.DONE
-        if self.study:
+        if self.study and job.code not in (cli.STOPPED, cli.INTERRUPTED, LOST):  # these go on when the search does
             self.study.tell(job.number, job.result, pruned=job.code == cli.PRUNED)
         if job.code == cli.PRUNED:
             ignoring_mlflow_errors(

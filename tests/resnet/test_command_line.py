@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from resnet import rundir, train
 from resnet.config import help, run
-from resnet.launch import launchers, supervisor, sweep
+from resnet.launch import launchers, supervisor
+from resnet.sweep import local, sweeper
 from resnet.training import progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +94,13 @@ REFUSED = {
     "-m resume=x batch=1,2": ["resume=x", "leave it out of a sweep"],
     "-m --cfg job batch=32,64": ["-m --cfg job", "Only one of"],
     "-m seed=1,2 out=/dev/null/x": ["out=/dev/null/x: cannot be written to", "give another folder"],
+    "sweep=asha sweep.job=2": ["sweep.job: no such knob; did you mean sweep.jobs?"],
+    "sweep=asha sweep.jobs=0": ["sweep.jobs=0: must be auto, or a number above 0"],
+    "sweep.sampler=tp sweep=asha": ["sweep.sampler=tp: must be one of tpe, gp, cmaes,"],
+    "sweep.jobs=2": ["sweep.jobs=2: is of sweeps, and this is one run; add -m"],
+    "swep=asha": ["swep: no such knob; did you mean sweep?"],
+    "-m sweep.jobs=1,2 seed=1,2": ["sweep.jobs=1,2: is of the sweep, not of its jobs"],
+    "-m seed=1,2 sweep.study=x": ["sweep.study=x: belongs to a search; add sweep.sampler=tpe"],
     "-m model=null,tiny": ["model=null,tiny: no such option"],
 }
 HEAD = "# @package _global_\n# mine\n"
@@ -131,11 +139,11 @@ def typed(home, monkeypatch, capfd, exit_status):
     monkeypatch.setattr(launchers, "needed", lambda _cluster: True)
     monkeypatch.setattr(supervisor, "run", lambda run, _out: went.append(run))
     monkeypatch.setattr(progress, "report", lambda *_: None)
-    monkeypatch.setattr(sweep, "process", lambda out: went.append(out) or 0)
+    monkeypatch.setattr(local, "start", lambda job, *_, **_more: went.append(job.run))
 
     def type_in(line):
         monkeypatch.setattr(sys, "argv", ["resnet.train", *(line if isinstance(line, list) else line.split())])
-        monkeypatch.setattr(sweep, "open_sweeps", [])
+        monkeypatch.setattr(sweeper, "open_sweeps", [])
         try:
             code = exit_status(train.main)
         finally:
@@ -272,12 +280,12 @@ def test_cfg_job_resolve_prints_the_run_whole(command, tmp_path, words):
     assert (done.returncode, done.stderr) == (0, "")
     assert "${" not in done.stdout and "???" not in done.stdout
     printed = yaml.safe_load(done.stdout)
-    assert set(printed) == set(help.knobs(run.Run))
+    assert printed.pop("sweep") and set(printed) == set(help.knobs(run.Run))
     for word in words:
         knob, _, value = word.partition("=")
         shown = printed[knob]["name"] if isinstance(printed[knob], dict) else printed[knob]
         assert str(shown) == value
-    (tmp_path / "config.yaml").write_text(done.stdout)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(printed))
     assert rundir.load(tmp_path).batch == printed["batch"]
     assert list((tmp_path / "here").iterdir()) == []
 
@@ -336,5 +344,5 @@ def test_the_bash_function_completes(command, tmp_path):
     )
     env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     shell = subprocess.run(["bash", "-c", function + typing], env=env, cwd=tmp_path, capture_output=True, text=True)
-    sweeps = ["batch_lr", "dtype", "lr_search", "optim_model"]
+    sweeps = ["asha", "batch_lr", "dtype", "lr_search", "optim_model"]
     assert sorted(shell.stdout.split()) == [f"sweep={name}" for name in sweeps], shell.stderr

@@ -12,8 +12,8 @@ import resnet
 from resnet import UserError, shell
 from resnet.config import compose
 from resnet.data import source
-from resnet.launch import sweep_argv
 from resnet.prepare import __main__ as prepare
+from resnet.sweep import argv
 
 NAMES = [
     "plain",
@@ -65,14 +65,14 @@ def test_whatever_is_in_a_name_a_printed_command_means_it(name):
         line = shell.command("resnet.train", shell.override("resume", path), shell.override("data.dir", path))
         assert understood(line) == {"resume": path, "data.dir": path}
         assert shlex.split(shell.word("out", path)) == [shell.override("out", path)]
-        assert sweep_argv.path_of(shell.override(sweep_argv.RESUME, path)) == path
+        assert argv.path_of(shell.override(argv.RESUME, path)) == path
 
 
 def test_a_plain_path_stays_as_it_is():
     assert (
         shell.command("resnet.train", shell.override("resume", "/a/b-1.c")) == "python -m resnet.train resume=/a/b-1.c"
     )
-    assert sweep_argv.path_of("sweep.resume=runs/date=2024") == "runs/date=2024"
+    assert argv.path_of("sweep.resume=runs/date=2024") == "runs/date=2024"
 
 
 def test_what_preparation_prints_trains_on_what_it_wrote(tree, tmp_path, run_of, capsys):

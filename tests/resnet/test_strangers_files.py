@@ -19,9 +19,10 @@ from resnet import UserError, evaluate, files, rundir
 from resnet.config import resolvers
 from resnet.data import manifest, shards
 from resnet.data.source import beside
-from resnet.launch import rank_status, sweep_argv
+from resnet.launch import rank_status
 from resnet.report import load
 from resnet.rundir import lock, metrics, result
+from resnet.sweep import argv
 from resnet.track import provenance, store, sync, tracker
 from resnet.training import checkpoint, lr_find, profiling, trained
 
@@ -127,7 +128,7 @@ READERS = {  # file -> how it is read
     "mlflow.json": lambda out: store.SyncState.read(out, "sqlite:///x"),
     "tags.json": lambda out: sync.read_tags(out / "tags.json"),
     "logs/rank-0.json": rank_status.read_all,
-    "sweep.yaml": lambda out: sweep_argv.read_argv(out, "sweep.resume=x"),
+    "sweep.yaml": lambda out: argv.read_argv(out, "sweep.resume=x"),
     "checkpoints/step-00000003/commit.json": lambda out: checkpoint.restore(out, None),
     "checkpoints/step-00000003/weights.index": with_commit("weights.index"),
     "checkpoints/step-00000003/statistics.npy": lambda out: checkpoint.read_statistics(

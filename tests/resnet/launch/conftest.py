@@ -1,4 +1,4 @@
-"""Stand-ins: ranks that do as they are told instead of training, a launcher, jobs of sweeps."""
+"""Stand-ins: ranks that do as they are told instead of training, a launcher."""
 
 import json
 import os
@@ -78,10 +78,3 @@ def pair(run_of):
     """`pair("cluster.max_restarts=1")`: a run of two ranks."""
     tiny = ("model=tiny", "steps=2", "eval=false", "track=off", "cluster=cpu2", "batch=32")
     return lambda *words: run_of(*tiny, *words)
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty folder to type in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path

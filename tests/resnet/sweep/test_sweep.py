@@ -13,7 +13,7 @@ from sweep_runs import GRID, PAIR, TINY, rows
 from resnet import cli, files
 from resnet.launch import launchers
 from resnet.rundir import lock, result
-from resnet.sweep import argv, study, sweeper
+from resnet.sweep import argv, sweeper
 
 FILES = [".lock", "0", "1", "2", "3", "summary.md", "sweep.yaml"]
 
@@ -115,7 +115,7 @@ def test_an_interrupt_ends_the_sweep_and_is_told(sweep, machine):
 
 # -------------------------------------------------------------------------------------------------------------- going on
 def test_resume_runs_what_did_not_finish_with_nothing_typed_again(sweep, machine, home):
-    machine.ends = {1: 1, 2: KeyboardInterrupt}
+    machine.ends, machine.top1 = {1: 1, 2: KeyboardInterrupt}, {0: 0.5, 1: 0.25, 2: 0.25, 3: 0.25}
     code, out, _ = sweep([*GRID.split(), "out='a=b, [c]'"])
     folder = home / "a=b, [c]"
     assert code == cli.INTERRUPTED
@@ -218,7 +218,7 @@ def test_a_sweep_whose_working_folder_is_gone_says_so(sweep, home):
         ("hydra/sweeper=optuna", "no group or knob of a run"),
         ("hydra.sweeper.n_trials=12", "no group or knob of a run"),
         ("sweep.study=/x/y", "no group or knob of a run"),
-        ("sweep.slurm.extra=['--wrap=x']", "no group or knob of a run"),
+        ('sweep.slurm.extra=["--wrap=x"]', "no group or knob of a run"),
         ("++finetune.lr_multipliers={stem: 0.1}", None),
         (r"data.dir='/a b/\${c}/d=e'", None),
         ("track.tags={a: b}", None),
@@ -274,104 +274,6 @@ def test_a_password_in_what_was_typed_is_not_kept(sweep, machine, home, monkeypa
     assert sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=https://me:se@cret@host:5 out=mine")[0] == 0
     kept = (home / "mine" / "sweep.yaml").read_text()
     assert "track.uri=https://host:5" in kept and "cret" not in kept and "me:" not in kept
-
-
-# -------------------------------------------------------------------------------------------------------------- searches
-SEARCH = "sweep=lr_search model=tiny track=off"
-
-
-def rates(machine):
-    """The learning rates that were tried, and none of them any more."""
-    tried = [run.optim.lr for run in machine.started]
-    machine.started = []
-    return tried
-
-
-def test_a_search_tries_rates_between_its_bounds_and_ends_in_one_table(sweep, machine):
-    pytest.importorskip("optuna")
-    machine.top1 = dict(enumerate([0.2, 0.5, 0.3, 0.6, 0.9, 0.1]))
-    code, out, err = sweep(f"{SEARCH} out=mine")
-    assert (code, err) == (0, "")  # Optuna is quiet
-    assert {(run.recipe, run.seed, run.eval) for run in machine.started} == {("quickstart", 1, True)}
-    tried = rates(machine)
-    assert len(set(tried)) == 6 and all(0.001 <= lr <= 1 for lr in tried)
-    assert out.count("| job ") == 1
-    assert [(row[0], row[1]) for row in rows(out)] == [(str(n), f"optim.lr={tried[n]}") for n in (4, 3, 1, 2, 0, 5)]
-
-
-def test_a_search_goes_by_the_top1_and_takes_a_failed_job_for_the_worst(sweep, machine):
-    pytest.importorskip("optuna")
-
-    def tried(out, top1=0.9, end=0):
-        machine.top1 = {0: top1, **{n: 0.5 + n / 100 for n in range(1, 6)}}
-        machine.ends = {0: end}
-        code = sweep(f"{SEARCH} out={out}")[0]
-        return code, rates(machine)
-
-    code, first = tried("first")
-    assert code == 0
-    code, failing = tried("failing", end=1)
-    assert code == 1 and len(failing) == 6  # to its end all the same
-    code, worst = tried("worst", top1=0.0)
-    assert worst == failing != first
-    assert failing[:3] == first[:3]  # at random
-
-
-def test_a_search_that_was_stopped_goes_on_with_the_job_that_it_left(sweep, machine):
-    pytest.importorskip("optuna")
-    machine.top1 = {n: 0.5 + n / 100 for n in range(6)}
-    machine.ends = {1: 1, 4: KeyboardInterrupt}
-    assert sweep(f"{SEARCH} out=parts")[0] == cli.INTERRUPTED
-    first = rates(machine)
-    machine.ends = {}
-    code, out, err = sweep("sweep.resume=parts")
-    assert code == 1 and "job 1 (" in err and "had failed, and those after it were chosen by that" in err
-    left, new = rates(machine)
-    assert left == first[4] and new not in first
-    assert [row[4] for row in sorted(rows(out))] == ["finished", "failed", *["finished"] * 4]
-
-
-@pytest.mark.parametrize("word", ["eval=false", "lr_find=true"])
-def test_a_search_without_a_top1_is_refused(sweep, machine, home, word):
-    pytest.importorskip("optuna")
-    code, _, err = sweep(f"{SEARCH} {word}")
-    assert (code, machine.started, list(home.iterdir())) == (1, [], [])
-    assert err == f"error: {word}: a search goes by the top-1 of its jobs, and there would be none; leave it out\n"
-
-
-@pytest.mark.parametrize(
-    ("word", "error"),
-    [
-        (
-            "hydra.sweeper.storage=postgres://x/y",
-            "hydra.sweeper.storage=postgres://x/y: sweeps have words of their own now; use ",
-        ),
-        ("hydra/sweeper=optuna", "hydra/sweeper=optuna: sweeps have words of their own now; use sweep.sampler=tpe, "),
-        (
-            "hydra.sweeper.n_trials=12",
-            "hydra.sweeper.n_trials=12: sweeps have words of their own now; use sweep.trials=",
-        ),
-        ("sweep.trials=0", "sweep.trials=0: must be above 0"),
-        ("sweep.goals=[top1]", "sweep.goals=['top1']: must be metrics, as in [final/top1,-final/minutes]"),
-        ("optim.lr=interval(1,0.1)", "optim.lr=interval(1,0.1): no values to search (`low <= high` must hold"),
-        ("sweep.sampler=best", "sweep.sampler=best: must be one of tpe, gp, cmaes, nsga2, qmc, random"),
-    ],
-)
-def test_a_search_that_cannot_be_is_refused_in_a_line(sweep, machine, home, word, error):
-    pytest.importorskip("optuna")
-    code, out, err = sweep([*SEARCH.split(), word])
-    assert (code, out, machine.started, list(home.iterdir())) == (1, "", [], [])
-    assert err.startswith(f"error: {error}") and err.count("\n") == 1
-
-
-def test_a_search_without_optuna_says_how_to_get_it(sweep, home, monkeypatch):
-    find = study.importlib.util.find_spec
-    monkeypatch.setattr(
-        study.importlib.util, "find_spec", lambda name, *more: None if name == "optuna" else find(name, *more)
-    )
-    code, _, err = sweep(SEARCH)
-    assert code == 1 and list(home.iterdir()) == []
-    assert err == "error: sweep.sampler=tpe: needs optuna, which is not installed; pip install -e '.[optuna]'\n"
 
 
 def test_a_sweep_of_range_tests_ends_in_their_suggestions(sweep, machine, monkeypatch):

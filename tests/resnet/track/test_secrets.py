@@ -14,8 +14,9 @@ import pytest
 
 from resnet import UserError, cli, rundir, uris
 from resnet.config import fingerprint
-from resnet.launch import supervisor, sweep
+from resnet.launch import supervisor
 from resnet.report import __main__ as report
+from resnet.sweep.command import command_line
 from resnet.track import __main__ as command
 from resnet.track import client, store, sync
 from resnet.track.tracker import Tracker
@@ -117,7 +118,7 @@ def test_a_store_that_refuses_or_is_away_is_told_without_a_password(status, trac
 def test_a_command_line_that_is_refused_is_told_without_its_password(word, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["resnet.train", *word.format(f"{USER}:{PASSWORD}").split()])
     with pytest.raises(SystemExit), cli.reported():
-        sweep.command_line()
+        command_line()
     printed = "".join(capsys.readouterr())
     assert printed.startswith("error: ") and not leaks(printed)
 
@@ -187,7 +188,7 @@ def test_a_store_that_only_config_yaml_names_has_no_files_put_elsewhere(stranger
 def test_resuming_a_run_names_no_store(words, named, strangers, monkeypatch):
     out = strangers("http://theirs:1")
     monkeypatch.setattr(sys, "argv", ["resnet.train", f"resume={out}", *words.split()])
-    (run,) = sweep.command_line()
+    (run,) = command_line()
     assert (run.track.uri, uris.named(run.track.uri)) == ("http://theirs:1", named)
 
 

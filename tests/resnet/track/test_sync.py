@@ -7,8 +7,10 @@ import pytest
 
 from resnet import rundir, train, uris
 from resnet.config import fingerprint
-from resnet.launch import sweep
+from resnet.config.sweep import Sweep
 from resnet.rundir import result
+from resnet.sweep import command, places, sweeper
+from resnet.sweep.job import Job
 from resnet.track import store
 from resnet.track.tracker import Tracker
 
@@ -44,7 +46,7 @@ def test_the_next_start_sends_the_rest_and_the_one_after_it_nothing(killed, monk
     run, run_id = killed
     client = store.connect(run.track.uri)
     assert points(client, run_id) == [(1, 2.0)]
-    monkeypatch.setattr(sweep, "command_line", lambda: [run])
+    monkeypatch.setattr(command, "command_line", lambda: [run])
     monkeypatch.setattr(train, "check_plan", lambda _run: None)
     monkeypatch.setattr("resnet.training.progress.report", lambda *_words: None)
     train.main()
@@ -61,8 +63,7 @@ def test_a_store_that_is_still_away_costs_a_line(killed, capsys):
     run, _ = killed
     uris.sqlite_path(run.track.uri).unlink()
     uris.sqlite_path(run.track.uri).mkdir()
-    job = sweep.Job(0, run, ["seed=1"])
-    launcher = sweep.SubprocessLauncher()
-    launcher.out = Path(run.out).parent
-    launcher.train(job)
+    job, sweep = Job(0, run, ["seed=1"]), sweeper.ProcessSweeper()
+    sweep.out, sweep.places = job.out.parent, places.Places(Sweep())
+    assert sweep.start(job, places.Place(run.cluster.device)) is None
     assert job.code == 0 and "unable to open database file" in capsys.readouterr().err
