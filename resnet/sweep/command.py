@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
@@ -62,6 +63,9 @@ def command_line() -> list[Run]:
 
     def compose_run(config: DictConfig) -> None:
         try:
+            for word in HydraConfig.get().overrides.task:
+                if word.startswith("sweep."):
+                    raise UserError(f"{word}: is of a sweep; add -m, or leave it out")
             with errors.explain():
                 composed.append(rundir.resume(config) if config.resume else sweeper.freeze(config))
         except UserError as error:  # raised below: Hydra would add lines of its own
@@ -69,6 +73,7 @@ def command_line() -> list[Run]:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come out of Hydra whole
     register()
+    sweeper.single.clear()
     os.environ.pop(uris.STORE, None)
     typed = uris.take_words(sys.argv[1:])
     if any(word.startswith((f"{RESUME}=", "resume=")) for word in typed):
@@ -78,7 +83,7 @@ def command_line() -> list[Run]:
     with errors.explain(), closing_sweeps():
         hydra.main(version_base="1.3", config_path=str(files.tree("conf")), config_name="config")(compose_run)()
     runs = []
-    for run in composed:
+    for run in [*composed, *sweeper.single]:
         if isinstance(run, UserError):
             raise run
         rundir.check_folder(run, Path(run.out))

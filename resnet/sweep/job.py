@@ -47,7 +47,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        if self.code is None:
+        if self.code in (None, cli.STOPPED, cli.INTERRUPTED):
             return "interrupted"
         if self.code == cli.PRUNED:
             return "pruned"
