@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum
 
+from resnet import UserError
 from resnet.config.checks import Settings, check
 from resnet.config.run import Run
 
+# Options of sbatch that are the sweep's own, or have sbatch do something else than submit one job.
+RESERVED = (
+    *("--array", "--dependency", "--error", "--job-name", "--nodes", "--no-requeue", "--ntasks", "--open-mode"),
+    *("--clusters", "--output", "--test-only", "--wait", "--wrap"),
+)
 TOP1 = ("final/top1", "best/top1", "eval/top1")
 # What every run's result has. A goal is one of these, to be maximized, or to be minimized with - before it.
 METRICS = (*TOP1, "eval/top5", "eval/loss", "final/images_per_s", "final/minutes", "final/training_minutes")
@@ -46,15 +54,24 @@ class Slurm(Settings):
     GROUP = "sweep.slurm."
     partition: str | None = None
     time_min: int | None = None  # minutes until Slurm ends a job; it is queued again, and goes on from its checkpoint
-    gpus: int | None = None  # on each node
+    nodes: int = 1  # that the ranks of a job are spread over
+    gpus: int | None = None  # on each node; null: one for each rank that is there, if cluster.device is gpu
     cpus: int | None = None  # for each rank
     mem_gb: float | None = None  # on each node
-    array_limit: int | None = None  # so many jobs at a time
-    extra: list[str] = field(default_factory=list)  # more options of sbatch, as in '["--account=x"]'
+    array_limit: int | None = None  # so many jobs at a time; null: as many as Slurm starts
+    extra: str = ""  # more options of sbatch: "--account=x --qos=low", with quotes
 
     def __post_init__(self) -> None:
-        self.check_above(0, "time_min", "gpus", "cpus", "mem_gb", "array_limit")
-        self.check("extra", all(word.startswith("--") for word in self.extra), "must be options, as in ['--account=x']")
+        self.check_above(0, "time_min", "nodes", "gpus", "cpus", "mem_gb", "array_limit")
+        try:
+            names = [word.partition("=")[0] for word in shlex.split(self.extra)]
+        except ValueError as error:
+            raise UserError(f"{self.GROUP}extra={self.extra}: {error}") from error
+        self.check("extra", all(re.match("--[a-z]", name) for name in names), "must be options such as --account=x")
+        reserved = [
+            name for name in names if any(one.startswith(name) for one in RESERVED)
+        ]  # sbatch takes abbreviations
+        self.check("extra", not reserved, f"{', '.join(reserved)} cannot be here; leave it out")
 
 
 @dataclass
@@ -64,6 +81,7 @@ class Sweep(Settings):
     cores_each: int | None = None  # of a rank on the CPU; null: the cores divided by the jobs, or 1 with auto
     on: Where = Where.here
     slurm: Slurm = field(default_factory=Slurm)
+    only: int | None = None  # train this job alone, by its number in the grid: for a job array that is the sweep
     sampler: Sampler | None = None  # null: a job for every combination
     trials: int = 20  # jobs of a search, those that failed or were pruned included
     startup: int | None = None  # of them at random, before the sampler or the pruner decides; null: Optuna's own number
@@ -80,7 +98,17 @@ class Sweep(Settings):
             "must be auto, or a number above 0",
         )
         self.check_above(0, "cores_each", "trials")
-        self.check_at_least(0, "startup")
+        self.check_at_least(0, "startup", "only")
+        here, search = self.on is Where.here, self.sampler is not None
+        self.check("only", self.only is None or not search, "a search has no list of jobs; leave it out")
+        self.check("only", self.only is None or here, "trains in this process; leave it out, or use sweep.on=here")
+        self.check(
+            "jobs", self.jobs == "1" or self.only is None, "sweep.only= trains one job; leave one of the two out"
+        )
+        self.check("jobs", self.jobs == "1" or here or search, "is of this machine; use sweep.slurm.array_limit=")
+        self.check("cores_each", self.cores_each is None or here, "is of this machine; use sweep.slurm.cpus=")
+        for knob, value in vars(self.slurm).items():
+            check(not here or value == getattr(Slurm(), knob), f"sweep.slurm.{knob}", value, "needs sweep.on=slurm")
         self.check_at_most(10_000, "trials", "startup")
         self.check_goals()
         for knob in ("pruner", "study", "startup"):

@@ -76,6 +76,7 @@ def command_line() -> list[Run]:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come out of Hydra whole
     register()
+    sweeper.single.clear()
     os.environ.pop(uris.STORE, None)
     typed = uris.take_words(sys.argv[1:])
     if any(word.startswith((f"{RESUME}=", "resume=")) for word in typed):
@@ -85,7 +86,7 @@ def command_line() -> list[Run]:
     with errors.explain(), closing_sweeps():
         hydra.main(version_base="1.3", config_path=str(files.tree("conf")), config_name="config")(compose_run)()
     runs = []
-    for run in composed:
+    for run in [*composed, *sweeper.single]:
         if isinstance(run, UserError):
             raise run
         rundir.check_folder(run, Path(run.out))

@@ -48,7 +48,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        if self.code in (None, cli.STOPPED, LOST):
+        if self.code in (None, cli.STOPPED, cli.INTERRUPTED, LOST):
             return "interrupted"
         if self.code == cli.PRUNED:
             return "pruned"

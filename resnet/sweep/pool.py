@@ -13,7 +13,7 @@ from resnet import UserError, cli
 from resnet.sweep.job import Job
 from resnet.sweep.places import Place, Places
 
-POLL_S = 0.1
+POLL_S, ELSEWHERE_S = 0.1, 1.0  # of jobs here; of jobs on other hosts, whose files are read over a network
 KILL_S = 15.0  # for a job that was asked to end at once
 
 
@@ -78,12 +78,14 @@ class Pool:
                     if not self.running:
                         break
                     self.poll()
-                    for one in self.running if relay.received else ():
+                    for one in reversed(
+                        self.running if relay.received else []
+                    ):  # the last ones may wait in Slurm's queue
                         self.signal(one, signal.SIGTERM)
                     if relay.at_once and self.end_at_once():
                         break
                     self.events.show([one.job for one in self.running])
-                    time.sleep(POLL_S)
+                    time.sleep(max(POLL_S, ELSEWHERE_S) if self.places.elsewhere else POLL_S)
             finally:
                 self.end(at_once=relay.at_once)
         if relay.received:

@@ -77,13 +77,20 @@ class ProcessSweeper(Sweeper):
         str(config.out)  # resolved once: every job takes the time in its name from here
         places = Places(self.settings)
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
+        if self.settings.on is Where.slurm:
+            self.queue = slurm.Queue(self.settings.slurm, dry_run=jobs[0].run.cluster.dry_run)
         for job in jobs:
             places.check(job.run, job.name)
             if not self.settings.sampler:
                 self.check_folder(job)
-        launchers.refuse_if_nested(jobs[0].run.cluster)
+        if self.settings.only is not None:
+            single.append(jobs[0].run)
+            return
+        if self.queue is None:
+            launchers.refuse_if_nested(jobs[0].run.cluster)
         if jobs[0].run.cluster.dry_run:
-            print("\n".join(launchers.dry_run_text(job.run, job.out) for job in jobs))
+            text = self.queue.dry_run_text if self.queue else lambda job: launchers.dry_run_text(job.run, job.out)
+            print("\n".join(map(text, jobs)))
             return
         self.places = places
         self.open(jobs[0], len(jobs))
@@ -106,7 +113,14 @@ class ProcessSweeper(Sweeper):
             if count > MAX_JOBS:
                 raise UserError(f"{override.input_line}: more than {MAX_JOBS:,} jobs in one sweep; give fewer values")
             lists.append([f"{name}={value}" for value in values])
-        return [self.compose(list(words), number) for number, words in enumerate(itertools.product(*lists))]
+        rows, only = list(itertools.product(*lists)), self.settings.only
+        if only is None:
+            return [self.compose(list(words), number) for number, words in enumerate(rows)]
+        if only >= len(rows):
+            raise UserError(f"sweep.only={only}: the sweep has {len(rows)} jobs, from 0 to {len(rows) - 1}")
+        if "out" not in self.overrides:
+            raise UserError(f"sweep.only={only}: give out=, the folder that all jobs of the sweep share")
+        return [self.compose(list(rows[only]), only)]
 
     def first_jobs(self) -> list[Job]:
         """Jobs with every choice of each knob of a search, and its numbers' ends, to be checked before the search begins."""
@@ -143,13 +157,17 @@ class ProcessSweeper(Sweeper):
         if run.resume:
             raise UserError(f"resume={run.resume}: resumes one run; leave it out of a sweep; {RESUME}= resumes a sweep")
         run.out = f"{run.out}/{number}"
+        if isinstance(run.track, Mlflow):
+            run.track.run_name = f"{run.track.run_name} [{' '.join(varying)}]"
         return Job(number, run, varying)
 
     def check_folder(self, job: Job) -> None:
         """Raise UserError for a job whose folder is another run's, or in which it still trains, though its sweep was killed."""
         rundir.check_folder(job.run, job.out)
-        if (job.out / lock.FILE).exists():
-            with lock.hold(job.out):
+        if self.queue:
+            self.queue.check(job)
+        if (job.out / lock.FILE).exists() and not (self.queue and self.queue.find(job)):
+            with lock.hold(job.out):  # the job of a sweep that was killed may still be training
                 pass
 
     # ------------------------------------------------------------------------------------------------------------- its folder
@@ -168,9 +186,8 @@ class ProcessSweeper(Sweeper):
         self.parent = ignoring_mlflow_errors(store.start_parent, self.out, self.track, name, params, tags)
         if self.places.jobs > 1:
             self.display = live.Display(self.settings.trials if self.study else count)
-        if self.settings.on is Where.slurm:
+        if self.queue:
             slurm.write_script(self.out)
-            self.queue = slurm.Queue(self.settings.slurm)
 
     def close(self, status: str) -> None:
         """Leave the table on the terminal, in the folder and in MLflow."""
@@ -235,7 +252,6 @@ class ProcessSweeper(Sweeper):
         self.jobs.append(job)
         if isinstance(job.run.track, Mlflow):
             job.run.track.parent_run = self.parent
-            job.run.track.run_name = f"{job.run.track.run_name} [{' '.join(job.varying)}]"
         self.line(
             f"\njob {job.number} of {self.out}: {' '.join(job.varying)}"
             if self.places.jobs == 1
@@ -247,6 +263,9 @@ class ProcessSweeper(Sweeper):
             sync.send_rest(job.run, job.out)
             job.code = cli.DONE
             return None
+        if self.queue and (process := self.queue.find(job)):
+            self.line(f"{job.name} is Slurm's job {process.number} already")
+            return process
         rundir.claim(job.run, job.out)
         (job.out / result.PRUNE).unlink(missing_ok=True)
         if self.queue:
@@ -291,6 +310,7 @@ class ProcessSweeper(Sweeper):
 
 
 open_sweeps: list[ProcessSweeper] = []  # the sweep of this process, once it has a folder
+single: list[Run] = []  # the job of sweep.only=, which the command then trains as a run without a sweep
 
 
 def freeze(config: DictConfig) -> Run:

@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
+
+from resnet import UserError
+from resnet.sweep import command
 
 pytestmark = pytest.mark.packaging
 
@@ -95,12 +99,14 @@ POD = {
 TEMPLATE = {"metadata": {"labels": Map(str), "annotations": Map(str)}, "spec!": POD}
 JOB = {
     **dict.fromkeys(("backoffLimit", "completions", "parallelism", "ttlSecondsAfterFinished"), int),
+    **dict.fromkeys(("backoffLimitPerIndex", "maxFailedIndexes"), int),
+    "completionMode": {"NonIndexed", "Indexed"},
     "activeDeadlineSeconds": int,
     "suspend": bool,
     "podFailurePolicy": {
         "rules!": [
             {
-                "action!": {"FailJob", "Ignore", "Count"},
+                "action!": {"FailJob", "FailIndex", "Ignore", "Count"},
                 "onExitCodes": {"containerName": NAME, "operator!": {"In", "NotIn"}, "values!": [int]},
                 "onPodConditions": [{"type!": str, "status": {"True", "False", "Unknown"}}],
             }
@@ -253,20 +259,50 @@ def test_a_pod_mounts_what_is_there_and_where_the_words_look(pod):
             assert any(word.partition("=")[2].startswith(f"{path}/") for path in mounts), word
 
 
-def test_one_card(run_of):
-    (job,) = (document for document in DOCUMENTS if document["kind"] == "Job")
+def job_named(name):
+    """(the Job, its container)"""
+    (job,) = (document for document in DOCUMENTS if (document["kind"], document["metadata"]["name"]) == ("Job", name))
     (container,) = job["spec"]["template"]["spec"]["containers"]
+    return job, container
+
+
+def actions(job):
+    """{exit statuses: what the Job does then}"""
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # or Kubernetes refuses podFailurePolicy
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    return {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in rules if "onExitCodes" in rule}
+
+
+def test_one_card(run_of):
+    job, container = job_named("resnet")
     assert container["args"][:3] == ["python", "-m", "resnet.train"]
     run = run_of(*container["args"][3:])
     assert run.cluster.ranks == container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert run.cluster.device.name == "gpu" and run.out == "/runs/resnet"
-    actions = {
-        tuple(rule["onExitCodes"]["values"]): rule["action"]
-        for rule in job["spec"]["podFailurePolicy"]["rules"]
-        if "onExitCodes" in rule
-    }
-    assert actions == {(1, 2): "FailJob", (143,): "Ignore"}
-    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # or Kubernetes refuses podFailurePolicy
+    assert actions(job) == {(1, 2): "FailJob", (143,): "Ignore"}
+
+
+def test_each_index_of_the_sweep_is_one_of_its_combinations_in_a_folder_of_its_own(monkeypatch):
+    job, container = job_named("resnet-sweep")
+    assert job["spec"]["completionMode"] == "Indexed" and job["spec"]["backoffLimitPerIndex"] > 0
+    assert actions(job) == {(1, 2): "FailIndex", (143,): "Ignore"}
+    assert container["args"][:3] == ["python", "-m", "resnet.train"]
+
+    def run_of_index(index):
+        words = [word.replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in container["args"][2:]]
+        monkeypatch.setattr(sys, "argv", words)
+        try:
+            (run,) = command.command_line()
+        finally:
+            HydraConfig.instance().cfg = None
+        return run
+
+    runs = [run_of_index(index) for index in range(job["spec"]["completions"])]
+    assert [run.out for run in runs] == [f"/runs/sweep/{index}" for index in range(len(runs))]
+    assert len({(run.optim.lr, run.optim.weight_decay) for run in runs}) == len(runs)
+    assert {run.cluster.ranks for run in runs} == {container["resources"]["limits"]["nvidia.com/gpu"]} == {1}
+    with pytest.raises(UserError, match=f"sweep.only={len(runs)}: the sweep has {len(runs)} jobs"):
+        run_of_index(len(runs))
 
 
 @pytest.mark.parametrize("job", MPIJOBS, ids=named)

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from slurm_cluster import Slurm
 from sweep_runs import Machine
 
 from resnet import train
-from resnet.sweep import local, sweeper
+from resnet.sweep import local, pictures, pool, slurm, sweeper
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +50,24 @@ def sweep(home, monkeypatch, capfd, exit_status):
         return code, printed.out, printed.err
 
     return type_in
+
+
+@pytest.fixture
+def cluster(home, monkeypatch):
+    """A cluster of stand-ins, polled often."""
+    there = Slurm(home / "cluster")
+    monkeypatch.setenv("FAKE_SLURM", str(there.home))
+    monkeypatch.setenv("DEEDS", str(there.deeds))
+    monkeypatch.setenv("PATH", f"{there.bin}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(there.training))
+    for module, name, seconds in (
+        (slurm, "POLL_S", 0.03),
+        (slurm, "RETRY_S", 0.1),
+        (pool, "ELSEWHERE_S", 0.01),
+        (pool, "POLL_S", 0.01),
+        (pool, "KILL_S", 0.1),
+    ):
+        monkeypatch.setattr(module, name, seconds)
+    monkeypatch.setattr(pictures, "parallel_coordinates", lambda *_words: None)  # matplotlib
+    yield there
+    there.close()

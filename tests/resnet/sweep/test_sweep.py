@@ -218,7 +218,7 @@ def test_a_sweep_whose_working_folder_is_gone_says_so(sweep, home):
         ("hydra/sweeper=optuna", "no group or knob of a run"),
         ("hydra.sweeper.n_trials=12", "no group or knob of a run"),
         ("sweep.study=/x/y", "no group or knob of a run"),
-        ('sweep.slurm.extra=["--wrap=x"]', "no group or knob of a run"),
+        ('sweep.slurm.extra="--wrap=x"', "no group or knob of a run"),
         ("++finetune.lr_multipliers={stem: 0.1}", None),
         (r"data.dir='/a b/\${c}/d=e'", None),
         ("track.tags={a: b}", None),
