@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from resnet import UserError, files, rundir, uris
 from resnet.config import compose, errors
 from resnet.config.run import Run
-from resnet.sweep import sweeper
+from resnet.sweep import execution, sweeper
 from resnet.sweep.argv import RESUME, best_argv, in_one_row, knob_of, resume_argv
 
 
@@ -40,13 +40,13 @@ def closing_sweeps() -> Iterator[None]:
     status = "FAILED"
     try:
         yield
-        status = "FAILED" if any(sweep.failed for sweep in sweeper.open_sweeps) else "FINISHED"
+        status = "FAILED" if any(sweep.failed for sweep in execution.open_sweeps) else "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
-        sweeps = sweeper.open_sweeps[:]
-        sweeper.open_sweeps.clear()
+        sweeps = execution.open_sweeps[:]
+        execution.open_sweeps.clear()
         for sweep in sweeps:
             sweep.close(status)
     if failed := [line for sweep in sweeps for line in sweep.failed]:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from resnet import rundir, train
 from resnet.config import help, run
 from resnet.launch import launchers, supervisor
-from resnet.sweep import local, sweeper
+from resnet.sweep import execution, local
 from resnet.training import progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +143,7 @@ def typed(home, monkeypatch, capfd, exit_status):
 
     def type_in(line):
         monkeypatch.setattr(sys, "argv", ["resnet.train", *(line if isinstance(line, list) else line.split())])
-        monkeypatch.setattr(sweeper, "open_sweeps", [])
+        monkeypatch.setattr(execution, "open_sweeps", [])
         try:
             code = exit_status(train.main)
         finally:

@@ -9,7 +9,7 @@ from slurm_cluster import Slurm
 from sweep_runs import Machine
 
 from resnet import train
-from resnet.sweep import local, pictures, pool, slurm, sweeper
+from resnet.sweep import execution, local, pictures, pool, slurm
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def sweep(home, monkeypatch, capfd, exit_status):
     def type_in(line, folder=home):
         words = line.split() if isinstance(line, str) else line
         monkeypatch.setattr(sys, "argv", ["resnet.train", *words])
-        monkeypatch.setattr(sweeper, "open_sweeps", [])
+        monkeypatch.setattr(execution, "open_sweeps", [])
         monkeypatch.chdir(folder)
         try:
             code = exit_status(train.main)

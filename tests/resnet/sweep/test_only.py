@@ -53,8 +53,8 @@ def test_one_job_of_the_grid_is_a_run_in_its_folder_and_the_sweeps_is_not_claime
             f"-m {TINY} optim.lr=interval(0.1,1) sweep.sampler=tpe out=mine sweep.only=0",
             "sweep.only=0: a search has no list",
         ),
-        (f"{TINY} out=mine sweep.only=1", "sweep.only=1: is of a sweep; add -m, or leave it out"),
-        (f"{TINY} out=mine sweep.jobs=2", "sweep.jobs=2: is of a sweep; add -m, or leave it out"),
+        (f"{TINY} out=mine sweep.only=1", "sweep.only=1: is of sweeps, and this is one run; add -m"),
+        (f"{TINY} out=mine sweep.jobs=2", "sweep.jobs=2: is of sweeps, and this is one run; add -m"),
     ],
 )
 def test_what_it_cannot_be_is_refused(sweep, trained, home, line, error):

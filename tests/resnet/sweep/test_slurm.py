@@ -158,7 +158,7 @@ def test_a_job_starts_the_ranks_as_a_run_does(sweep, home):
 
 
 def test_a_password_reaches_the_jobs_by_the_environment_alone(sweep, cluster, home, monkeypatch):
-    monkeypatch.setattr("resnet.sweep.sweeper.ignoring_mlflow_errors", lambda *_words, **_more: None)
+    monkeypatch.setattr("resnet.sweep.execution.ignoring_mlflow_errors", lambda *_words, **_more: None)
     monkeypatch.setenv("RESNET_TRACK_URI", "")  # so that what the command puts there goes with the test
     line = "-m model=tiny steps=2 eval=false seed=1,2 track.uri=https://me:secret@host:5 out=mine sweep.on=slurm"
     assert sweep(line)[0] == 0

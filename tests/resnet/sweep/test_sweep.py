@@ -13,9 +13,9 @@ from sweep_runs import GRID, PAIR, TINY, rows
 from resnet import cli, files
 from resnet.launch import launchers
 from resnet.rundir import lock, result
-from resnet.sweep import argv, sweeper
+from resnet.sweep import argv, execution
 
-FILES = [".lock", "0", "1", "2", "3", "summary.md", "sweep.yaml"]
+FILES = [".lock", "0", "1", "2", "3", "best.yaml", "parallel.png", "summary.md", "sweep.yaml"]
 
 
 # ------------------------------------------------------------------------------------------------------------- what runs
@@ -28,7 +28,7 @@ def test_a_grid_runs_a_job_for_every_combination_in_one_folder_and_ends_in_a_tab
     assert all((run.model.name, run.steps, run.eval) == ("tiny", 2, False) for run in machine.started)
     (folder,) = (home / "runs").iterdir()  # the time in its name is that of the sweep, not of each job
     assert [Path(run.out) for run in machine.started] == [folder / str(number) for number in range(4)]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "best.yaml", "parallel.png"])
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     assert sorted(path.name for path in home.iterdir()) == ["runs"]  # nor has Hydra left anything
     assert rows(out) == [
         ["1", "batch=32 optim.lr=0.1", "75.00 %", "1,001.0", "finished"],
@@ -268,7 +268,7 @@ def test_a_sweep_whose_job_still_trains_is_refused(sweep, machine, home, monkeyp
 
 
 def test_a_password_in_what_was_typed_is_not_kept(sweep, machine, home, monkeypatch):
-    monkeypatch.setattr(sweeper, "ignoring_mlflow_errors", lambda *_words, **_more: None)
+    monkeypatch.setattr(execution, "ignoring_mlflow_errors", lambda *_words, **_more: None)
     monkeypatch.setenv("RESNET_TRACK_URI", "")  # so that what the command puts there goes with the test
     monkeypatch.setattr(machine, "train", lambda _out: 0)
     assert sweep("-m model=tiny steps=2 eval=false seed=1,2 track.uri=https://me:se@cret@host:5 out=mine")[0] == 0
