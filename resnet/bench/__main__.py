@@ -15,7 +15,7 @@ from typing import Any
 
 from resnet import UserError, cli
 from resnet.bench import input as reading
-from resnet.bench import scaling, start, step, train
+from resnet.bench import scaling, start, step, sweep, train
 from resnet.bench.result import Knobs, Result
 from resnet.bench.workers import Child
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[type[Knobs], Callable[[Any, Result], None]]] = {
     "train": (train.Train, train.measure),
     "scaling": (scaling.Scaling, scaling.measure),
     "start": (start.Start, start.measure),
+    "sweep": (sweep.Sweep, sweep.measure),
 }
 
 

@@ -49,14 +49,14 @@ def test_help_names_every_command_and_imports_no_tensorflow():
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     names = [line.split()[0] for line in process.stdout.splitlines()[1:] if line and line[0] != " "]
-    assert names == list(bench.COMMANDS) == ["step", "input", "train", "scaling", "start"]
+    assert names == list(bench.COMMANDS) == ["step", "input", "train", "scaling", "start", "sweep"]
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
         (["input", "imagess=3"], "imagess: resnet.bench input has no such knob; did you mean images?"),
-        (["inputs"], "inputs: no such benchmark; did you mean input? There are: step, input, train, scaling, start\n"),
+        (["inputs"], "inputs: no such benchmark; did you mean input? There are: step, input, train, scaling, start, sweep\n"),
     ],
 )
 def test_an_error_is_one_line(monkeypatch, capsys, exit_status, words, error):
