@@ -69,26 +69,30 @@ class Execution:
         Pool(self.places, self).run(self.planned if self.study is None else self.unfinished())
 
     def close(self, status: str) -> None:
-        """Leave the table on the terminal, in the folder and in MLflow."""
+        """Leave the table on the terminal, in the folder and in MLflow. Raises UserError for a folder that is full."""
         if self.display:
             self.display.close()
-        goals = self.settings.goals
-        summary = table(self.jobs, goals)
-        files.write_text(self.out / "summary.md", summary + "\n")
+        summary = table(self.jobs, self.settings.goals)
         print(f"\n{summary}\n\nsweep folder: {self.out}", flush=True)
         if status != "FINISHED":
             resume = shell.command("resnet.train", shell.override(RESUME, self.out))
             print(f"resume, without the jobs that finished: {resume}", flush=True)
-        pictures.parallel_coordinates(self.jobs, list(self.space), goals, self.out)
-        pictures.importances(self.study.importances() if self.study else {}, goals[0], self.out)
-        paths = [self.out / name for name in ("summary.md", pictures.PARALLEL, pictures.IMPORTANCES)]
-        if winner := best(self.jobs, goals[0]):
-            save_best(self.out, winner.varying, winner.number)
-            paths += [self.out / BEST, winner.out / "config.yaml"]
-            ignoring_mlflow_errors(store.set_tags, self.track, self.parent, {"sweep.best": winner.name})
-        artifacts = tuple(path for path in paths if path.exists())
-        ignoring_mlflow_errors(store.close_run, self.track, self.parent, status, artifacts=artifacts)
-        self.stack.close()
+        goals, winner = self.settings.goals, best(self.jobs, self.settings.goals[0])
+        try:
+            with files.writing_to(self.out):
+                files.write_text(self.out / "summary.md", summary + "\n")
+                if winner:
+                    save_best(self.out, winner.varying, winner.number)
+                pictures.parallel_coordinates(self.jobs, list(self.space), goals, self.out)
+                pictures.importances(self.study.importances() if self.study else {}, goals[0], self.out)
+        finally:
+            paths = [self.out / name for name in ("summary.md", pictures.PARALLEL, pictures.IMPORTANCES)]
+            if winner:
+                paths += [self.out / BEST, winner.out / "config.yaml"]
+                ignoring_mlflow_errors(store.set_tags, self.track, self.parent, {"sweep.best": winner.name})
+            artifacts = tuple(path for path in paths if path.exists())
+            ignoring_mlflow_errors(store.close_run, self.track, self.parent, status, artifacts=artifacts)
+            self.stack.close()
 
     # ---------------------------------------------------------------------------------------------------------- for the pool
     def unfinished(self) -> list[Job]:
@@ -155,7 +159,8 @@ class Execution:
         rows = job.follow()
         prune = self.study is not None and self.study.prune(job.number, rows)
         if prune:
-            files.write_text(job.out / result.PRUNE, "")
+            with files.writing_to(job.out):
+                files.write_text(job.out / result.PRUNE, "")
         return prune
 
     def finish(self, job: Job) -> None:

@@ -56,7 +56,10 @@ def test_help_names_every_command_and_imports_no_tensorflow():
     ("words", "error"),
     [
         (["input", "imagess=3"], "imagess: resnet.bench input has no such knob; did you mean images?"),
-        (["inputs"], "inputs: no such benchmark; did you mean input? There are: step, input, train, scaling, start, sweep\n"),
+        (
+            ["inputs"],
+            "inputs: no such benchmark; did you mean input? There are: step, input, train, scaling, start, sweep\n",
+        ),
     ],
 )
 def test_an_error_is_one_line(monkeypatch, capsys, exit_status, words, error):
