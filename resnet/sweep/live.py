@@ -23,7 +23,7 @@ class Display:
     def __init__(self, total: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.total = total
-        self.shown_at = 0.0
+        self.shown_at = -math.inf
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         if self.live:
             self.live.start()
