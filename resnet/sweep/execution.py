@@ -164,6 +164,7 @@ class Execution:
         return prune
 
     def finish(self, job: Job) -> None:
+        job.follow()
         if job.code == LOST and result.read(job.out):
             job.code = cli.DONE
         if self.study and job.code not in (cli.STOPPED, cli.INTERRUPTED, LOST):  # these go on when the search does
@@ -177,6 +178,8 @@ class Execution:
             self.line(f"{job.name}: {job.status}" + ("" if top1 is None else f", top-1 {100 * top1:.2f} %"))
             return
         assert job.code is not None
+        if self.display:
+            self.line(f"{job.name}: exit status {job.code}, {job.log}")
         self.failed.append(f"{job.name}: exit status {job.code}, {job.out}")
         status = "KILLED" if job.code < 0 or job.code > 128 else "FAILED"
         run_id = supervisor.mlflow_run(job.run, job.out)

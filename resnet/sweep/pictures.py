@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from resnet import cli
 from resnet.sweep.job import GOAL, Job
 
 PARALLEL, IMPORTANCES = "parallel.png", "importances.png"
@@ -37,21 +38,27 @@ def scale(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
 
 
 def parallel_coordinates(jobs: Sequence[Job], names: Sequence[str], goals: Sequence[str], out: Path) -> None:
-    """<out>/parallel.png: a line for each job with a result, through its knobs to its goals; the best are dark and on top."""
+    """<out>/parallel.png: a line for each job with a result, through its knobs to its goals; the best are dark and on top.
+
+    Those of pruned jobs are dotted, and go to the top-1 that they had come to.
+    """
     from matplotlib.figure import Figure
 
+    pruned = [job for job in jobs if job.code == cli.PRUNED and "best/top1" in job.latest]
     done = sorted((job for job in jobs if math.isfinite(job.loss(goals[0]))), key=lambda job: -job.loss(goals[0]))
-    if len(done) < 2 or not names:
+    if len(pruned) + len(done) < 2 or not names:
         return
-    columns = values_of(done, names)
+    columns = values_of([*pruned, *done], names)
     for goal in goals:
-        columns[title(goal)] = [str(job.value(goal)) for job in done]
+        results = [*(job.latest["best/top1"] for job in pruned), *(job.value(goal) for job in done)]
+        columns[title(goal)] = list(map(str, results))
     figure = Figure(figsize=(2.2 * len(columns) + 1, 4), layout="constrained")
     axes = figure.subplots()
     lines = list(zip(*(scale(values)[0] for values in columns.values()), strict=True))
     for number, line in enumerate(lines, 1):
         share = 0.15 + 0.85 * number / len(lines)
-        axes.plot(range(len(columns)), line, color=(0.1, 0.25, 0.55, share), linewidth=1 + share)
+        style = ":" if number <= len(pruned) else "-"
+        axes.plot(range(len(columns)), line, style, color=(0.1, 0.25, 0.55, share), linewidth=1 + share)
     for x, values in enumerate(columns.values()):
         axes.axvline(x, color="#999999", linewidth=0.8)
         for y, label in scale(values)[1]:

@@ -15,6 +15,7 @@ import math
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -38,6 +39,7 @@ NEEDS = {
     Sampler.cmaes: ("cmaes", INSTALL),
     Sampler.gp: ("torch", "pip install torch --index-url https://download.pytorch.org/whl/cpu"),
 }
+ASK_TIME = timedelta(minutes=1)  # within which a process that lives says whose a trial is
 REPEATS = 20  # how often a sampler that repeats itself is asked again
 WORST = "stands for a failed job"  # user attribute of a trial
 
@@ -172,9 +174,10 @@ class Study:
         return None
 
     def repeats(self, trial: Trial) -> bool:
-        """Whether the trial is as another one; those that were dropped for this do not count."""
+        """Whether the trial is as another one; those that were dropped for this, or by a kill, do not count."""
         for other in self.study.get_trials(deepcopy=False):
-            dropped = other.state == self.states.FAIL and "job" not in other.user_attrs
+            recent = other.state == self.states.RUNNING and datetime.now() - other.datetime_start < ASK_TIME
+            dropped = "job" not in other.user_attrs and not (recent or other.state == self.states.COMPLETE)
             if other.number != trial.number and not dropped and other.params == trial.params:
                 return True
         return False

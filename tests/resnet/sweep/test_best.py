@@ -9,7 +9,7 @@ import pytest
 import yaml
 from sweep_runs import TINY, rows
 
-from resnet import UserError
+from resnet import UserError, cli
 from resnet.sweep import argv, pictures
 from resnet.sweep.job import Job, best, front, table
 
@@ -204,6 +204,16 @@ def test_parallel_coordinates_have_a_line_for_each_result_the_best_on_top(drawn,
     strength = [line.get_color()[3] for line in axes.lines if len(line.get_xdata()) == 4]
     assert strength == sorted(strength) and strength[-1] == 1
     assert (tmp_path / pictures.PARALLEL).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("results")
+def test_pruned_jobs_are_dotted_and_below_the_others(drawn, tmp_path):
+    jobs = [job(0, "a=1", top1=0.5), job(1, "a=2", top1=0.9), job(2, "a=3", code=cli.PRUNED), job(3, "a=3", code=1)]
+    jobs[2].latest["best/top1"] = 0.7
+    pictures.parallel_coordinates(jobs, ["a"], ["final/top1"], tmp_path)
+    lines = [line for line in drawn[0].axes[0].lines if line.get_alpha() or len(line.get_color()) == 4]
+    assert [line.get_linestyle() for line in lines] == [":", "-", "-"]
+    assert np.allclose([line.get_ydata() for line in lines], [[1, 0.5], [0, 0], [0.5, 1]])
 
 
 @pytest.mark.usefixtures("results")

@@ -60,6 +60,14 @@ def test_a_search_that_was_killed_goes_on_with_the_numbers_that_it_had(tmp_path)
     assert len(open_study(tmp_path).jobs()) == 5
 
 
+def test_values_that_a_kill_left_without_a_job_are_tried_all_the_same(tmp_path, monkeypatch):
+    one = open_study(tmp_path, words=("a=1,2",), sampler=Sampler.random)
+    one.study.ask(one.space)  # and here the process is killed
+    later = open_study(tmp_path, words=("a=1,2",), sampler=Sampler.random)
+    monkeypatch.setattr(study, "ASK_TIME", study.timedelta(0))
+    assert sorted(words for _, words in run(later, 2)) == [["a=1"], ["a=2"]]
+
+
 def test_a_search_whose_folder_was_moved_knows_its_jobs(tmp_path):
     ran = run(open_study(tmp_path / "before"), 2)
     (tmp_path / "before").rename(tmp_path / "after")
