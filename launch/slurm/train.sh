@@ -6,16 +6,19 @@
 # it goes on in the same folder. SIGTERM, which scancel and preemption bring, has it saved only: Slurm knows what comes then.
 set -u
 
-out=''
+out='' job=''
 for word in "$@"; do
-  case $word in out=* | resume=*) out=${word#*=} ;; esac
+  case $word in
+    out=* | resume=*) out=${word#*=} ;;
+    sweep.only=*) job=/${SLURM_ARRAY_TASK_ID:-${word#*=}} ;; # a job of a sweep, in a folder of its own
+  esac
 done
 if [[ -z $out ]]; then
   out=runs/slurm-$SLURM_JOB_ID # the same after a requeue
   set -- "out=$out" "$@"
 fi
 newest() { # checkpoint
-  local found=("$out"/checkpoints/step-*)
+  local found=("$out$job"/checkpoints/step-*)
   printf '%s' "${found[-1]}"
 }
 before=$(newest)

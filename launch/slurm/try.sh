@@ -74,6 +74,7 @@ munged --foreground --force --key-file="$home/munge.key" --socket="$home/munge.s
   --log-file="$home/munged.log" --seed-file="$home/munged.seed" 2>/dev/null &
 until [[ -S $home/munge.socket ]]; do sleep 0.1; done
 slurmctld -D -c >/dev/null 2>&1 &
+controller=$!
 
 for number in 1 2; do
   node=node$number
@@ -115,7 +116,10 @@ saved() { grep -q '^stopped by a signal; saved step-' "$home/$1.log"; } # job
 ended() {                                                                # job, folder, restarts: as it should
   within 240 is "$1" COMPLETED
   [[ $(field "$1" Restarts) == "$3" ]] || die "job $1: restarts $(field "$1" Restarts), not $3"
-  .venv/bin/python - "$home/two" "$2" <<'PYTHON' || die "job $1: other weights than without the trouble"
+  as_without_trouble "$2" || die "job $1: other weights than without the trouble"
+}
+as_without_trouble() { # folder: it has the weights of the first run on two nodes
+  .venv/bin/python - "$home/two" "$1" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -184,6 +188,69 @@ saved "$job" || die "job $job: not saved when it was cancelled"
 job=$(sbatch --parsable "${two[@]}" "${words[@]}" out="$home/cancelled")
 ended "$job" "$home/cancelled" 0
 say "cancelled: saved and gone; another job went on in its folder"
+
+# --- a sweep's jobs ------------------------------------------------------------------------------------------------------
+
+train=(.venv/bin/python -m resnet.train)
+log=$home/sweep.log
+number() { grep -oP '"job": "\K\d+' "$1/slurm.json"; }                      # folder of a sweep's job
+statuses() { grep -oP '^\| \d.*\| \K[a-z]+(?= *\|$)' "$1/summary.md" | paste -sd,; } # folder of a sweep
+answers() { squeue >/dev/null 2>&1; }
+submitted() { [[ -s $1/0/slurm.json && -s $1/1/slurm.json ]]; }
+
+# A job that takes more than a minute, which is its limit, and a short one.
+long=$(.venv/bin/python -c 'import json, sys; print(int(json.load(open(sys.argv[1]))["final/images_per_s"] / 32 * 60))' \
+  "$home/one/result.json")
+"${train[@]}" -m model=tiny recipe=quickstart epochs=9999 batch=32 track=off eval_every_epochs=99 log_every_steps=10 \
+  save_every_steps=1000 "steps=$long,300" sweep.on=slurm sweep.slurm.time_min=1 sweep.slurm.cpus=1 out="$home/sweep" &>>"$log" &
+parent=$!
+within 120 submitted "$home/sweep"
+first=$(number "$home/sweep/0")
+within 120 at "$home/sweep/0" 500
+kill -9 "$parent"
+wait "$parent" || true
+sbatch --partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap='sleep 5' >/dev/null
+restarted() { (($(field "$first" Restarts) >= $1)); }
+within 120 restarted 1 # preempted
+kill "$controller"
+"${train[@]}" sweep.resume="$home/sweep" &>>"$log" || true
+grep -q "^error: squeue .*Unable to contact slurm controller" "$log" || die "resumed without Slurm"
+slurmctld -D >/dev/null 2>&1 &
+controller=$!
+within 60 answers
+"${train[@]}" sweep.resume="$home/sweep" &>>"$log" || die "the sweep that was resumed"
+grep -q "is Slurm's job $first already" "$log" || die "the sweep has not found job $first again"
+restarted 2 || die "job $first did not reach its time limit"
+[[ $(statuses "$home/sweep") == finished,finished ]] || die "$(<"$home/sweep/summary.md")"
+say "a sweep killed, its jobs preempted and out of time: requeued $(field "$first" Restarts) times, found again, finished"
+
+nodes=(-m "${words[@]}" cluster=slurm cluster.ranks=2 "seed=1,2" sweep.on=slurm sweep.slurm.nodes=2
+  sweep.slurm.cpus="$(nproc)" sweep.slurm.array_limit=1)
+"${train[@]}" "${nodes[@]}" out="$home/grid" &>>"$log" &
+parent=$!
+within 120 submitted "$home/grid"
+within 120 at "$home/grid/0" 60
+second=$(number "$home/grid/1")
+[[ $(field "$second" Reason) == Dependency ]] || die "job $second does not wait for the first"
+kill -TERM "$parent"
+wait "$parent" && die "the sweep went on after a signal"
+[[ $(statuses "$home/grid") == interrupted,interrupted && -z $(squeue --noheader) ]] || die "$(<"$home/grid/summary.md")"
+saved grid/0/output || die "the first job of the sweep: not saved"
+is "$second" CANCELLED || die "job $second still waits"
+"${train[@]}" sweep.resume="$home/grid" &>>"$log" || die "the sweep that was interrupted"
+as_without_trouble "$home/grid/0" || die "the first job of the sweep: other weights than without the trouble"
+say "a sweep on two nodes, a job at a time: interrupted, saved, gone on"
+
+"${train[@]}" -m "${words[@]}" sweep.on=slurm out="$home/pruned" &>>"$log" &
+parent=$!
+within 120 at "$home/pruned/0" 60
+job=$(number "$home/pruned/0")
+touch "$home/pruned/0/prune" # what a search does
+scancel --batch --signal=TERM "$job"
+wait "$parent" || die "the sweep whose job was pruned"
+[[ $(statuses "$home/pruned") == pruned && $(field "$job" Restarts) == 0 ]] || die "job $job: not pruned, or requeued"
+[[ $(field "$job" ExitCode) == 144:0 ]] || die "job $job: exit status $(field "$job" ExitCode)"
+say "a job pruned: saved, not requeued"
 
 job=$(sbatch --parsable "${two[@]}" model=resnet51 out="$home/wrong")
 within 60 is "$job" FAILED

@@ -15,15 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet import UserError, files, home, shell, uris
 from resnet.config import topology
+from resnet.config.sweep import Where
 
 
 def linear_lr(one_server: float, several: float | None = None, *, _root_: DictConfig) -> float:
     """Peak lr of the linear scaling rule, from a rate per 256 images (arXiv:1706.02677 sec. 2.1).
 
-    The published SGD recipe has another rate on several servers; there is one server until `cluster` says otherwise.
+    The published SGD recipe has another rate on several servers; there is one server until `cluster` says otherwise, or the
+    sweep, whose jobs get their servers from Slurm.
     """
-    rate = one_server if several is None or topology.host_count(_root_.cluster) == 1 else several
-    return float(rate) * int(_root_.batch) / 256
+    by_slurm = "sweep" in _root_ and _root_.sweep.on is Where.slurm
+    if several is not None and (_root_.sweep.slurm.nodes if by_slurm else topology.host_count(_root_.cluster)) > 1:
+        return float(several) * int(_root_.batch) / 256
+    return float(one_server) * int(_root_.batch) / 256
 
 
 def lars_row(column: str, *, _root_: DictConfig) -> Any:

@@ -262,7 +262,8 @@ class SlurmJob:
         if code is None and not (self.missing and self.queue.answers > self.answers):
             if not self.missing:
                 self.missing, self.answers = True, self.queue.answers
-                os.utime(self.out)  # NFS shows what other hosts put there up to a minute later otherwise
+                with contextlib.suppress(OSError):
+                    os.utime(self.out)  # NFS shows what other hosts put there up to a minute later otherwise
             return None
         if code is None:
             stopped = cli.PRUNED if (self.out / result.PRUNE).exists() else cli.STOPPED

@@ -132,6 +132,23 @@ def test_a_warning_of_the_time_limit_has_it_saved_and_requeued(batch, words, mon
     assert Path("requeued").read_text() == "requeue 17\n"
 
 
+@pytest.mark.parametrize("task", ["3", None])
+def test_one_job_of_a_sweep_has_its_checkpoints_in_a_folder_of_its_own(batch, monkeypatch, task):
+    if task:  # of a job array
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+    monkeypatch.setenv("SAVES", "a sweep/3")
+    job = batch(
+        "work",
+        "-m",
+        "seed=1,2,3,4",
+        "out=a sweep",
+        "sweep.only=${oc.env:SLURM_ARRAY_TASK_ID}" if task else "sweep.only=3",
+    )
+    wait_for("ready")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == 0 and Path("requeued").read_text() == "requeue 17\n"
+
+
 def test_a_job_that_got_no_further_is_not_requeued_or_it_would_start_for_ever(batch):
     Path("runs/slurm-17/checkpoints/step-00000009").mkdir(parents=True)  # of the time before
     job = batch("vain")

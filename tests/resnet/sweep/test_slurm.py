@@ -61,6 +61,15 @@ def test_what_is_asked_of_slurm(settings, cluster, expected):
     assert expected.items() <= options(Slurm(**settings), job(**cluster)).items()
 
 
+@pytest.mark.parametrize(("nodes", "lr"), [(1, 0.128), (2, 0.1)])
+def test_a_job_has_the_settings_that_it_would_have_on_its_nodes(run_of, monkeypatch, nodes, lr):
+    words = ["batch=256", "cluster=slurm", "cluster.ranks=2", "sweep.on=slurm", f"sweep.slurm.nodes={nodes}"]
+    assert run_of(*words).optim.lr == pytest.approx(lr)  # conf/optim/sgd.yaml: other rates on one server and on several
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_NNODES", str(3 - nodes))  # of the sweep's own allocation
+    assert run_of(*words).optim.lr == pytest.approx(lr)
+
+
 def test_a_limit_of_jobs_at_a_time_is_names_that_they_share():
     names = [options(Slurm(array_limit=2), job(n))["job-name"] for n in range(5)]
     assert len(set(names)) == 2 and names[0] == names[2] == names[4] and names[1] == names[3]
