@@ -52,7 +52,7 @@ LISTENERS = {
 # (file, call) that may stand: MLflow's server loads the model beside that very file, and waits in its own event loop; what
 # Horovod needs to start; a job's process runs resnet.rank.
 ALLOWED = {("pyfunc.py", "saved_model.load"), ("pyfunc.py", "asyncio"), ("rendezvous.py", "RendezvousHTTPServer")}
-ALLOWED |= {("local.py", "runpy")}
+ALLOWED |= {("forked.py", "runpy")}
 
 
 def dotted(node):

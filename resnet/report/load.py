@@ -126,7 +126,12 @@ def from_folder(out: Path, settings: dict[str, str], final: dict[str, Any]) -> T
         key=str(state.get("run_id") or out.resolve()),
         name=settings.get("track.run_name") or plain,
         place=str(out),
-        status=str(final.get("status") or STATUS.get(str(state.get("status"))) or "unfinished"),
+        status=str(
+            final.get("status")
+            or ("pruned" if (out / result.PRUNE).exists() else None)
+            or STATUS.get(str(state.get("status")))
+            or "unfinished"
+        ),
         settings=settings,
         final=finite(final),
         curves=curves,
@@ -199,7 +204,7 @@ def from_mlflow_run(client: Any, run: Any) -> Training:
         key=run.info.run_id,
         name=run.info.run_name or run.info.run_id[:8],
         place=f"MLflow {run.info.run_id[:8]}",
-        status=run.info.status.lower(),
+        status="pruned" if run.data.tags.get("pruned") == "true" else run.info.status.lower(),
         settings={"recipe": run.data.tags.get("recipe", "None"), **run.data.params},
         final=run.data.metrics,
         curves=curves,

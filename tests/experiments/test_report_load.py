@@ -62,6 +62,8 @@ def test_a_run_that_did_not_end_well_is_told_by_the_note_in_its_folder(invent, t
         (out / "mlflow.json").write_text(json.dumps({"uri": "http://x", "run_id": "5" * 32, "status": noted}))
         (run,) = load.trainings([str(out)])
         assert (run.status, run.key) == (told, "5" * 32)
+    (out / "prune").touch()  # its search has ended it
+    assert load.trainings([str(out)])[0].status == "pruned"
 
 
 def test_figures_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(invent, tmp_path):

@@ -56,6 +56,17 @@ def test_an_experiment_is_all_its_trainings_and_not_the_parent_of_a_sweep(stored
     assert row["epochs"] == 5 and dead.curves["eval/top1"]
 
 
+def test_a_job_that_its_search_has_pruned_is_shown_as_that(stored):
+    from resnet.track import store
+
+    uri, ids, _ = stored
+    client = store.connect(uri)
+    client.set_tag(ids["dead"], "pruned", "true")
+    (dead,) = load.trainings(["it's others"], uri)
+    client.delete_tag(ids["dead"], "pruned")
+    assert dead.status == "pruned"
+
+
 def test_a_run_id_is_that_run_and_a_sweeps_is_its_jobs(stored):
     uri, ids, _ = stored
     assert names(load.trainings([ids["job1"], ids["dead"]], uri)) == ["job 1", "dead"]
