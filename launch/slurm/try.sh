@@ -208,7 +208,7 @@ within 120 submitted "$home/sweep"
 first=$(number "$home/sweep/0")
 within 120 at "$home/sweep/0" 500
 kill -9 "$parent"
-wait "$parent" || true
+wait "$parent" 2>/dev/null || true
 sbatch --partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap='sleep 5' >/dev/null
 restarted() { (($(field "$first" Restarts) >= $1)); }
 within 120 restarted 1 # preempted
