@@ -9,7 +9,7 @@ from resnet import rundir, train, uris
 from resnet.config import fingerprint
 from resnet.config.sweep import Sweep
 from resnet.rundir import result
-from resnet.sweep import command, places, sweeper
+from resnet.sweep import command, execution, places
 from resnet.sweep.job import Job
 from resnet.track import store
 from resnet.track.tracker import Tracker
@@ -59,11 +59,13 @@ def test_the_next_start_sends_the_rest_and_the_one_after_it_nothing(killed, monk
     assert "sending" not in capsys.readouterr().out
 
 
-def test_a_store_that_is_still_away_costs_a_line(killed, capsys):
+def test_a_store_that_is_still_away_costs_a_line(killed, capsys, monkeypatch):
     run, _ = killed
     uris.sqlite_path(run.track.uri).unlink()
     uris.sqlite_path(run.track.uri).mkdir()
-    job, sweep = Job(0, run, ["seed=1"]), sweeper.ProcessSweeper()
-    sweep.out, sweep.places = job.out.parent, places.Places(Sweep())
+    monkeypatch.setattr(execution, "open_sweeps", [])
+    job = Job(0, run, ["seed=1"])
+    sweep = execution.Execution(Sweep(), {}, [job], lambda _words, _number: job, places.Places(Sweep()), None)
+    capsys.readouterr()
     assert sweep.start(job, places.Place(run.cluster.device)) is None
     assert job.code == 0 and "unable to open database file" in capsys.readouterr().err
