@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Mapping
+from multiprocessing import forkserver
 
 from resnet.config.cluster import Device
 from resnet.launch import forked, launchers
@@ -16,14 +17,15 @@ from resnet.sweep.job import Job
 from resnet.sweep.places import Place
 
 PROGRAM = "resnet.rank"
-PRELOAD = [
-    "tensorflow",
-    "mlflow",
-    "matplotlib.pyplot",
-    "rich.progress",
-    "resnet.launch.supervisor",
-    "resnet.training.loop",
-]
+PRELOAD = "resnet.launch.supervisor", "resnet.training.loop", "rich.progress"
+TRACKING = "mlflow", "matplotlib.pyplot"
+LAST = "resnet.sweep.server"
+
+
+def start_server(*, tracks: bool) -> None:
+    """Start the process that jobs are forked from, which imports what they need meanwhile; MLflow if one of them `tracks`."""
+    forkserver.set_forkserver_preload([*PRELOAD, *(TRACKING if tracks else ()), LAST])
+    forkserver.ensure_running()
 
 
 def start(job: Job, place: Place, *, quiet: bool) -> Forked:
@@ -34,8 +36,6 @@ def start(job: Job, place: Place, *, quiet: bool) -> Forked:
     """
     fork = job.run.cluster.device is not Device.hpu
     context = multiprocessing.get_context("forkserver") if fork else multiprocessing.get_context("spawn")
-    if fork:
-        context.set_forkserver_preload(PRELOAD)
     environment = {**os.environ, **launchers.python_environment(), **place.environment}
     arguments = (PROGRAM, str(job.out), environment, place.cores, str(job.log) if quiet else None)
     return Forked(context.Process(target=train, args=arguments))

@@ -13,7 +13,7 @@ from resnet import UserError, cli
 from resnet.sweep.job import Job
 from resnet.sweep.places import Place, Places
 
-POLL_S, ELSEWHERE_S = 0.1, 1.0  # of jobs here; of jobs on other hosts, whose files are read over a network
+POLL_S, ELSEWHERE_S = 0.03, 1.0  # of jobs here; of jobs on other hosts, whose files are read over a network
 KILL_S = 15.0  # for a job that was asked to end at once
 
 

@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from resnet import UserError, uris
 from resnet.config import compose, errors
+from resnet.config.cluster import Device
 from resnet.config.run import Run
 from resnet.config.sweep import Sweep, Where
 from resnet.config.track import Mlflow
 from resnet.launch import launchers
-from resnet.sweep import slurm, space, study
+from resnet.sweep import local, slurm, space, study
 from resnet.sweep.argv import RESUME
 from resnet.sweep.execution import Execution, check_folder
 from resnet.sweep.job import Job
@@ -60,6 +61,9 @@ class ProcessSweeper(Sweeper):
             raise UserError(f"{several[0]}: is of the sweep, not of its jobs; give it one value")
         str(config.out)  # resolved once: every job takes the time in its name from here
         places = Places(self.settings)
+        here = self.settings.on is Where.here and self.settings.only is None and not config.cluster.dry_run
+        if here and config.cluster.device is not Device.hpu:
+            local.start_server(tracks=config.track.name != "off")  # while the jobs are composed
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
         dry_run = jobs[0].run.cluster.dry_run
         queue = slurm.Queue(self.settings.slurm, dry_run=dry_run) if self.settings.on is Where.slurm else None

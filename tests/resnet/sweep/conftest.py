@@ -41,6 +41,7 @@ def sweep(home, monkeypatch, capfd, exit_status):
         words = line.split() if isinstance(line, str) else line
         monkeypatch.setattr(sys, "argv", ["resnet.train", *words])
         monkeypatch.setattr(execution, "open_sweeps", [])
+        monkeypatch.setattr(local, "start_server", lambda *, tracks: None)  # noqa: ARG005
         monkeypatch.chdir(folder)
         try:
             code = exit_status(train.main)

@@ -109,7 +109,7 @@ train.main()
 """
 STAND_IN = f"""
 from resnet.sweep import local
-local.PROGRAM, local.PRELOAD = "job_program", []
+local.PROGRAM, local.PRELOAD = "job_program", ()
 {SWEEP}
 """
 PACKAGE = str(Path(resnet.__file__).parents[1])  # not that of another checkout, which may be installed here
