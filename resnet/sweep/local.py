@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 
 from resnet.config.cluster import Device
 from resnet.launch import forked, launchers
@@ -19,11 +20,17 @@ from resnet.sweep.places import Place
 PROGRAM = "resnet.rank"
 PRELOAD = "resnet.launch.supervisor", "resnet.training.loop", "rich.progress"
 TRACKING = "mlflow", "matplotlib.pyplot"
+LONGEST = 70  # characters of a temporary folder: a socket has 108 for its path
 LAST = "resnet.sweep.server"
 
 
 def start_server(*, tracks: bool) -> None:
     """Start the process that jobs are forked from, which imports what they need meanwhile; MLflow if one of them `tracks`."""
+    folder = tempfile.tempdir
+    if len(tempfile.gettempdir()) > LONGEST:
+        tempfile.tempdir = "/tmp"
+    util.get_temp_dir()  # for the server's socket; multiprocessing keeps to its first answer
+    tempfile.tempdir = folder
     forkserver.set_forkserver_preload([*PRELOAD, *(TRACKING if tracks else ()), LAST])
     forkserver.ensure_running()
 

@@ -144,7 +144,9 @@ class Pool:
         return time.monotonic() > self.deadline
 
     def end(self, *, at_once: bool) -> None:
-        """End what still runs, if the sweep has failed. Jobs save, unless `at_once`; ranks end with their job's process."""
+        """End what still runs here, if the sweep has failed. Jobs save, unless `at_once`; ranks end with their job's process."""
+        if self.places.elsewhere and not at_once:
+            return  # jobs of Slurm do not need the sweep
         for number in (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL):
             for one in self.running:
                 self.signal(one, number)

@@ -61,9 +61,6 @@ class ProcessSweeper(Sweeper):
             raise UserError(f"{several[0]}: is of the sweep, not of its jobs; give it one value")
         str(config.out)  # resolved once: every job takes the time in its name from here
         places = Places(self.settings)
-        here = self.settings.on is Where.here and self.settings.only is None and not config.cluster.dry_run
-        if here and config.cluster.device is not Device.hpu:
-            local.start_server(tracks=config.track.name != "off")  # while the jobs are composed
         jobs = self.first_jobs() if self.settings.sampler else self.grid()
         dry_run = jobs[0].run.cluster.dry_run
         queue = slurm.Queue(self.settings.slurm, dry_run=dry_run) if self.settings.on is Where.slurm else None
@@ -80,6 +77,8 @@ class ProcessSweeper(Sweeper):
             text = queue.dry_run_text if queue else lambda job: launchers.dry_run_text(job.run, job.out)
             print("\n".join(map(text, jobs)))
             return
+        if queue is None and any(job.run.cluster.device is not Device.hpu for job in jobs):
+            local.start_server(tracks=any(isinstance(job.run.track, Mlflow) for job in jobs))
         trial = lambda words, number: self.compose([*self.fixed(), *words], number)  # noqa: E731
         Execution(self.settings, self.space, jobs, trial, places, queue).run()
 

@@ -118,11 +118,11 @@ PACKAGE = str(Path(resnet.__file__).parents[1])  # not that of another checkout,
 class Driver:
     """A sweep of jobs that do what $DEED says, in processes of its own."""
 
-    def __init__(self, folder, deed, line):
+    def __init__(self, folder, deed, line, **more):
         self.here = folder / "here"
         self.here.mkdir()
         paths = [str(Path(job_program.__file__).parent), PACKAGE]
-        env = {**os.environ, "DEED": deed, "PYTHONPATH": os.pathsep.join(paths)}
+        env = {**os.environ, "DEED": deed, "PYTHONPATH": os.pathsep.join(paths), **more}
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         words = [sys.executable, "-c", STAND_IN, *line.split()]
         self.process = subprocess.Popen(words, cwd=self.here, env=env, start_new_session=True, **pipes)
@@ -151,8 +151,8 @@ class Driver:
 def driver(tmp_path):
     drivers = []
 
-    def start(line, deed="wait"):
-        drivers.append(Driver(tmp_path, deed, line))
+    def start(line, deed="wait", **more):
+        drivers.append(Driver(tmp_path, deed, line, **more))
         return drivers[-1]
 
     yield start
@@ -206,6 +206,13 @@ def test_jobs_go_on_when_the_process_they_were_forked_from_is_killed(driver):
     status, out, err = one.end()
     assert status == 1 and [row[4] for row in sorted(rows(out))] == ["interrupted"] * 2
     assert f"job 0 (seed=1): exit status 255, {one.out(0)}" in err and "job 1 (seed=2): exit status 143" in err
+
+
+def test_a_temporary_folder_that_is_too_long_for_a_socket_is_no_obstacle(driver, tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    status, out, err = driver(PAIR, "exit 3", TMPDIR=str(folder)).end()
+    assert (status, [row[4] for row in rows(out)]) == (1, ["failed"] * 2) and "exit status 3" in err
 
 
 def test_a_job_that_is_killed_fails_and_the_sweep_goes_on(driver):
@@ -269,7 +276,7 @@ def one_fails(shared):
 def test_the_jobs_are_forked_from_one_process_that_has_imported_everything(one_fails):
     commands = [words for _, _, words in one_fails.started]
     assert len(commands) == 3  # the third is multiprocessing's tracker of resources
-    assert sum("resnet.train" in words for words in commands) == sum("forkserver" in words for words in commands) == 1
+    assert sum("-m resnet.train" in words for words in commands) == sum("forkserver" in words for words in commands) == 1
     made = result.read(one_fails.folder / "0")
     assert (made["status"], made["steps"]) == ("finished", 3)
     assert result.read(one_fails.folder / "1") is None
