@@ -23,6 +23,8 @@ FILE = ".lock"
 SUBFOLDERS = ("checkpoints", "logs", "model", "profile", "tensorboard")  # what a run makes in its folder
 BUSY = (errno.EACCES, errno.EAGAIN)
 PATIENCE_S = 2.0  # for a process that has just locked the file to write who it is
+held: set[IO[str]] = set()  # by this process; a fork of it would share the lock, and keep it
+os.register_at_fork(after_in_child=lambda: [file.close() for file in held])
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system without locks
 
 
@@ -57,9 +59,11 @@ def hold(out: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(asdict(mine)) + "\n")
         file.flush()
+        held.add(file)
         try:
             yield
         finally:
+            held.discard(file)
             file.truncate(0)
 
 

@@ -120,8 +120,9 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over_at_once(tmp_path, mo
         pass
 
 
-def test_a_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path):
-    code = HOLD.replace("    sys.stdin", "    import subprocess\n    subprocess.Popen(['sleep', '30'])\n    sys.stdin")
+@pytest.mark.parametrize("start", ["subprocess.Popen(['sleep', '30'])", "os.fork() or (time.sleep(30), os._exit(0))"])
+def test_a_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path, start):
+    code = HOLD.replace("    sys.stdin", f"    import os, subprocess, time\n    {start}\n    sys.stdin")
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -276,7 +276,9 @@ def one_fails(shared):
 def test_the_jobs_are_forked_from_one_process_that_has_imported_everything(one_fails):
     commands = [words for _, _, words in one_fails.started]
     assert len(commands) == 3  # the third is multiprocessing's tracker of resources
-    assert sum("-m resnet.train" in words for words in commands) == sum("forkserver" in words for words in commands) == 1
+    assert (
+        sum("-m resnet.train" in words for words in commands) == sum("forkserver" in words for words in commands) == 1
+    )
     made = result.read(one_fails.folder / "0")
     assert (made["status"], made["steps"]) == ("finished", 3)
     assert result.read(one_fails.folder / "1") is None
