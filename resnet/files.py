@@ -260,14 +260,19 @@ def explain_io_errors(path: str, at: int = 0) -> Iterator[None]:
         ) from error
 
 
+def read_content(path: str, limit: int = SMALL) -> bytes:
+    """The content of a file, through links. Raises what io_errors() lists, UserError as read_bytes()."""
+    if not is_remote(path):
+        return read_bytes(path, limit, links=True)
+    with gfile().GFile(path, "rb") as file:
+        content = bytes(file.read(limit + 1))
+    check_size(path, len(content), limit)
+    return content
+
+
 def read_text(path: str) -> str:
-    """A small UTF-8 file, through links, with plain ends of lines. Raises what io_errors() lists, UserError as read_bytes()."""
-    if is_remote(path):
-        with gfile().GFile(path, "rb") as file:
-            content = bytes(file.read(SMALL + 1))
-        check_size(path, len(content), SMALL)
-    else:
-        content = read_bytes(path, links=True)
+    """A small UTF-8 file with plain ends of lines. Raises what read_content() raises."""
+    content = read_content(path)
     try:
         return content.decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnet import UserError, files
-from resnet.data import manifest, shards
+from resnet.data import indexes, manifest, shards
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,16 @@ def write(folder: str, knob: str, options: dict[str, Any], content: Callable[[],
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         aside.chmod(0o755)  # mkdtemp makes it for its owner alone; a cache may be shared
-        splits = {}
+        splits, every, lengths = {}, [], []
         for split, half in halves.items():
             written = shards.write_split(aside, f"img_{split}", half.records, half.shards)
             counts = Counter(half.labels)
+            every += written
+            sizes = np.array([len(record) for record in half.records], "<u4")
+            lengths += [sizes[number :: half.shards].tobytes() for number in range(half.shards)]
             splits[split] = manifest.split(written, {name: counts[label] for label, name in enumerate(names)})
         files.write_classes(aside, names)
+        indexes.write(aside, every, lengths)
         versions = manifest.versions()
         manifest.write(aside, {"options": options, "versions": versions, "classes": len(names), "splits": splits})
         aside.rename(target)  # over an empty folder too; over any other it fails

@@ -8,22 +8,17 @@ folders; others (gs://, s3://) are read through tf.io.gfile.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import hashlib
-import io
-import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
-from resnet import UserError, files, home
+from resnet import UserError, files
 
 if TYPE_CHECKING:  # imported where it is needed: --help and a typo do not wait for NumPy
     import numpy as np
@@ -181,37 +176,6 @@ def scan(path: str) -> tuple[list[int], list[int]]:
         except FrameError as error:
             raise UserError(f"{path}: {error} at byte {error.at}; {error.way_out}") from error
     return offsets, lengths
-
-
-def index(paths: Sequence[str]) -> Index:
-    """The index of all records of `paths`, in order. It is cached under a key of the shards' sizes and times."""
-    import numpy as np
-
-    stamps = [stamp(path) for path in paths]
-    key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
-    cache = home.cache() / "index" / f"{key}.npz"
-    # Exception, because np.load raises half a dozen kinds for a damaged file; then the shards are scanned again.
-    with contextlib.suppress(Exception), np.load(cache) as saved:
-        return Index(tuple(paths), saved["shard"], saved["offset"], saved["length"])
-    with ThreadPoolExecutor(16) as pool:  # waits for the disk, not for a core
-        scanned = list(pool.map(scan, paths))
-    if not any(offsets for offsets, _ in scanned):
-        raise UserError(
-            f"{paths[0]}: no record in this shard, nor in the {len(paths) - 1} beside it; copy or prepare them again"
-        )
-    result = Index(
-        tuple(paths),
-        np.repeat(np.arange(len(paths), dtype=np.int32), [len(offsets) for offsets, _ in scanned]),
-        np.concatenate([np.asarray(offsets, np.int64) for offsets, _ in scanned]),
-        np.concatenate([np.asarray(lengths, np.int64) for _, lengths in scanned]),
-    )
-    with contextlib.suppress(OSError):  # without a cache the next start scans again, nothing else
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        packed = io.BytesIO()  # np.savez to a file on a full disk raises errors of zipfile's own
-        np.savez(packed, shard=result.file, offset=result.offset, length=result.length)
-        with files.atomic_write(cache) as file:
-            file.write(packed.getbuffer())
-    return result
 
 
 def stamp(path: str) -> tuple[str, int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet import UserError, files, shell
 from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
-from resnet.data import digits, idx, manifest, shards
+from resnet.data import digits, idx, indexes, manifest, shards
 from resnet.data.reader import Reader, ReadsInFlight
 
 
@@ -50,8 +50,10 @@ def open_source(settings: Data) -> Source:
                 idx.write_fashion(settings.dir)
             words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
             command = shell.command("resnet.prepare", *words)
-            train, val = (shards.index(paths) for paths in shards.find(settings.dir, command))
-            check_counts(settings.dir, train, val)
+            content = manifest_of(settings.dir)
+            known = indexes.load(settings.dir, content)
+            train, val = (indexes.index(paths, known) for paths in shards.find(settings.dir, command))
+            check_counts(settings.dir, content, train, val)
             if settings.cache is Cache.encoded:
                 check_memory(settings, int(train.length.sum() + val.length.sum()))
             readers = Reader(train, settings), Reader(val, settings)
@@ -59,15 +61,20 @@ def open_source(settings: Data) -> Source:
     raise AssertionError(settings)
 
 
-def check_counts(folder: str, *halves: shards.Index) -> None:
-    """Compare the numbers of records, and the classes, with manifest.json, if there is one. Raises UserError.
+def manifest_of(folder: str) -> dict[str, Any] | None:
+    """The content of the manifest beside the shards, None if there is none. Raises UserError if it is damaged."""
+    text = beside(folder, manifest.NAME)
+    return None if text is None else manifest.parse(text, f"{folder}/{manifest.NAME}")
+
+
+def check_counts(folder: str, content: dict[str, Any] | None, *halves: shards.Index) -> None:
+    """Compare the numbers of records, and the classes, with the manifest, if there is one. Raises UserError.
 
     Nothing else detects a shard that was truncated between two records.
     """
-    known, names = beside(folder, manifest.NAME), beside(folder, files.CLASSES)
-    if known is None:
+    if content is None:
         return
-    content = manifest.parse(known, f"{folder}/{manifest.NAME}")
+    names = beside(folder, files.CLASSES)
     expected = {f"{folder.rstrip('/')}/{shard['file']}": shard["images"] for shard in manifest.shards_of(content)}
     for half in halves:
         for file, count in zip(half.files, np.bincount(half.file, minlength=len(half.files)), strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import google_crc32c
 
 from resnet import UserError, files, shell
-from resnet.data import images, manifest, shards, tfexample
+from resnet.data import images, indexes, manifest, shards, tfexample
 from resnet.prepare import state
 from resnet.prepare.workers import Workers, progress, tick
 
@@ -27,6 +27,7 @@ class Contents:
     crc: int = 0
     labels: Counter[int] = field(default_factory=Counter)
     faults: list[tuple[int, str]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)  # of the records' data
 
 
 def check(folder: Path, deep: bool, processes: int | None) -> None:
@@ -41,12 +42,20 @@ def check(folder: Path, deep: bool, processes: int | None) -> None:
     else:
         expected = {str(folder / shard["file"]): shard for shard in manifest.shards_of(content)}
     classes = int(content["classes"]) if content else None
-    labels, count, faults = Counter[int](), 0, 0
+    labels, count, faults, known = Counter[int](), 0, 0, {}
+    try:
+        known = indexes.read(str(folder), content)
+    except indexes.Unfit as reason:
+        print(reason)
+        faults += 1
     job = functools.partial(read, classes=classes, deep=deep)
     with Workers(processes) as workers, progress("shards checked", len(expected), workers.ticks):
         for path, contents in zip(expected, workers.map(job, expected.items()), strict=True):
             for at, fault in contents.faults:
                 print(f"{path}: byte {at:,}: {fault}", flush=True)
+                faults += 1
+            if path in known and not contents.faults and known[path].lengths.tolist() != contents.lengths:
+                print(f"{folder / indexes.NAME}: not the lengths of the records in {path}")
                 faults += 1
             labels += contents.labels
             count += contents.images
@@ -73,6 +82,7 @@ def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> 
                     contents.faults.append((at, "corrupt record"))
                     continue
                 contents.images += 1
+                contents.lengths.append(length)
                 if fault := record_fault(body[:-4], classes, deep, contents.labels):
                     contents.faults.append((at, fault))
     except shards.FrameError as error:

@@ -11,11 +11,14 @@ import hashlib
 import json
 import shutil
 import sqlite3
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from resnet import UserError, files
 from resnet.data import manifest
@@ -33,6 +36,7 @@ CREATE TABLE IF NOT EXISTS images (split TEXT, number INTEGER, label INTEGER, na
     size INTEGER, PRIMARY KEY (split, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shards (file TEXT PRIMARY KEY, images INTEGER, bytes INTEGER, crc32c TEXT, split TEXT,
     resized INTEGER, unreadable INTEGER);
+CREATE TABLE IF NOT EXISTS lengths (shard TEXT PRIMARY KEY, lengths BLOB);
 CREATE TABLE IF NOT EXISTS counts (shard TEXT, label INTEGER, kind TEXT, images INTEGER, PRIMARY KEY (shard, label, kind));
 CREATE TABLE IF NOT EXISTS rejected (shard TEXT, name TEXT, reason TEXT);
 CREATE INDEX IF NOT EXISTS rejected_of_shard ON rejected (shard);
@@ -48,6 +52,7 @@ class Written:
     resized: int = 0
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     unreadable: int = 0  # of the rejected: those worth another try
+    lengths: array[int] = field(default_factory=lambda: array("I"))  # bytes of each record's data
 
 
 class Split:
@@ -100,7 +105,7 @@ class State:
 
     def forget(self, shard: str) -> None:
         """Remove a shard and its images; the caller commits."""
-        for table, column in (("shards", "file"), ("counts", "shard"), ("rejected", "shard")):
+        for table, column in (("shards", "file"), ("lengths", "shard"), ("counts", "shard"), ("rejected", "shard")):
             self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (shard,))
 
     def add_shard(self, shard: Shard, split: str, written: Written) -> None:
@@ -109,15 +114,23 @@ class State:
         with self.db:
             self.forget(shard.file)
             self.db.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            lengths = np.array(written.lengths, "<u4").tobytes()
+            self.db.execute("INSERT INTO lengths VALUES (?, ?)", (shard.file, lengths))
             self.db.executemany("INSERT INTO counts VALUES (?, ?, ?, ?)", counts)
             self.reject(shard.file, written.rejected)
+
+    def lengths(self, shard: str) -> bytes:
+        """The lengths of the records of a finished shard, as little-endian uint32."""
+        [(lengths,)] = self.select("lengths FROM lengths WHERE shard = ?", shard)
+        return bytes(lengths)
 
     def finished(self) -> set[str]:
         """The finished shards, without those that are damaged by now or have images that are worth another try."""
         with self.db:
-            for file, size, unreadable in self.select("file, bytes, unreadable FROM shards"):
+            query = "file, bytes, unreadable, lengths IS NULL FROM shards LEFT JOIN lengths ON shard = file"
+            for file, size, unreadable, unknown in self.select(query):
                 path = self.out / file
-                if unreadable or not path.is_file() or path.stat().st_size != size:
+                if unreadable or unknown or not path.is_file() or path.stat().st_size != size:
                     self.forget(file)
         return {file for (file,) in self.select("file FROM shards")}
 

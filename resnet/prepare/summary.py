@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet import UserError, files, shell
-from resnet.data import manifest
+from resnet.data import indexes, manifest
 from resnet.data.shards import Shard
 from resnet.prepare import archive
 from resnet.prepare.listing import Listing
@@ -64,7 +64,7 @@ def headline(listing: Listing, names: Sequence[list[str]], processes: int) -> No
 
 
 def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) -> None:
-    """Write rejected.tsv, then classes.txt and manifest.json; `count` images took so many seconds.
+    """Write rejected.tsv, then classes.txt, index.bin and manifest.json; `count` images took so many seconds.
 
     Raises UserError if too many images were rejected.
     """
@@ -99,6 +99,8 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
         "ignored": dict(sorted(listing.ignored.items())),
     }
     files.write_classes(out, listing.classes)
+    written = [Shard(**shard) for shard in manifest.shards_of(content)]
+    indexes.write(out, written, (state.lengths(shard.file) for shard in written))
     manifest.write(out, content)
     rate = f", {count / seconds:,.0f} images/s" if count else ""
     print(f"{out}: {totals(content)}, in {seconds:,.0f} s{rate}")

@@ -204,4 +204,6 @@ def records(job: Job, written: Written) -> Iterator[bytes]:
         written.counts[label, picture.kind] += 1
         written.resized += picture.resized
         name = raw(entry.name.rpartition("/")[2])
-        yield tfexample.image(picture.encoded, picture.height, picture.width, label, *job.names[label], name)
+        record = tfexample.image(picture.encoded, picture.height, picture.width, label, *job.names[label], name)
+        written.lengths.append(len(record))
+        yield record

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from resnet import UserError, cli, evaluate, files, rundir
 from resnet.config import compose
-from resnet.data import pipeline, shards, source, tfexample
+from resnet.data import indexes, pipeline, shards, source, tfexample
 from resnet.model import resnet, weights
 from resnet.training import checkpoint, loop
 from resnet.training.trained import load as trained_load
@@ -44,7 +44,7 @@ def trained(trained_once, tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(trained, photos):
     """(labels read from the shards, logits of the reloaded network in NumPy's hands) of the evaluation images."""
-    index = shards.index(shards.listing(str(photos), shards.LAYOUTS[0][1]))
+    index = indexes.index(shards.listing(str(photos), shards.LAYOUTS[0][1]))
     records = [tfexample.decode(shards.read(index, number)) for number in range(len(index))]
     labels = np.array([record["image/class/label"] - 1 for record in records])
     return labels, logits_of(trained, trained.data, len(labels))
@@ -263,7 +263,7 @@ def renamed(photos, tmp_path):
         (folder / "manifest.json").unlink()
         files.write_classes(folder, names)
         for path in folder.glob("*/*-of-*"):
-            index = shards.index([str(path)])
+            index = indexes.index([str(path)])
             records = [tfexample.decode(shards.read(index, number)) for number in range(len(index))]
             changed = [{**row, "image/class/label": labels[row["image/class/label"] - 1]} for row in records]
             shards.write(path.parent, path.name, map(tfexample.encode, changed))
@@ -301,7 +301,7 @@ def test_data_of_fewer_classes_is_refused(trained, prepared, tmp_path):
 
 def test_damaged_data_is_told_by_its_place_or_passed_over_if_asked(trained, photos, truth, tmp_path):
     hurt = shutil.copytree(photos, tmp_path / "hurt")
-    index = shards.index(shards.listing(str(hurt), shards.LAYOUTS[0][1]))
+    index = indexes.index(shards.listing(str(hurt), shards.LAYOUTS[0][1]))
     [file], place = index.files, int(index.offset[4]) - 12  # before its length and checksum
     content = bytearray(Path(file).read_bytes())
     content[place + 300] ^= 1
@@ -319,7 +319,7 @@ def test_damaged_data_is_told_by_its_place_or_passed_over_if_asked(trained, phot
 
 def test_an_image_that_cannot_be_decoded_is_told_by_its_place(trained, photos, tmp_path):
     hurt = shutil.copytree(photos, tmp_path / "hurt")
-    index = shards.index(shards.listing(str(hurt), shards.LAYOUTS[0][1]))
+    index = indexes.index(shards.listing(str(hurt), shards.LAYOUTS[0][1]))
     [file] = index.files
     records = [shards.read(index, number) for number in range(len(index))]
     spot = records[4].index(b"\xff\xd8\xff")

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from resnet import UserError, evaluate, export
 from resnet.config import compose
-from resnet.data import pipeline, shards, source, tfexample
+from resnet.data import indexes, pipeline, shards, source, tfexample
 from resnet.model import weights
 from resnet.training import loop
 from resnet.training import trained as trained_networks
@@ -105,7 +105,7 @@ def exported(trained, spawn):
 @pytest.fixture(scope="module")
 def jpegs(trained, encoded, photo):
     """JPEGs: of the evaluation shards, and of other sizes and colours."""
-    index = shards.index(shards.listing(str(trained[1]), shards.LAYOUTS[0][1]))
+    index = indexes.index(shards.listing(str(trained[1]), shards.LAYOUTS[0][1]))
     records = [tfexample.decode(shards.read(index, number)) for number in range(len(index))]
     found = [record["image/encoded"] for record in records]
     assert len({Image.open(io.BytesIO(one)).size for one in found}) >= 3

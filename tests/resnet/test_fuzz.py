@@ -138,7 +138,7 @@ def test_any_records_come_back_and_no_flipped_bit_stays_unseen(tmp_path_factory,
 
 
 def index_of(path):
-    """As shards.index(), past its cache."""
+    """As indexes.index(), past its cache."""
     offsets, lengths = (np.array(part, np.int64) for part in shards.scan(str(path)))
     return shards.Index((str(path),), np.zeros(len(offsets), np.int32), offsets, lengths)
 

@@ -17,7 +17,7 @@ import pytest
 
 from resnet import UserError, evaluate, files, rundir
 from resnet.config import resolvers
-from resnet.data import manifest, shards
+from resnet.data import indexes, manifest, shards
 from resnet.data.source import beside
 from resnet.launch import rank_status
 from resnet.report import load
@@ -138,7 +138,7 @@ READERS = {  # file -> how it is read
     "classes.txt": lambda out: resolvers.counted_classes(_parent_=resolvers.OmegaConf.create({"dir": str(out)})),
     "manifest.json": manifest.read,
     "manifest.json of a source": lambda out: beside(str(out), manifest.NAME),
-    "train-00000-of-00001": lambda out: shards.index([str(out / "train-00000-of-00001")]),
+    "train-00000-of-00001": lambda out: indexes.index([str(out / "train-00000-of-00001")]),
     "w.npz": lambda out: trained.read(str(out / "w.npz")),
     "w.safetensors": lambda out: trained.read(str(out / "w.safetensors")),
 }

@@ -4,12 +4,11 @@ import os
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
 from resnet import UserError
-from resnet.data import shards
+from resnet.data import indexes, shards
 
 DATA = [b"first", b"", b"ends in zeros\0\0\0", bytes(range(256)) * 40, b"last"]
 
@@ -47,7 +46,7 @@ def test_a_shard_written_by_tensorflow_is_read_record_by_record(tmp_path):
     offsets, lengths = shards.scan(path)
     assert lengths == [len(record) for record in DATA]
     assert offsets == [start_of(number) + 12 for number in range(len(DATA))]
-    index = shards.index([path])
+    index = indexes.index([path])
     assert [shards.read(index, number) for number in (4, 0, 3, 1, 2)] == [DATA[n] for n in (4, 0, 3, 1, 2)]
 
 
@@ -67,7 +66,7 @@ def test_the_checksum_is_the_published_one():
 
 def test_an_index_numbers_the_records_of_all_files_in_order(tmp_path):
     files = [written(tmp_path / f"shard-{n}", [b"%d-%d" % (n, i) for i in range(n + 1)]) for n in range(3)]
-    index = shards.index(files)
+    index = indexes.index(files)
     assert len(index) == 6
     assert index.files == tuple(files)
     assert list(index.file) == [0, 1, 1, 2, 2, 2]
@@ -81,12 +80,12 @@ def test_empty_files_are_shards_without_a_record_as_in_tensorflow(tmp_path):
     for number, file in enumerate(files):
         written(Path(file), DATA[:number] if number < 3 else [])
     shards.check_complete(files)
-    index = shards.index(files)
+    index = indexes.index(files)
     theirs = [record.numpy() for record in tf.data.TFRecordDataset(files)]
     assert [shards.read(index, number) for number in range(len(index))] == theirs == DATA[:1] + DATA[:2]
     assert index.empty() == [files[0], *files[3:]]
     with pytest.raises(UserError, match=r"00003-of-00005.tfrecord: no record in this shard, nor in the 1 beside it"):
-        shards.index(files[3:])
+        indexes.index(files[3:])
 
 
 @pytest.mark.parametrize(("kind", "way_out"), [("GZIP", "gzip -dc"), ("ZLIB", "Python's zlib.decompress")])
@@ -95,7 +94,7 @@ def test_compressed_shards_are_told_as_such(tmp_path, kind, way_out):
         writer.write(DATA[0])
     line = f"{tmp_path}/shard: compressed by {kind} at byte 0; write every shard anew, decompressed by {way_out}"
     with pytest.raises(UserError, match=f"^{line}$"):
-        shards.index([str(tmp_path / "shard")])
+        indexes.index([str(tmp_path / "shard")])
 
 
 @pytest.mark.parametrize("lost", [1, 3, 4, 7, 15, 16, 18])
@@ -113,7 +112,7 @@ def test_a_flipped_byte_in_a_header_is_found_by_walking(tmp_path, byte):
     content[start_of(3) + byte] ^= 0x10
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{path}: corrupt record header at byte {start_of(3)};"):
-        shards.index([str(path)])
+        indexes.index([str(path)])
 
 
 @pytest.mark.parametrize("byte", [12, 12 + 9999, 12 + 10240, 12 + 10243])
@@ -122,7 +121,7 @@ def test_a_flipped_byte_in_a_record_is_found_by_reading_it(tmp_path, byte):
     content = bytearray(path.read_bytes())
     content[start_of(3) + byte] ^= 0x01  # in the data, or in its checksum
     path.write_bytes(content)
-    index = shards.index([str(path)])
+    index = indexes.index([str(path)])
     assert shards.read(index, 2) == DATA[2]
     assert shards.read(index, 4) == DATA[4]
     with pytest.raises(UserError, match=rf"{path}: corrupt record at byte {start_of(3)};"):
@@ -137,7 +136,7 @@ def test_text_in_place_of_records_is_refused(tmp_path):
 
 def test_a_shard_cut_or_gone_after_it_was_indexed_is_named(tmp_path):
     path = Path(written(tmp_path / "shard"))
-    index = shards.index([str(path)])
+    index = indexes.index([str(path)])
     path.write_bytes(path.read_bytes()[: start_of(4) + 2])
     with pytest.raises(UserError, match=rf"{path}: .* at byte {start_of(4)};"):
         shards.read(index, 4)
@@ -275,107 +274,22 @@ def test_a_folder_that_must_not_be_read_is_told_apart_from_an_empty_one(tmp_path
 def test_a_shard_that_cannot_be_opened_is_named(tmp_path):
     (tmp_path / "shard").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=rf"{tmp_path}/shard: cannot be read at byte 0 \(No such file"):
-        shards.index([str(tmp_path / "shard")])
+        indexes.index([str(tmp_path / "shard")])
     with pytest.raises(UserError, match=rf"{tmp_path}: cannot be read at byte 0 \(Is a directory"):
-        shards.index([str(tmp_path)])
-
-
-# ------------------------------------------------------------------------------------------------------------ index cache
-@pytest.fixture
-def walks(monkeypatch):
-    """Paths that were walked, in any order."""
-    walked, walk = [], shards.scan
-
-    def counting(path):
-        walked.append(path)
-        return walk(path)
-
-    monkeypatch.setattr(shards, "scan", counting)
-    return walked
-
-
-def same(one, other):
-    return one.files == other.files and all(
-        np.array_equal(getattr(one, part), getattr(other, part)) for part in ("file", "offset", "length")
-    )
-
-
-def test_an_index_is_made_once_and_then_read_from_the_cache(tmp_path, walks):
-    files = [written(tmp_path / f"shard-{n}", DATA[: n + 1]) for n in range(3)]
-    first = shards.index(files)
-    assert sorted(walks) == files
-    assert same(shards.index(files), first)
-    assert len(walks) == 3
-    assert shards.read(shards.index(files), 5) == DATA[2]
-
-
-@pytest.mark.parametrize("change", ["longer", "other records in as many bytes", "touched"])
-def test_a_changed_shard_is_walked_again(tmp_path, walks, change):
-    path = tmp_path / "shard"
-    shards.index([written(path)])
-    before = path.stat()
-    if change == "longer":
-        written(path, [*DATA, b"one more"])
-    elif change == "other records in as many bytes":
-        written(path, [DATA[0] + DATA[1] + bytes(16), *DATA[2:]])
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (change != "longer")))
-    index = shards.index([str(path)])
-    assert len(walks) == 2
-    read = [shards.read(index, number) for number in range(len(index))]
-    assert read == [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
-
-
-def test_other_files_have_other_indexes(tmp_path, walks):
-    one, other = written(tmp_path / "a" / "shard"), written(tmp_path / "b" / "shard", DATA[:2])
-    assert (len(shards.index([one])), len(shards.index([other])), len(shards.index([other, one]))) == (5, 2, 7)
-    assert len(walks) == 4
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "emptied", "flipped"])
-def test_a_damaged_cache_is_as_good_as_none(tmp_path, cache, walks, damage):
-    path = written(tmp_path / "shard")
-    first = shards.index([path])
-    (kept,) = cache.rglob("*.npz")
-    content = kept.read_bytes()
-    if damage == "emptied":
-        np.savez(kept, shard=np.zeros(0))
-    else:
-        middle = len(content) // 2
-        kept.write_bytes(
-            {
-                "empty": b"",
-                "text": b"no archive",
-                "cut": content[:middle],
-                "flipped": content[:80] + bytes([content[80] ^ 1]) + content[81:],
-            }[damage]
-        )
-    assert same(shards.index([path]), first)
-    assert len(walks) == 2
-    assert same(shards.index([path]), first)  # it was mended
-    assert len(walks) == 2
-
-
-def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path, cache, walks):
-    cache.mkdir()
-    (cache / "resnet").write_text("a file where the folder would be")
-    path = written(tmp_path / "shard")
-    assert len(shards.index([path])) == len(shards.index([path])) == 5
-    assert len(walks) == 2
+        indexes.index([str(tmp_path)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- remote
-def test_what_lies_behind_a_url_is_found_indexed_and_read(tmp_path, walks):
+def test_what_lies_behind_a_url_is_found_indexed_and_read(tmp_path):
     """file:// goes through tf.io.gfile, as gs:// and s3:// do."""
     for name in ("train", "validation"):
         for number in range(2):
             written(tmp_path / "data" / f"{name}-{number:05d}-of-00002")
     train, val = shards.find(f"file://{tmp_path}/data", "make")
     assert train == [f"file://{tmp_path}/data/train-0000{n}-of-00002" for n in range(2)]
-    index = shards.index(train)
+    index = indexes.index(train)
     assert [shards.read(index, n) for n in range(10)] == DATA * 2
-    assert same(shards.index(train), index)
-    assert len(walks) == 2
-    assert len(shards.index(val)) == 10
+    assert len(indexes.index(val)) == 10
 
 
 def test_nothing_behind_a_url_is_told_like_nothing_in_a_folder(tmp_path):
@@ -391,7 +305,7 @@ def test_a_url_of_no_known_kind_is_told_apart_from_an_empty_folder():
 def test_damage_behind_a_url_is_named(tmp_path):
     path = Path(written(tmp_path / "shard"))
     url = f"file://{path}"
-    index = shards.index([url])
+    index = indexes.index([url])
     content = bytearray(path.read_bytes())
     content[start_of(3) + 100] ^= 1
     path.write_bytes(content)

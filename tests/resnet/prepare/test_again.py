@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from resnet import UserError, files
-from resnet.data import manifest, shards
+from resnet.data import indexes, manifest, shards
 from resnet.prepare import __main__ as prepare
 from resnet.prepare import state, writer
 
@@ -76,7 +76,7 @@ def assert_whole_shards_only(out):
     """Half a shard never has a shard's name."""
     for path in [*out.glob("img_train/*"), *out.glob("img_val/*")]:
         assert re.fullmatch(r"img_(train|val)-\d{5}-of-\d{5}", path.name)
-        index = shards.index([str(path)])
+        index = indexes.index([str(path)])
         for number in range(len(index)):
             shards.read(index, number)
     assert not (out / "manifest.json").exists()

@@ -4,10 +4,11 @@ import json
 import shutil
 import struct
 
+import numpy as np
 import pytest
 
 from resnet import UserError
-from resnet.data import manifest, shards, tfexample
+from resnet.data import indexes, manifest, shards, tfexample
 from resnet.prepare import __main__ as prepare
 
 
@@ -47,7 +48,7 @@ def change(path, at, data):
 
 def reframed(path, edit):
     """Rewrite the records of a shard; their CRCs are right."""
-    index = shards.index([str(path)])
+    index = indexes.index([str(path)])
     records = edit([shards.read(index, number) for number in range(len(index))])
     path.write_bytes(b"".join(map(shards.encode_record, records)))
 
@@ -156,10 +157,24 @@ def test_images_are_looked_at_when_asked(copy, capsys, edit, said):
     made["splits"]["train"]["bytes"] += len(data) - row["bytes"]
     row.update(bytes=len(data), crc32c=f"{shards.google_crc32c.value(data):08x}")
     (copy / manifest.NAME).write_text(json.dumps(made))
+    assert faults(copy, capsys) == [f"{copy}/index.bin: not of the shards in manifest.json"]
+    (copy / "index.bin").unlink()
     run(f"check={copy}")
     (line,) = faults(copy, capsys, "deep=true")
     offsets, _ = shards.scan(str(shard(copy)))
     assert line.startswith(f"{shard(copy)}: byte {offsets[1] - 12:,}: {said}")
+
+
+def test_an_index_that_is_damaged_or_of_other_records_is_a_fault(copy, capsys):
+    known = list(indexes.read(str(copy), manifest.read(copy)).values())
+    parts = [
+        one.lengths + np.resize([1, -1], len(one.lengths)).astype("<i4") * (len(one.lengths) == 2) for one in known
+    ]
+    indexes.write(copy, [one.shard for one in known], [part.astype("<u4").tobytes() for part in parts])
+    lines = [f"{copy}/index.bin: not the lengths of the records in {copy}/{one.shard.file}" for one in known]
+    assert faults(copy, capsys) == [line for line, one in zip(lines, known, strict=True) if len(one.lengths) == 2]
+    (copy / "index.bin").write_bytes(b"no index")
+    assert faults(copy, capsys) == [f"{copy}/index.bin: damaged (not an index of this version)"]
 
 
 def test_other_labels_are_a_fault_though_every_crc_is_right(copy, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from resnet import UserError, files, rundir
 from resnet.config import compose
-from resnet.data import manifest, shards, source, tfexample
+from resnet.data import indexes, manifest, shards, source, tfexample
 from resnet.prepare import __main__ as prepare
 from resnet.prepare import folders
 from resnet.prepare.archive import Entry
@@ -35,7 +35,7 @@ def records(out):
     """(training, validation) records."""
     found = []
     for split in (0, 1):
-        index = shards.index(shards.listing(str(out), shards.LAYOUTS[0][split]))
+        index = indexes.index(shards.listing(str(out), shards.LAYOUTS[0][split]))
         found.append([tfexample.decode(shards.read(index, number)) for number in range(len(index))])
     return found
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resnet import UserError, files
-from resnet.data import manifest, shards, tfexample
+from resnet.data import indexes, manifest, shards, tfexample
 from resnet.prepare import __main__ as prepare
 
 ACCEPTED = "max_rejected=0.02"  # 4 of 244
@@ -27,7 +27,7 @@ def records(out, layout=0):
     found = []
     for split in (0, 1):
         files = shards.listing(str(out), shards.LAYOUTS[layout][split])
-        index = shards.index(files)
+        index = indexes.index(files)
         read = [tfexample.decode(shards.read(index, number)) for number in range(len(index))]
         named = {record["image/filename"].decode(): record for record in read}
         assert len(named) == len(read)  # every one once
@@ -87,6 +87,7 @@ def test_the_names_are_the_established_ones(prepared):
         "classes.txt",
         "img_train",
         "img_val",
+        "index.bin",
         "manifest.json",
         "rejected.tsv",
     ]
@@ -94,7 +95,7 @@ def test_the_names_are_the_established_ones(prepared):
 
 def test_the_images_are_shuffled_and_the_shards_even(imagenet, prepared):
     train, _ = shards.find(str(prepared), "")
-    index = shards.index(train)
+    index = indexes.index(train)
     labels = [tfexample.decode(shards.read(index, number))["image/class/label"] for number in range(len(index))]
     assert np.mean(np.diff(labels) == 0) < 0.2  # sorted, it would be 0.8
     assert {len(shards.scan(path)[0]) for path in train} <= {25, 26}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet.data import pipeline, shards, tfexample
+from resnet.data import indexes, pipeline, shards, tfexample
 from resnet.model import resnet, weights
 from resnet.serving import mlflow_model
 from resnet.training.trained import read as read_weights
@@ -42,7 +42,7 @@ def loaded(place):
 @pytest.fixture(scope="session")
 def jpegs(trained, encoded, photo):
     """JPEGs: of the evaluation shards, and of other sizes and colours."""
-    index = shards.index(shards.listing(trained.data.dir, shards.LAYOUTS[0][1]))
+    index = indexes.index(shards.listing(trained.data.dir, shards.LAYOUTS[0][1]))
     found = [tfexample.decode(shards.read(index, number))["image/encoded"] for number in range(5)]
     return [*found, encoded(photo(1, 300, 40)), encoded(photo(2, 48, 48)), encoded(photo(3).convert("L"))]
 

@@ -17,7 +17,7 @@ from fake_step import FakeStep
 from run_files import lines, logged
 
 from resnet import UserError, rundir
-from resnet.data import shards
+from resnet.data import indexes, shards
 from resnet.rundir import metrics, result
 from resnet.training import checkpoint
 from resnet.training.loop import train
@@ -170,10 +170,10 @@ def test_an_index_that_finds_no_room_in_the_cache_is_made_all_the_same(disk, tmp
     path.write_bytes(shards.encode_record(b"record") * 5000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(disk.path))
     disk.fill(2 * PAGE)
-    assert len(shards.index([str(path)])) == 5000
+    assert len(indexes.index([str(path)])) == 5000
     assert not list(disk.path.rglob("*.npz"))
     disk.free()
-    assert len(shards.index([str(path)])) == 5000 and len(list(disk.path.rglob("*.npz"))) == 1
+    assert len(indexes.index([str(path)])) == 5000 and len(list(disk.path.rglob("*.npz"))) == 1
 
 
 def test_a_disk_that_fails_in_another_way_is_no_full_one(tmp_path, monkeypatch):
