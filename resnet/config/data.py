@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from resnet.config.checks import MISSING, Settings
+from resnet.config.checks import MISSING, Settings, check
 
 FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 
@@ -20,6 +20,11 @@ class Cache(Enum):
     off = "off"
     encoded = "encoded"  # the JPEG records
     decoded = "decoded"  # the pixels
+
+
+class Order(Enum):
+    images = "images"  # any image may follow any other
+    blocks = "blocks"  # neighbouring records are read together, then mixed with those of other places
 
 
 @dataclass
@@ -60,6 +65,10 @@ class Records(Data):
     cache: Cache = (
         Cache.off
     )  # what each rank keeps in memory once it has read it; refused with the figures if it would not fit
+    order: Order = Order.images  # blocks: for slow disks and networks; see docs/data.md
+    streams: int = 48  # of blocks, mixed one image of each in turn; the number of ranks must divide it
+    block_mb: float = 1.0  # what is read at once, megabytes
+    window: float = 4.0  # blocks of a stream among which its images are mixed
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +77,11 @@ class Records(Data):
         self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")
         self.check("min_area", 0 < self.min_area <= 1, "must be above 0 and at most 1")
         self.check_at_least(1, "max_aspect")
-        self.check_at_least(0, "max_corrupt")
+        self.check_at_least(0, "max_corrupt", "window")
+        self.check_above(0, "block_mb", "streams")
+        self.check_at_most(10_000, "block_mb", "streams", "window")
+        used = self.order is Order.blocks or (self.streams, self.block_mb, self.window) == (48, 1.0, 4.0)
+        check(used, "data.order", self.order.name, "has no streams, blocks or window; use data.order=blocks")
 
 
 @dataclass

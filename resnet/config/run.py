@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from resnet.config.checks import MISSING, Settings, check
 from resnet.config.cluster import Cluster, Device
-from resnet.config.data import Data, Digits, Fashion, Folder, Records, Synthetic
+from resnet.config.data import Data, Digits, Fashion, Folder, Order, Records, Synthetic
 from resnet.config.model import Dtype, Model, Policy
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
@@ -104,6 +104,11 @@ class Run(Settings):
             f"does not divide over {ranks} ranks{accumulated} (cluster={self.cluster.name}); use "
             f"{max(shares, self.batch - rest)} or {self.batch + shares - rest}",
         )
+        if isinstance(self.data, Records) and self.data.order is Order.blocks:
+            nearest = ranks * max(1, self.data.streams // ranks)
+            self.data.check(
+                "streams", self.data.streams % ranks == 0, f"does not divide over {ranks} ranks; use {nearest}"
+            )
         device, dtype, cluster = self.cluster.device, self.dtype, f"cluster={self.cluster.name}"
         way_out = f"XLA is for GPUs (on a CPU it was 5 times slower), and {cluster}; leave it false"
         check(not dtype.jit or device is Device.gpu, "dtype.jit", dtype.jit, way_out)

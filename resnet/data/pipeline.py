@@ -1,7 +1,7 @@
 """The input pipeline: shards to batches of uint8 images.
 
-Order and augmentation are functions of (seed, epoch, image), not of ranks, cores or history: epoch e is
-`shards.permutation(seed, e, n)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
+Order and augmentation are functions of (seed, epoch, image), not of ranks, cores or history: epoch e is a permutation,
+`blocks.order(...)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
 Resuming at step s is a slice of that order: nothing is read or decoded only to be dropped.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resnet import UserError
 from resnet.config.data import Cache, Records
-from resnet.data import shards
+from resnet.data import blocks
 from resnet.data.images import MAX_ASPECT, MAX_PIXELS
 from resnet.data.reader import Reader
 from resnet.data.source import Source, check_memory
@@ -57,8 +57,8 @@ def train(
 
     def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
-        positions = shards.positions_of_rank(count, batch, rank, ranks, skip if number == epoch else 0)
-        images = shards.permutation(seed, int(number), count)[positions]
+        positions = blocks.positions(settings, count, batch, rank, ranks, skip if number == epoch else 0)
+        images = blocks.order(records, settings, seed, int(number))[positions]
         return images, int(number) * count + images
 
     @do_not_convert

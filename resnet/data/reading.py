@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from resnet import UserError, cli
 from resnet.config.data import Records
-from resnet.data import pipeline, shards
+from resnet.data import blocks, pipeline
 from resnet.data.source import Source
 
 READS_END_S = 5.0  # for the reads in flight, at the end of a run
@@ -51,7 +51,9 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) ->
         numbers: Iterable[int] = range(len(reader.records))
         if reader is source.train_reader:
             epoch, first = divmod(step, max(1, len(reader.records) // batch))
-            numbers = shards.permutation(seed, epoch, len(reader.records))[first * batch : (first + steps) * batch]
+            numbers = blocks.order(reader.records, reader.settings, seed, epoch)[
+                first * batch : (first + steps) * batch
+            ]
         for number in map(int, numbers):
             try:
                 example = tf.io.parse_single_example(reader(number), pipeline.FEATURES)

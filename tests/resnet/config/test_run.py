@@ -10,7 +10,7 @@ import pytest
 
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
-from resnet.config.data import Data, Digits, Records, Synthetic
+from resnet.config.data import Data, Digits, Order, Records, Synthetic
 from resnet.config.model import Block, Dtype, Model, Policy
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.run import VARIANTS, Run
@@ -134,6 +134,11 @@ BAD = [
     (records, {"min_area": 1.1}, "data.min_area", "at most 1"),
     (records, {"max_aspect": 0.9}, "data.max_aspect", "at least 1"),
     (records, {"max_corrupt": -1}, "data.max_corrupt", "at least 0"),
+    (records, {"streams": 12}, "data.order", "use data.order=blocks"),
+    (records, {"order": Order.blocks, "streams": 0}, "data.streams", "above 0"),
+    (records, {"order": Order.blocks, "block_mb": NAN}, "data.block_mb", "above 0"),
+    (records, {"order": Order.blocks, "window": -1.0}, "data.window", "at least 0"),
+    (records, {"order": Order.blocks, "window": 20_000.0}, "data.window", "at most 10,000"),
     (Digits, {"classes": 10, "dir": "x", "eval_resize": 8}, "data.eval_resize", "data.image_size=224"),
     (Synthetic, {"classes": 10, "train_images": 0}, "data.train_images", "above 0"),
     (Synthetic, {"classes": 10, "eval_images": -1}, "data.eval_images", "above 0"),
