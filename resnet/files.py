@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from resnet import UserError, home
+from resnet import UserError, addresses, home
 
 CLASSES = "classes.txt"
 MAX_CLASSES, MAX_NAME = 100_000, 1000  # names in it, and characters of one; ImageNet-21k has 21,841
@@ -34,7 +34,7 @@ def absolute(path: str, base: Path) -> str:
     """`path` with ~ expanded and taken from `base`; a URL such as gs://bucket/folder stays as it is."""
     if "\0" in path:
         raise UserError(f"{path!r}: no path; it has a NUL in it")
-    return path if "://" in path else os.path.normpath(base / home.expand(path))
+    return path if addresses.is_remote(path) else os.path.normpath(base / home.expand(path))
 
 
 def normal(name: str) -> str:
@@ -228,44 +228,22 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def gfile() -> Any:
-    """tf.io.gfile: imported for remote paths only."""
-    import tensorflow as tf
-
-    return tf.io.gfile
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is a URL, which only TensorFlow can read."""
-    return "://" in path
-
-
-def io_errors(path: str) -> tuple[type[Exception], ...]:
-    """The errors of the file system of `path`; TensorFlow's are no OSError."""
-    if not is_remote(path):
-        return (OSError,)
-    import tensorflow as tf
-
-    return OSError, tf.errors.OpError
-
-
 @contextlib.contextmanager
 def explain_io_errors(path: str, at: int = 0) -> Iterator[None]:
     """Raise UserError for a file that cannot be read (at byte `at`)."""
     try:
         yield
-    except io_errors(path) as error:
-        raise UserError(
-            f"{path}: cannot be read at byte {at} ({getattr(error, 'strerror', None) or error}); is it still there?"
-        ) from error
+    except OSError as error:
+        denied = addresses.is_remote(path) and isinstance(error, PermissionError)
+        way_out = "check the access" if denied else "is it still there?"
+        raise UserError(f"{path}: cannot be read at byte {at} ({error.strerror or error}); {way_out}") from error
 
 
 def read_content(path: str, limit: int = SMALL) -> bytes:
-    """The content of a file, through links. Raises what io_errors() lists, UserError as read_bytes()."""
-    if not is_remote(path):
+    """The content of a file, through links, or at an address. Raises OSError, UserError as read_bytes()."""
+    if not addresses.is_remote(path):
         return read_bytes(path, limit, links=True)
-    with gfile().GFile(path, "rb") as file:
-        content = bytes(file.read(limit + 1))
+    content = addresses.read(path, 0, limit + 1)
     check_size(path, len(content), limit)
     return content
 

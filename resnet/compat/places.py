@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 
-from resnet import UserError, files, home
+from resnet import UserError, addresses, files, home
 from resnet.compat.option import OFF
 from resnet.compat.request import Request
 from resnet.data import shards
@@ -101,7 +101,7 @@ def images(request: Request) -> dict[str, str]:
         return {}  # nor would data.dir go with it: the digits would be written there
     if request.command == "demo_resnet_hvd.sh":
         folder = request.options.get("shards", "")
-        if not (folder and (files.is_remote(folder) or home.expand(folder).is_dir())):
+        if not (folder and (addresses.is_remote(folder) or home.expand(folder).is_dir())):
             way_out = "give the folder of the shards, or add -- data=digits for a try"
             problem = f"IMAGENET_DIR={folder}: no such folder" if folder else "IMAGENET_DIR is not set"
             raise MissingImages(f"{problem}; {way_out}")
@@ -112,7 +112,7 @@ def images(request: Request) -> dict[str, str]:
     if place != folder:
         request.notes.append(f"{folder}: the shards lie in {place}")
     with contextlib.suppress(OSError, UserError):
-        text = "" if files.is_remote(place) else files.read_text(str(home.expand(place) / files.CLASSES))
+        text = "" if addresses.is_remote(place) else files.read_text(str(home.expand(place) / files.CLASSES))
         if text and (classes := len(files.read_classes(text))) != 1000:
             request.notes.append(f"{place}: {classes} classes, as its {files.CLASSES} says, so data=folder")
             return {"data": "folder", "data.dir": quoted(place)}
@@ -121,8 +121,8 @@ def images(request: Request) -> dict[str, str]:
 
 def shards_in(folder: str) -> str:
     """The folder itself, its tf_records or its parent, whichever has shards: all three stood in the original's examples."""
-    if files.is_remote(folder):
-        return folder  # only TensorFlow can look
+    if addresses.is_remote(folder):
+        return folder
     here = home.expand(folder)
     for place in (here, here / "tf_records", here.absolute().parent):
         with contextlib.suppress(UserError):  # cannot be listed: the training will say so

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from resnet import addresses
 from resnet.config.checks import MISSING, Settings, check
 
 FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
@@ -72,6 +73,8 @@ class Records(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if addresses.is_remote(self.dir):
+            addresses.check(self.dir, "data.dir=")
         self.check_at_most(8192, "eval_resize")
         fits = self.eval_resize >= self.image_size
         self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")

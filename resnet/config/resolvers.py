@@ -69,7 +69,7 @@ def counted_classes(*, _parent_: DictConfig) -> int:
     path = f"{folder}/{files.CLASSES}"
     try:
         return len(files.read_classes(files.read_text(path), path))
-    except files.io_errors(path) as error:
+    except OSError as error:
         command = shell.command("resnet.prepare", "source=folder", "dir=IMAGES", f"out={folder}")
         raise UserError(
             f"data.dir={folder}: no {files.CLASSES} here to tell the classes; prepare images with: {command}; or give "

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
-from resnet import UserError, files, home
+from resnet import UserError, addresses, files, home
 from resnet.data import manifest, shards
 from resnet.data.shards import FRAME, Index, Shard
 
@@ -77,7 +77,7 @@ def read(folder: str, content: dict[str, Any] | None) -> dict[str, Lengths]:
     path = f"{folder.rstrip('/')}/{NAME}"
     try:
         known = parse(files.read_content(path, MAX_BYTES))
-    except files.io_errors(path):
+    except OSError:
         return {}
     except (ValueError, TypeError, KeyError) as error:
         raise Unfit(f"{path}: damaged ({error})") from error
@@ -115,7 +115,7 @@ def index(paths: Sequence[str], known: dict[str, Lengths] | None = None) -> Inde
     """
     import numpy as np
 
-    stamps = [shards.stamp(path) for path in paths]
+    stamps = shards.stamps(paths)
     if known:
         wrong = [path for path, size, _ in stamps if path not in known or known[path].shard.bytes != size]
         if not wrong:
@@ -160,7 +160,7 @@ def joined(paths: Sequence[str], offsets: Sequence[Any], lengths: Sequence[Any])
 def scanned(paths: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
     """(offsets, lengths) of each shard's records, in order; a line of progress every LINE_S seconds. Raises UserError."""
     shown = time.monotonic()
-    with ThreadPoolExecutor(REMOTE_THREADS if files.is_remote(paths[0]) else THREADS) as pool:
+    with ThreadPoolExecutor(REMOTE_THREADS if addresses.is_remote(paths[0]) else THREADS) as pool:
         for number, result in enumerate(pool.map(shards.scan, paths)):
             if time.monotonic() > shown + LINE_S:
                 shown = time.monotonic()

@@ -2,8 +2,7 @@
 
 A record is: length (uint64), masked CRC-32C of it, the data, masked CRC-32C of that, all little-endian
 (tensorflow/core/lib/io/record_writer.h). Scanning the lengths once gives every record's offset; after that an epoch is a
-permutation of numbers, resuming is a slice, and ranks share images out by counting. No TensorFlow is needed for local
-folders; others (gs://, s3://) are read through tf.io.gfile.
+permutation of numbers, resuming is a slice, and ranks share images out by counting. No TensorFlow is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
-from resnet import UserError, files
+from resnet import UserError, addresses, files
 
 if TYPE_CHECKING:  # imported where it is needed: --help and a typo do not wait for NumPy
     import numpy as np
@@ -40,13 +39,13 @@ def listing(folder: str, pattern: str, knob: str = "data.dir") -> list[str]:
     """Paths below `folder` that match `pattern`, sorted."""
     sub, _, name = pattern.rpartition("/")
     inside = f"{folder.rstrip('/')}/{sub}".rstrip("/")
+    if addresses.is_remote(folder):
+        addresses.system(folder, f"{knob}=")
     try:
-        if files.is_remote(folder):
-            files.gfile().stat(inside)  # raises the reason; listdir reports whatever it cannot reach as not found
-        names = files.gfile().listdir(inside) if files.is_remote(folder) else os.listdir(inside)
-    except files.io_errors(folder) as error:
-        if type(error).__name__ in ("FileNotFoundError", "NotADirectoryError", "NotFoundError"):
-            return []
+        names = list(addresses.listing(inside)) if addresses.is_remote(folder) else os.listdir(inside)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
         raise UserError(f"{knob}={folder}: cannot be listed ({error}); check the address and the access") from error
     return [f"{inside}/{entry}" for entry in sorted(fnmatch.filter(names, name))]
 
@@ -160,15 +159,40 @@ def compression(head: bytes) -> tuple[str, str] | None:
     return None
 
 
+class Ranges:
+    """A file at an address, to read from front to back by ranges of at least AHEAD bytes."""
+
+    AHEAD = 1 << 16  # bytes; one record of a photograph, or many small ones
+
+    def __init__(self, address: str) -> None:
+        self.address, self.at, self.start, self.data = address, 0, 0, b""
+
+    def __enter__(self) -> Ranges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def seek(self, at: int) -> None:
+        self.at = at
+
+    def read(self, count: int) -> bytes:
+        if not self.start <= self.at <= self.at + count <= self.start + len(self.data):
+            self.start, self.data = self.at, addresses.read(self.address, self.at, self.at + max(count, self.AHEAD))
+        self.at += count
+        first = self.at - count - self.start
+        return self.data[first : first + count]
+
+
 def open_shard(path: str) -> Any:
-    return files.gfile().GFile(path, "rb") if files.is_remote(path) else open(path, "rb", 0, opener=files.linked)
+    return Ranges(path) if addresses.is_remote(path) else open(path, "rb", 0, opener=files.linked)
 
 
 def scan(path: str) -> tuple[list[int], list[int]]:
     """(offsets, lengths) of the records' data in one shard; none in an empty file. Raises UserError for a damaged frame."""
     offsets, lengths = [], []
     with files.explain_io_errors(path), open_shard(path) as shard:
-        size = files.gfile().stat(path).length if files.is_remote(path) else os.fstat(shard.fileno()).st_size
+        size = addresses.stamp(path)[0] if addresses.is_remote(path) else os.fstat(shard.fileno()).st_size
         try:
             for at, _, length in frames(shard, size):
                 offsets.append(at + 12)
@@ -178,14 +202,17 @@ def scan(path: str) -> tuple[list[int], list[int]]:
     return offsets, lengths
 
 
-def stamp(path: str) -> tuple[str, int, int]:
-    """(path, size in bytes, modification time in ns)."""
-    with files.explain_io_errors(path):
-        if files.is_remote(path):
-            remote = files.gfile().stat(path)
-            return path, remote.length, remote.mtime_nsec
-        local = os.stat(path)
-        return path, local.st_size, local.st_mtime_ns
+def stamps(paths: Sequence[str]) -> list[tuple[str, int, int | str]]:
+    """(path, size in bytes, modification time in ns; at an address its ETag or time) of each shard. Raises UserError."""
+    if addresses.is_remote(paths[0]):
+        with files.explain_io_errors(os.path.dirname(paths[0])):
+            return [(path, *stamp) for path, stamp in zip(paths, addresses.stamps(paths), strict=True)]
+    local: list[tuple[str, int, int | str]] = []
+    for path in paths:
+        with files.explain_io_errors(path):
+            status = os.stat(path)
+            local.append((path, status.st_size, status.st_mtime_ns))
+    return local
 
 
 # --------------------------------------------------------------------------------------------------------------- records
@@ -233,9 +260,17 @@ def read(records: Index, number: int) -> bytes:
     """The data of one record, checked against its CRC. Raises UserError naming file and byte."""
     path = records.files[records.file[number]]
     offset, length = int(records.offset[number]), int(records.length[number])
-    with files.explain_io_errors(path, offset), open_shard(path) as shard:
-        shard.seek(offset)
-        data, crc = shard.read(length), shard.read(4)  # two reads: taking four bytes off the end would copy the image
+    with files.explain_io_errors(path, offset):
+        if addresses.is_remote(path):
+            whole = addresses.read(path, offset, offset + length + 4)
+            data, crc = whole[:length], whole[length:]
+        else:
+            with open_shard(path) as shard:
+                shard.seek(offset)
+                data, crc = (
+                    shard.read(length),
+                    shard.read(4),
+                )  # two reads: taking four bytes off the end would copy the image
     if len(data) != length or len(crc) != 4 or masked_crc(data) != int.from_bytes(crc, "little"):
         raise UserError(f"{path}: corrupt record at byte {offset - 12}; copy or prepare this shard again")
     return data

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet import UserError, files, shell
+from resnet import UserError, addresses, files, shell
 from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
 from resnet.data import digits, idx, indexes, manifest, shards
 from resnet.data.reader import Reader, ReadsInFlight
@@ -50,6 +50,8 @@ def open_source(settings: Data) -> Source:
                 idx.write_fashion(settings.dir)
             words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
             command = shell.command("resnet.prepare", *words)
+            if addresses.is_remote(settings.dir):
+                addresses.system(settings.dir, "data.dir=")
             content = manifest_of(settings.dir)
             known = indexes.load(settings.dir, content)
             train, val = (indexes.index(paths, known) for paths in shards.find(settings.dir, command))
@@ -92,7 +94,7 @@ def beside(folder: str, name: str) -> str | None:
     path = f"{folder}/{name}"
     try:
         return files.read_text(path)
-    except files.io_errors(path):
+    except OSError:
         return None
 
 

@@ -1,0 +1,214 @@
+"""Files at addresses such as s3://bucket/shards, read through fsspec: listed, and read by ranges, with retries.
+
+fsspec and its packages look for credentials as they always do: environment, configuration files, roles. An address never
+has any: one with a user, password or query is refused, so that none gets into a log, a configuration or an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from resnet import UserError, uris
+
+Result = TypeVar("Result")
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "az", "abfs": "az", "abfss": "az"}
+LOCAL = ("file", "local", "memory")  # what fails there, fails again
+THREADS = 32  # that ask for the sizes of files, where a listing has none
+TIMEOUT_S = 60.0  # of one request
+PAUSE_S, MAX_PAUSE_S, GIVE_UP_S = 0.2, 10.0, 180.0  # between tries, growing; without an answer for so long
+SAY_S = 5.0
+CONNECTIONS = 64
+OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"max_pool_connections": CONNECTIONS, "connect_timeout": 10, "read_timeout": TIMEOUT_S}},
+    "http": {"client_kwargs": {"trust_env": True}},  # the proxies of the environment
+}
+NETWORK = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "azure", "requests", "urllib3")  # whose errors are no OSError
+PASSING = (408, 425, 429)  # statuses that pass, beside 5xx
+last_line = -1e9  # when say_rarely() printed
+REASONS = {401: "HTTP 401, unauthorized", 403: "HTTP 403, forbidden"}
+
+
+class Unreachable(OSError):
+    """What lies at an address cannot be read, and trying again does not help."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address."""
+    return "://" in path
+
+
+def check(address: str, knob: str = "") -> None:
+    """Raise UserError, without showing anything secret, for an address with a user, password or query in it."""
+    shown = uris.redact(address).partition("?")[0]
+    if uris.USERINFO.search(address) or "?" in address:
+        raise UserError(
+            f"{knob}{shown}: an address with a user, password or ?query, which logs would show; give credentials by the "
+            "environment or the configuration of its service, and write @ of a name as %40"
+        )
+
+
+def system(address: str, knob: str = "") -> tuple[Any, str]:
+    """(fsspec's file system, path in it) of an address. Raises UserError for what this installation cannot read.
+
+    `knob`, such as "data.dir=", begins the error.
+    """
+    check(address, knob)
+    scheme = address.partition("://")[0]
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(address, **OPTIONS.get({"https": "http", "s3a": "s3"}.get(scheme, scheme), {}))
+    except ImportError as error:
+        package = f"resnet-experiments[{EXTRAS[scheme]}]" if scheme in EXTRAS else error.name or "its package"
+        raise UserError(f"{knob}{address}: a package is not installed; pip install '{package}'") from error
+    except ValueError as error:
+        raise UserError(
+            f"{knob}{address}: no address that can be read ({error}); give s3://, gs://, https:// or a path"
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------------------------- retries
+def retried(address: str, call: Callable[[], Result], stop: threading.Event | None = None) -> Result:
+    """What `call` returns, which is tried again, after growing pauses, for what passes: timeouts, resets, 5xx.
+
+    Raises FileNotFoundError, PermissionError and Unreachable at once for what does not pass, and Unreachable after GIVE_UP_S, or
+    once `stop` is set.
+    """
+    begin = time.monotonic()
+    local = address.partition("://")[0] in LOCAL
+    for attempt in itertools.count():
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:
+            waited = time.monotonic() - begin
+            reason = explanation(error)
+            if reason or local:
+                raise reason or Unreachable(first_line(error)) from error
+            if waited > GIVE_UP_S or (stop and stop.is_set()):
+                raise Unreachable(f"{first_line(error)}, {attempt + 1} times in {waited:.0f} s") from error
+            say_rarely(f"{address}: {first_line(error)}; trying again for at most {GIVE_UP_S:.0f} s", waited)
+            pause = min(MAX_PAUSE_S, PAUSE_S * 2**attempt) * random.uniform(0.5, 1)
+            (stop.wait if stop else time.sleep)(pause)
+    raise AssertionError
+
+
+def say_rarely(line: str, waited: float) -> None:
+    """Print a line once something has waited for SAY_S seconds, one line every SAY_S seconds over all threads."""
+    global last_line
+    if waited > SAY_S and time.monotonic() - last_line > SAY_S:
+        last_line = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
+
+
+def explanation(error: BaseException) -> OSError | None:
+    """The error to raise for what does not pass; None for what may."""
+    if isinstance(error, FileNotFoundError) and type(error.__cause__).__module__.partition(".")[0] in NETWORK:
+        error = error.__cause__ or error  # fsspec's HTTP calls everything so that a HEAD request does not answer
+    status = status_of(error)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if status and (status >= 500 or status in PASSING):
+        return None
+    if isinstance(error, PermissionError) or status in REASONS:
+        return PermissionError(errno.EACCES, REASONS.get(status or 0, "access denied"))
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, Unreachable)):
+        return error
+    network = type(error).__module__.partition(".")[0] in NETWORK and "Credential" not in type(error).__name__
+    if status or not (network or isinstance(error, (OSError, EOFError, TimeoutError))):
+        return Unreachable(f"HTTP {status}" if status else first_line(error))
+    return None
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of an error of aiohttp, gcsfs or botocore, if it has one."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None) or getattr(error, "code", None)
+    return int(str(status)) if str(status).isdigit() and int(str(status)) >= 400 else None
+
+
+def first_line(error: BaseException) -> str:
+    """An error for people: one line, nothing secret."""
+    text = uris.redact(str(error)).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def request(address: str, method: str, stop: threading.Event | None = None, **words: Any) -> Any:
+    """What the file system's `method` returns for an address, in TIMEOUT_S seconds a try. Raises what retried() raises."""
+
+    def once() -> Any:
+        filesystem, path = system(address)
+        if not filesystem.async_impl:
+            return getattr(filesystem, method)(path, **words)
+        import fsspec
+
+        return fsspec.asyn.sync(filesystem.loop, getattr(filesystem, f"_{method}"), path, **words, timeout=TIMEOUT_S)
+
+    return retried(address, once, stop)
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+def read(address: str, start: int = 0, end: int | None = None, stop: threading.Event | None = None) -> bytes:
+    """The bytes from `start` up to `end` of a file, or to its end. Fewer than wanted, if the file is shorter.
+
+    Raises what retried() raises.
+    """
+    if end == start:
+        return b""
+    data: bytes = request(address, "cat_file", stop, start=start or None, end=end)
+    if end is not None and len(data) > end - start:
+        raise Unreachable("the server sends more than the range that it is asked for")
+    return data
+
+
+def read_exactly(address: str, start: int, end: int, stop: threading.Event | None = None) -> bytes:
+    """As read(); an answer that is too short is asked for again, and is Unreachable if it stays so."""
+
+    def once() -> bytes:
+        data = read(address, start, end, stop)
+        if len(data) < end - start:
+            raise EOFError(f"{len(data):,} of {end - start:,} bytes")
+        return data
+
+    return retried(address, once, stop)
+
+
+def listing(folder: str) -> dict[str, dict[str, Any]]:
+    """The files and folders in a folder by name, as fsspec describes them; none where nothing lies. Raises as retried()."""
+    try:
+        entries = request(f"{folder}/" if folder.startswith("http") else folder, "ls", detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {str(entry["name"]).rstrip("/").rpartition("/")[2]: entry for entry in entries}
+
+
+def stamps(addresses: Sequence[str]) -> list[tuple[int, str]]:
+    """(size in bytes, what changes with the content: ETag or time) of each file. Raises what retried() raises."""
+    folders = {address.rpartition("/")[0] for address in addresses}
+    entries = {f"{folder}/{name}": entry for folder in folders for name, entry in listing(folder).items()}
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(stamp, addresses, map(entries.get, addresses)))
+
+
+def stamp(address: str, entry: dict[str, Any] | None = None) -> tuple[int, str]:
+    """As stamps(), of one file, of which a listing may have an entry."""
+    if entry is None or entry.get("size") is None:
+        entry = request(address, "info")
+    if entry["type"] == "directory":
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if entry["size"] is None:
+        raise Unreachable("the server does not say how large the file is")
+    names = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "created")
+    return int(entry["size"]), str(next((entry[name] for name in names if entry.get(name)), ""))
