@@ -122,7 +122,8 @@ def explanation(error: BaseException) -> OSError | None:
     if status and (status >= 500 or status in PASSING):
         return None
     if isinstance(error, PermissionError) or status in REASONS:
-        return PermissionError(errno.EACCES, REASONS.get(status or 0, "access denied"))
+        reason = REASONS.get(status or 0) or getattr(error, "strerror", None) or "access denied"
+        return PermissionError(errno.EACCES, uris.redact(reason))
     if isinstance(error, (IsADirectoryError, NotADirectoryError, Unreachable)):
         return error
     network = type(error).__module__.partition(".")[0] in NETWORK and "Credential" not in type(error).__name__

@@ -70,6 +70,12 @@ class Records(Data):
     streams: int = 48  # of blocks, mixed one image of each in turn; the number of ranks must divide it
     block_mb: float = 1.0  # what is read at once, megabytes
     window: float = 4.0  # blocks of a stream among which its images are mixed
+    fetch_mb: float = 256.0  # of blocks, or images of an address, that each rank reads ahead, megabytes
+
+    @property
+    def fetches(self) -> bool:
+        """Whether records are read ahead of their use."""
+        return self.order is Order.blocks or addresses.is_remote(self.dir)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,10 +87,15 @@ class Records(Data):
         self.check("min_area", 0 < self.min_area <= 1, "must be above 0 and at most 1")
         self.check_at_least(1, "max_aspect")
         self.check_at_least(0, "max_corrupt", "window")
-        self.check_above(0, "block_mb", "streams")
+        self.check_above(0, "block_mb", "streams", "fetch_mb")
         self.check_at_most(10_000, "block_mb", "streams", "window")
+        self.check_at_most(1_000_000, "fetch_mb")
         used = self.order is Order.blocks or (self.streams, self.block_mb, self.window) == (48, 1.0, 4.0)
         check(used, "data.order", self.order.name, "has no streams, blocks or window; use data.order=blocks")
+        used = self.fetches or self.fetch_mb == 256
+        self.check("fetch_mb", used, "is for data.order=blocks and for addresses, such as data.dir=s3://bucket/shards")
+        way_out = "nothing is read ahead for it; use data.cache=encoded, or data.order=images and a local data.dir"
+        check(not self.fetches or self.cache is not Cache.decoded, "data.cache", self.cache.name, way_out)
 
 
 @dataclass

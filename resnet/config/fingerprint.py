@@ -32,6 +32,7 @@ FREE = (
     "data.on_corrupt",
     "data.max_corrupt",
     "data.cache",
+    "data.fetch_mb",
 )
 FREE_GROUPS = ("cluster", "track", "on_nan")
 

@@ -54,11 +54,15 @@ def train(
     assert isinstance(settings, Records)
     count = len(records)
     epoch, skip = divmod(step, count // batch)
+    assert source.train_reader
+    fetch_ahead = source.train_reader.fetch_ahead()
 
     def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
         positions = blocks.positions(settings, count, batch, rank, ranks, skip if number == epoch else 0)
         images = blocks.order(records, settings, seed, int(number))[positions]
+        if fetch_ahead:
+            fetch_ahead(images, positions % settings.streams)
         return images, int(number) * count + images
 
     @do_not_convert
@@ -230,8 +234,22 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
         padded = (tf.pad(part, [[0, missing]] + [[0, 0]] * (len(part.shape) - 1)) for part in parts)
         return tuple(tf.ensure_shape(part, [batch, *part.shape[1:]]) for part in padded)
 
-    mine = np.arange(rank, len(source.val), ranks, dtype=np.int64)
-    dataset = tf.data.Dataset.from_tensor_slices((mine if steps is None else mine[: steps * batch],) * 2)
+    mine = np.arange(rank, len(source.val), ranks, dtype=np.int64)[: None if steps is None else steps * batch]
+    assert source.val_reader
+    fetch_ahead = source.val_reader.fetch_ahead()
+
+    def plan() -> NDArray[np.int64]:
+        assert fetch_ahead
+        fetch_ahead(mine, np.zeros_like(mine))
+        return mine
+
+    @do_not_convert
+    def planned(_: tf.Tensor) -> tf.data.Dataset:
+        order = tf.ensure_shape(tf.numpy_function(plan, [], tf.int64), [len(mine)])
+        return tf.data.Dataset.from_tensor_slices((order, order))
+
+    slices = tf.data.Dataset.from_tensor_slices((mine, mine))
+    dataset = tf.data.Dataset.range(1).flat_map(planned) if fetch_ahead else slices
     dataset = read(dataset, source, source.val_reader).map(decode, tf.data.AUTOTUNE).batch(batch)
     return finalize(dataset.map(pad, tf.data.AUTOTUNE))
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resnet import UserError
-from resnet.config.data import Cache, OnCorrupt, Records
-from resnet.data import images, shards, tfexample
+from resnet.config.data import Cache, OnCorrupt, Order, Records
+from resnet.data import blocks, images, shards, tfexample
+from resnet.data.fetch import Fetcher, ReadsClosed
 
 QUIET_S = 0.2  # without a call, until no more is expected
-
-
-class ReadsClosed(Exception):
-    """A read began, or went on, after the reading had been closed."""
 
 
 class ReadsInFlight:
@@ -73,6 +73,32 @@ class Reader:
         self.plain = bytearray(len(records))  # by number: 1 where the record's image is known to need no conversion
         self.cache: dict[int, bytes] | None = {} if settings.cache is Cache.encoded else None
         self.lock = threading.Lock()
+        self.fetcher: Fetcher | None = None
+
+    def fetch_ahead(self) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None:
+        """A function that has records, of streams with these numbers, read ahead in the order in which they are used.
+
+        None where each is read when it is used. What was planned before is no longer read.
+        """
+        if not self.settings.fetches:
+            return None
+        self.close()
+        by_blocks = self.settings.order is Order.blocks
+        count = len(self.records)
+        starts = blocks.cut(self.records, self.settings.block_mb) if by_blocks else np.arange(count + 1)
+        fetcher = self.fetcher = Fetcher(self.records, starts, self.settings.fetch_mb * 1e6)
+
+        def plan(numbers: NDArray[np.int64], streams: NDArray[np.int64]) -> None:
+            cache = self.cache or {}
+            new = np.array([int(number) not in cache for number in numbers]) if cache else slice(None)
+            fetcher.plan(numbers[new], streams[new])
+
+        return plan
+
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        if self.fetcher:
+            self.fetcher.close()
 
     def __call__(self, number: int) -> bytes:
         """The data of a record, or of its replacement. Raises UserError naming file and byte."""
@@ -81,9 +107,12 @@ class Reader:
             if place in self.corrupt:
                 continue
             if self.cache is not None and place in self.cache:
+                if self.fetcher:
+                    self.fetcher.drop(place)
                 return self.cache[place]
             try:
-                data = self.decodable(place, shards.read(self.records, place))
+                record = self.fetcher.take(place) if self.fetcher else shards.read(self.records, place)
+                data = self.decodable(place, record)
             except UserError as error:
                 if self.settings.on_corrupt is OnCorrupt.stop:
                     raise

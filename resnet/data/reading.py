@@ -38,6 +38,8 @@ def reading(source: Source, seed: int, batch: int, state: Position | None = None
             raise error from None
         raise
     finally:
+        for reader in filter(None, (source.train_reader, source.val_reader)):
+            reader.close()
         if not source.reads.close(READS_END_S) and isinstance(source.settings, Records):
             line = f"data.dir={source.settings.dir}: a read has not ended within {READS_END_S:g} s"
             cli.unfinished.append((lambda: source.reads.count > 0, line))

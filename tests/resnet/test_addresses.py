@@ -6,11 +6,11 @@ import threading
 import time
 
 import far
+import fsspec
 import pytest
 
 from resnet import UserError, addresses, files
 
-fsspec = pytest.importorskip("fsspec")
 CONTENT = bytes(range(256)) * 1000
 
 

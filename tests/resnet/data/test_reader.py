@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
@@ -156,7 +157,7 @@ def test_an_image_that_no_decoder_takes_is_named(folder):
 
 
 def test_shards_behind_an_address_are_read_as_local_ones(folder):
-    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory = fsspec.filesystem("memory")
     for path in folder.rglob("*-of-*"):
         memory.pipe(f"/bucket/{path.parent.name}/{path.name}", path.read_bytes())
     local, remote = (list(pipeline.train(opened(where), BATCH, 1, 0).take(3)) for where in (folder, "memory://bucket"))

@@ -1,0 +1,226 @@
+"""Records read ahead by blocks, from a server on the loopback that is far away, fails, stalls or dies, against local reads."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import far
+import numpy as np
+import pytest
+
+from resnet import UserError, addresses
+from resnet.config.data import Records
+from resnet.data import blocks, digits, indexes, pipeline, shards, source
+from resnet.data.fetch import Fetcher, ReadsClosed
+
+COUNT, SHARDS = 240, 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Shards of random records of about 10 kB, with their index."""
+    folder, random = tmp_path_factory.mktemp("far"), np.random.default_rng(0)
+    data = [random.bytes(int(size)) for size in random.integers(5_000, 15_000, COUNT)]
+    parts = shards.write_split(folder, "img_train", data, SHARDS)
+    indexes.write(folder, parts, [np.array([*map(len, data[n::SHARDS])], "<u4").tobytes() for n in range(SHARDS)])
+    return folder
+
+
+@pytest.fixture
+def server(folder, monkeypatch):
+    monkeypatch.setattr(addresses, "PAUSE_S", 0.02)
+    with far.Server(folder) as running:
+        yield running
+
+
+def index_at(place):
+    paths = [f"{place}/img_train/img_train-{number:05d}-of-{SHARDS:05d}" for number in range(SHARDS)]
+    return indexes.index(paths, indexes.load(str(place), None))
+
+
+@pytest.fixture
+def far_away(server):
+    """The index of the server's shards, a fetcher of it, and the records as they are on the disk."""
+    index, local = index_at(server.address), index_at(server.folder)
+    server.requests.clear()
+    fetcher = Fetcher(index, blocks.cut(index, 0.1), 1e6)
+    yield index, fetcher, [shards.read(local, number) for number in range(COUNT)]
+    fetcher.close()
+
+
+def order_of(index, epoch=0):
+    return blocks.mixed(blocks.cut(index, 0.1), 1, epoch, 4, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------- ahead
+def test_records_are_those_of_the_disk_by_one_read_a_block(server, far_away):
+    index, fetcher, data = far_away
+    order = order_of(index)
+    fetcher.plan(order, np.arange(COUNT) % 4)
+    assert [fetcher.take(int(number)) for number in order] == [data[number] for number in order]
+    count = len(blocks.cut(index, 0.1)) - 1
+    assert count <= len(server.requests) <= count + 3  # a block is cut where a stream ends
+    assert not fetcher.used and not fetcher.ready and not fetcher.pending.any()
+
+
+def test_several_are_read_at_once_and_memory_is_bounded(server, far_away):
+    index, fetcher, _ = far_away
+    server.delay_s = 0.03
+    order = order_of(index)
+    fetcher.limit = 1.2e6
+    fetcher.plan(order, np.arange(COUNT) % 4)
+    most, start = 0, time.monotonic()
+    for number in order:
+        fetcher.take(int(number))
+        most = max(most, fetcher.used)
+    assert most <= 1.2e6
+    assert server.most > 3
+    assert time.monotonic() - start < len(server.requests) * 0.03 / 2
+
+
+def test_nothing_waits_for_ever_where_memory_is_too_small_for_the_order(far_away):
+    index, fetcher, data = far_away
+    fetcher.limit = 1
+    order = np.random.default_rng(0).permutation(COUNT)
+    fetcher.plan(order)
+    for number in order[::-1]:  # the last is used first
+        assert fetcher.take(int(number)) == data[number]
+    assert index
+
+
+def test_an_epoch_is_planned_while_the_one_before_is_used(far_away):
+    index, fetcher, data = far_away
+    both = np.concatenate([order_of(index, 0), order_of(index, 1)])
+    fetcher.plan(both[:COUNT])
+    fetcher.plan(both[COUNT:])
+    assert [fetcher.take(int(number)) for number in both] == [data[number] for number in both]
+    assert not fetcher.used
+
+
+def test_several_threads_may_take(far_away):
+    index, fetcher, data = far_away
+    order, wrong = order_of(index), []
+    fetcher.plan(order)
+
+    def take(part):
+        wrong.extend(number for number in part if fetcher.take(int(number)) != data[number])
+
+    threads = [threading.Thread(target=take, args=(order[first::5],)) for first in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not wrong and not any(thread.is_alive() for thread in threads) and not fetcher.used
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_together_read_no_byte_twice(server, far_away, ranks):
+    index, _, data = far_away
+    settings = Records(classes=10, dir="x", order=blocks.Order.blocks, streams=4, block_mb=0.1)
+    order = blocks.order(index, settings, 1, 0)
+    for rank in range(ranks):
+        positions = blocks.positions(settings, COUNT, 12, rank, ranks)
+        fetcher = Fetcher(index, blocks.cut(index, 0.1), 1e6)
+        fetcher.plan(order[positions], positions % 4)
+        assert [fetcher.take(int(number)) for number in order[positions]] == [
+            data[number] for number in order[positions]
+        ]
+        fetcher.close()
+    pairs = [asked.removeprefix("bytes=").split("-") for _, _, asked in server.requests]
+    read = sum(int(last) - int(first) + 1 for first, last in pairs)
+    assert read <= int(index.length.sum()) + shards.FRAME * COUNT
+
+
+def test_what_is_not_planned_or_dropped_is_read_alone(server, far_away):
+    _, fetcher, data = far_away
+    assert fetcher.take(7) == data[7]
+    fetcher.plan(np.arange(5))
+    fetcher.drop(3)
+    assert [fetcher.take(number) for number in (0, 1, 2, 4, 3)] == [data[number] for number in (0, 1, 2, 4, 3)]
+    assert len(server.requests) == 3
+    assert not fetcher.used and not fetcher.pending.any()
+
+
+# -------------------------------------------------------------------------------------------------------------- failures
+@pytest.mark.parametrize("trouble", ["fail", "truncate", "dead", "stalled"])
+def test_a_server_in_trouble_costs_time_and_nothing_else(server, far_away, monkeypatch, trouble):
+    index, fetcher, data = far_away
+    monkeypatch.setattr(addresses, "TIMEOUT_S", 0.5)
+    order = order_of(index)
+    setattr(server, trouble, 0.1 if trouble in ("fail", "truncate") else True)
+    if trouble in ("dead", "stalled"):
+        threading.Timer(0.7, setattr, (server, trouble, False)).start()
+    fetcher.plan(order)
+    assert [fetcher.take(int(number)) for number in order] == [data[number] for number in order]
+
+
+@pytest.mark.parametrize(("status", "line"), [(403, r"HTTP 403, forbidden\); check the access"), (404, "No such file")])
+def test_what_does_not_pass_is_an_error_of_the_record_at_once(server, far_away, status, line):
+    index, fetcher, _ = far_away
+    server.status = status
+    fetcher.plan(order_of(index))
+    with pytest.raises(UserError, match=rf"{server.address}/img_train/\S+: cannot be read at byte \d+ \(.*{line}"):
+        fetcher.take(int(order_of(index)[0]))
+
+
+def test_a_corrupt_record_is_an_error_of_its_own(tmp_path, folder, far_away):
+    _, _, data = far_away
+    shutil.copytree(folder, tmp_path / "copy")
+    index = index_at(tmp_path / "copy")
+    with Path(index.files[index.file[11]]).open("r+b") as shard:
+        shard.seek(index.offset[11] + 5)
+        shard.write(b"?")
+    with far.Server(tmp_path / "copy") as hurt:
+        fetcher = Fetcher(index_at(hurt.address), blocks.cut(index, 0.1), 1e6)
+        fetcher.plan(np.arange(20))
+        for number in range(20):
+            if number != 11:
+                assert fetcher.take(number) == data[number]
+        with pytest.raises(UserError, match=rf"corrupt record at byte {index.offset[11] - 12};"):
+            fetcher.take(11)
+        fetcher.close()
+
+
+def test_a_wait_ends_when_the_reading_is_closed(server, far_away):
+    index, fetcher, _ = far_away
+    server.stalled = True
+    fetcher.plan(order_of(index))
+    threading.Timer(0.2, fetcher.close).start()
+    with pytest.raises(ReadsClosed):
+        fetcher.take(int(order_of(index)[0]))
+    fetcher.plan(np.arange(9))  # of an iterator that is no longer used
+    assert not fetcher.spans or fetcher.closed.is_set()
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    digits.write(str(folder / "shards"))
+    return folder
+
+
+def batches(run_of, place, *words, step=28, steps=4, rank=0, ranks=1):
+    """Batches of training and evaluation, as arrays; the reads are closed."""
+    data = source.open_source(run_of("data=imagenet", "data.classes=10", f"data.dir={place}", *words, *SMALL).data)
+    train = list(pipeline.train(data, 48, 1, step, rank, ranks).take(steps).as_numpy_iterator())
+    evaluation = pipeline.evaluation(data, 100, None, rank, ranks)
+    val = [*evaluation.as_numpy_iterator(), *evaluation.as_numpy_iterator()]
+    for reader in (data.train_reader, data.val_reader):
+        reader.close()
+    return [part for batch in [*train, *val] for part in batch]
+
+
+SMALL = ["data.image_size=32", "data.eval_resize=32"]
+BLOCKS = ["data.order=blocks", "data.streams=12", "data.block_mb=0.01"]
+
+
+@pytest.mark.parametrize("words", [[], [*BLOCKS, "data.cache=encoded", "data.on_corrupt=skip"]])
+def test_training_and_evaluation_get_from_far_away_what_they_get_from_the_disk(written, run_of, words):
+    with far.Server(written) as server:
+        server.delay_s = 0.005
+        theirs = batches(run_of, f"{server.address}/shards", *words)
+    ours = batches(run_of, written / "shards", *words)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
