@@ -6,6 +6,7 @@ has any: one with a user, password or query is refused, so that none gets into a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -197,8 +198,10 @@ def listing(folder: str) -> dict[str, dict[str, Any]]:
 
 def stamps(addresses: Sequence[str]) -> list[tuple[int, str]]:
     """(size in bytes, what changes with the content: ETag or time) of each file. Raises what retried() raises."""
-    folders = {address.rpartition("/")[0] for address in addresses}
-    entries = {f"{folder}/{name}": entry for folder in folders for name, entry in listing(folder).items()}
+    entries: dict[str, dict[str, Any]] = {}
+    for folder in {address.rpartition("/")[0] for address in addresses}:
+        with contextlib.suppress(PermissionError):  # a server that lists nothing is asked for each file
+            entries |= {f"{folder}/{name}": entry for name, entry in listing(folder).items()}
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(stamp, addresses, map(entries.get, addresses)))
 
@@ -213,3 +216,28 @@ def stamp(address: str, entry: dict[str, Any] | None = None) -> tuple[int, str]:
         raise Unreachable("the server does not say how large the file is")
     names = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "created")
     return int(entry["size"]), str(next((entry[name] for name in names if entry.get(name)), ""))
+
+
+class Ranges:
+    """A file at an address, to read from front to back by ranges of at least AHEAD bytes."""
+
+    AHEAD = 1 << 16  # bytes; one record of a photograph, or many small ones
+
+    def __init__(self, address: str) -> None:
+        self.address, self.at, self.start, self.data = address, 0, 0, b""
+
+    def __enter__(self) -> Ranges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def seek(self, at: int) -> None:
+        self.at = at
+
+    def read(self, count: int) -> bytes:
+        if not self.start <= self.at <= self.at + count <= self.start + len(self.data):
+            self.start, self.data = self.at, read(self.address, self.at, self.at + max(count, self.AHEAD))
+        self.at += count
+        first = self.at - count - self.start
+        return self.data[first : first + count]

@@ -13,8 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, files, home, shell, uris
+from resnet import UserError, addresses, files, home, shell, uris
 from resnet.config import topology
+from resnet.config.data import Order
 from resnet.config.sweep import Where
 
 
@@ -77,6 +78,12 @@ def counted_classes(*, _parent_: DictConfig) -> int:
         ) from error
 
 
+def order_by_address(*, _parent_: DictConfig) -> str:
+    """The order of training images for data.dir: each read of an address is a round trip, so blocks are read there."""
+    remote = not OmegaConf.is_missing(_parent_, "dir") and addresses.is_remote(_parent_.dir)
+    return (Order.blocks if remote else Order.images).name
+
+
 def cache(name: str) -> str:
     """A folder for what can be made again."""
     return str(home.cache() / name)
@@ -98,6 +105,7 @@ ALL: dict[str, Callable[..., object]] = {  # by their names in option files
     "tracking_server": tracking_server,
     "tracking_store": tracking_store,
     "counted_classes": counted_classes,
+    "order_by_address": order_by_address,
     "scratch": scratch,
     "cache": cache,
 }

@@ -96,22 +96,24 @@ class Reader:
         return plan
 
     def close(self) -> None:
-        """Read nothing ahead any more."""
+        """Read nothing ahead any more: each record when it is used."""
         if self.fetcher:
             self.fetcher.close()
+            self.fetcher = None
 
     def __call__(self, number: int) -> bytes:
         """The data of a record, or of its replacement. Raises UserError naming file and byte."""
+        fetcher = self.fetcher
         for step in range(len(self.records)):
             place = (number + step) % len(self.records)
             if place in self.corrupt:
                 continue
             if self.cache is not None and place in self.cache:
-                if self.fetcher:
-                    self.fetcher.drop(place)
+                if fetcher:
+                    fetcher.drop(place)
                 return self.cache[place]
             try:
-                record = self.fetcher.take(place) if self.fetcher else shards.read(self.records, place)
+                record = fetcher.take(place) if fetcher else shards.read(self.records, place)
                 data = self.decodable(place, record)
             except UserError as error:
                 if self.settings.on_corrupt is OnCorrupt.stop:

@@ -35,8 +35,8 @@ FRAME = 8 + 4 + 4  # bytes around a record's data
 MAX_RECORD = 1 << 30  # bytes of a record's data, which is read whole
 
 
-def listing(folder: str, pattern: str, knob: str = "data.dir") -> list[str]:
-    """Paths below `folder` that match `pattern`, sorted."""
+def listing(folder: str, pattern: str, knob: str = "data.dir", known: Iterable[str] = ()) -> list[str]:
+    """Paths below `folder` that match `pattern`, sorted; of the `known` ones where a server lists nothing."""
     sub, _, name = pattern.rpartition("/")
     inside = f"{folder.rstrip('/')}/{sub}".rstrip("/")
     if addresses.is_remote(folder):
@@ -46,17 +46,24 @@ def listing(folder: str, pattern: str, knob: str = "data.dir") -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"{knob}={folder}: cannot be listed ({error}); check the address and the access") from error
-    return [f"{inside}/{entry}" for entry in sorted(fnmatch.filter(names, name))]
+        if not known or not isinstance(error, PermissionError):
+            raise UserError(f"{knob}={folder}: cannot be listed ({error}); check the address and the access") from error
+        names = []
+    if addresses.is_remote(folder) and not names:
+        names = [path.removeprefix(f"{inside}/") for path in known if path.startswith(f"{inside}/")]
+    return [f"{inside}/{entry}" for entry in sorted(fnmatch.filter(names, name)) if "/" not in entry]
 
 
-def find(folder: str, prepare: str, knob: str = "data.dir") -> tuple[list[str], list[str]]:
+def find(folder: str, prepare: str, knob: str = "data.dir", known: Iterable[str] = ()) -> tuple[list[str], list[str]]:
     """(training, validation) shard paths below `folder`, in the first layout that has both.
 
-    `prepare` is the command that would make them, and `knob` names the folder, for the error.
+    `prepare` is the command that would make them, and `knob` names the folder, for the error. `known` are paths of an index,
+    for servers that list nothing.
     """
-    pairs = [(listing(folder, train, knob), listing(folder, val, knob)) for train, val in LAYOUTS]
-    for train, val in pairs:
+    pairs = []
+    for patterns in LAYOUTS:
+        train, val = (listing(folder, pattern, knob, known) for pattern in patterns)
+        pairs.append((train, val))
         if train and val:
             check_complete(train)
             check_complete(val)
@@ -159,33 +166,8 @@ def compression(head: bytes) -> tuple[str, str] | None:
     return None
 
 
-class Ranges:
-    """A file at an address, to read from front to back by ranges of at least AHEAD bytes."""
-
-    AHEAD = 1 << 16  # bytes; one record of a photograph, or many small ones
-
-    def __init__(self, address: str) -> None:
-        self.address, self.at, self.start, self.data = address, 0, 0, b""
-
-    def __enter__(self) -> Ranges:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def seek(self, at: int) -> None:
-        self.at = at
-
-    def read(self, count: int) -> bytes:
-        if not self.start <= self.at <= self.at + count <= self.start + len(self.data):
-            self.start, self.data = self.at, addresses.read(self.address, self.at, self.at + max(count, self.AHEAD))
-        self.at += count
-        first = self.at - count - self.start
-        return self.data[first : first + count]
-
-
 def open_shard(path: str) -> Any:
-    return Ranges(path) if addresses.is_remote(path) else open(path, "rb", 0, opener=files.linked)
+    return addresses.Ranges(path) if addresses.is_remote(path) else open(path, "rb", 0, opener=files.linked)
 
 
 def scan(path: str) -> tuple[list[int], list[int]]:

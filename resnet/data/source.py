@@ -44,17 +44,18 @@ def open_source(settings: Data) -> Source:
         case Synthetic():
             return Source(settings, settings.train_images, settings.eval_images)
         case Records():
-            if isinstance(settings, Digits):
+            remote = addresses.is_remote(settings.dir)
+            if isinstance(settings, Digits) and not remote:
                 digits.write(settings.dir)
-            if isinstance(settings, Fashion):
+            if isinstance(settings, Fashion) and not remote:
                 idx.write_fashion(settings.dir)
             words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
             command = shell.command("resnet.prepare", *words)
-            if addresses.is_remote(settings.dir):
+            if remote:
                 addresses.system(settings.dir, "data.dir=")
             content = manifest_of(settings.dir)
             known = indexes.load(settings.dir, content)
-            train, val = (indexes.index(paths, known) for paths in shards.find(settings.dir, command))
+            train, val = (indexes.index(paths, known) for paths in shards.find(settings.dir, command, known=known))
             check_counts(settings.dir, content, train, val)
             if settings.cache is Cache.encoded:
                 check_memory(settings, int(train.length.sum() + val.length.sum()))

@@ -23,6 +23,7 @@ class Server(ThreadingHTTPServer):
         self.status = None  # of every answer
         self.dead = self.stalled = False  # connections are closed; answers never come
         self.lists = self.ranges = True
+        self.unlisted = 404  # the status of a folder where it lists nothing
         self.requests, self.lock, self.random = [], threading.Lock(), random.Random(0)
         self.now = self.most = 0  # requests at once
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -83,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
             names = "".join(f'<a href="{one.name}{"/" * one.is_dir()}">x</a>' for one in sorted(path.iterdir()))
             self.send(200, names.encode(), body, "text/html")
         elif not path.is_file():
-            self.send(404, b"")
+            self.send(server.unlisted if path.is_dir() else 404, b"")
         else:
             self.send_file(path, body)
 

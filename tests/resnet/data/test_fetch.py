@@ -209,6 +209,7 @@ def batches(run_of, place, *words, step=28, steps=4, rank=0, ranks=1):
     val = [*evaluation.as_numpy_iterator(), *evaluation.as_numpy_iterator()]
     for reader in (data.train_reader, data.val_reader):
         reader.close()
+        assert reader(3)  # as figures of a finished run do
     return [part for batch in [*train, *val] for part in batch]
 
 
@@ -216,7 +217,7 @@ SMALL = ["data.image_size=32", "data.eval_resize=32"]
 BLOCKS = ["data.order=blocks", "data.streams=12", "data.block_mb=0.01"]
 
 
-@pytest.mark.parametrize("words", [[], [*BLOCKS, "data.cache=encoded", "data.on_corrupt=skip"]])
+@pytest.mark.parametrize("words", [["data.order=images"], [*BLOCKS, "data.cache=encoded", "data.on_corrupt=skip"]])
 def test_training_and_evaluation_get_from_far_away_what_they_get_from_the_disk(written, run_of, words):
     with far.Server(written) as server:
         server.delay_s = 0.005
@@ -224,3 +225,42 @@ def test_training_and_evaluation_get_from_far_away_what_they_get_from_the_disk(w
     ours = batches(run_of, written / "shards", *words)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("listed", ["nothing", "forbidden"])
+def test_shards_of_a_server_that_lists_nothing_are_those_of_the_index(written, run_of, listed):
+    words = "data=imagenet", "data.classes=10", *SMALL
+    with far.Server(written) as server:
+        server.lists = False
+        server.unlisted = 404 if listed == "nothing" else 403
+        data = source.open_source(run_of(*words, f"data.dir={server.address}/shards").data)
+        reads = [path for _, path, asked in server.requests if asked and "img_" in path]
+    assert (len(data.train), len(data.val), reads) == (1437, 360, [])
+    local = source.open_source(run_of(*words, f"data.dir={written}/shards").data)
+    np.testing.assert_array_equal(data.train.offset, local.train.offset)
+
+
+def test_far_shards_without_an_index_are_walked_through_once(written, run_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(written / "shards", tmp_path / "shards")
+    (tmp_path / "shards" / "index.bin").unlink()
+    with far.Server(tmp_path) as server:
+        settings = run_of("data=imagenet", "data.classes=10", *SMALL, f"data.dir={server.address}/shards").data
+        walked = source.open_source(settings)
+        reads = [path for _, path, asked in server.requests if asked and "img_" in path]
+        assert len(reads) < 50  # of 1,797 records
+        server.requests.clear()
+        again = source.open_source(settings)
+        assert not [path for _, path, asked in server.requests if asked and "img_" in path]
+    local = source.open_source(run_of("data=imagenet", "data.classes=10", *SMALL, f"data.dir={written}/shards").data)
+    for one in (walked, again):
+        np.testing.assert_array_equal(one.val.offset, local.val.offset)
+        np.testing.assert_array_equal(one.train.length, local.train.length)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "folder"])
+def test_an_address_is_read_by_blocks_unless_the_user_says_otherwise(run_of, name):
+    words = f"data={name}", "data.classes=10"
+    for place, order in (("s3://bucket/x", "blocks"), ("/some/folder", "images")):
+        assert run_of(*words, f"data.dir={place}").data.order.name == order
+    assert run_of(*words, "data.dir=s3://bucket/x", "data.order=images").data.order is blocks.Order.images
