@@ -127,8 +127,9 @@ def explanation(error: BaseException) -> OSError | None:
         return PermissionError(errno.EACCES, uris.redact(reason))
     if isinstance(error, (IsADirectoryError, NotADirectoryError, Unreachable)):
         return error
+    beyond = isinstance(error, OSError) and error.errno == errno.EINVAL  # of s3fs, for a range behind the end
     network = type(error).__module__.partition(".")[0] in NETWORK and "Credential" not in type(error).__name__
-    if status or not (network or isinstance(error, (OSError, EOFError, TimeoutError))):
+    if status or beyond or not (network or isinstance(error, (OSError, EOFError, TimeoutError))):
         return Unreachable(f"HTTP {status}" if status else first_line(error))
     return None
 

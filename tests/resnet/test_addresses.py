@@ -152,6 +152,7 @@ class TransferError(Exception):
         (asyncio.TimeoutError(), None),
         (OSError(16, "Please reduce your request rate"), None),
         (PermissionError(13, "denied"), PermissionError),
+        (OSError(22, "The requested range is not satisfiable"), addresses.Unreachable),
         (KeyError("x"), addresses.Unreachable),
     ],
 )
