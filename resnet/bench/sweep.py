@@ -31,7 +31,8 @@ WARM = 20  # jobs after which the sweep's process has what it needs
 ABOUT = """
 All jobs train the network `tiny` with the recipe `quickstart` on the digits, track=off. jobs: one after the other, and several
 at a time; a job's cost is the time that one more job takes, less the time of its training. search: the space of sweep=asha,
-with its pruner and without; the values at random, so that both have the same trials. many: jobs of one step, and the sweep's process after the first 20 and at the end.
+with its pruner and without, at random, so that both have the same trials. many: jobs of one step, and the sweep's process
+after the first 20 and at the end.
 """
 
 
