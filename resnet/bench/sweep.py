@@ -136,27 +136,17 @@ def many(knobs: Sweep, result: Result, outs: Iterator[Path]) -> None:
         process = subprocess.Popen([sys.executable, "-m", "resnet.train", *words], stdout=log, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
-                if len(list(out.glob("*/result.json"))) >= WARM:
+                if WARM <= len(list(out.glob("*/result.json"))) < knobs.many:  # before it draws the picture
                     one = psutil.Process(process.pid)
-                    try:
-                        samples.append((one.num_fds(), one.num_threads(), one.memory_info().rss / 2**20))
-                    except psutil.Error:
-                        break
+                    samples.append((one.num_fds(), one.num_threads(), one.memory_info().rss / 2**20))
                 time.sleep(1)
         finally:
             process.terminate()
             process.wait()
     count = len(finished(out, knobs.many))
-    first, last = samples[0], samples[-3]  # before it ends
-    for number, what in enumerate(("open files", "threads", "memory, MiB")):
-        row = Row(
-            f"{what} of the sweep after {count} jobs",
-            [last[number]],
-            [first[number]],
-            f"after {WARM}",
-            less_is_better=True,
-        )
-        result.rows.append(row)
+    for what, before, after in zip(("open files", "threads", "memory, MiB"), samples[0], samples[-1], strict=True):
+        name = f"{what} of the sweep's process after {count} jobs"
+        result.rows.append(Row(name, [after], [before], f"after {WARM}", less_is_better=True))
 
 
 def run_sweep(out: Path, *words: str) -> float:
