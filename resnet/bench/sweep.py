@@ -31,7 +31,8 @@ WARM = 20  # jobs after which the sweep's process has what it needs
 ABOUT = """
 All jobs train the network `tiny` with the recipe `quickstart` on the digits, track=off. jobs: one after the other, and several
 at a time; a job's cost is the time that one more job takes, less the time of its training. search: the space of sweep=asha,
-with its pruner and without. many: jobs of one step, and the sweep's process after the first 20 and at the end.
+with its pruner and without, at random, so that both have the same trials. many: jobs of one step, and the sweep's process
+after the first 20 and at the end.
 """
 
 
@@ -45,12 +46,13 @@ class Sweep(Knobs):
     epochs: int = knob(4, "epochs of such a job")
     trials: int = knob(16, "jobs of a search")
     search_epochs: int = knob(40, "epochs of a job of a search that is not pruned")
+    prune_from: int = knob(8, "the first evaluation of a job after which it may be pruned")
     many: int = knob(200, "jobs of one step")
     rounds: int = knob(3, "interleaved rounds, and seeds of the search")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_above(0, "epochs", "search_epochs", "trials")
+        self.check_above(0, "epochs", "search_epochs", "prune_from", "trials")
         self.check_above(1, "jobs", "count")
         self.check("many", self.many > WARM, f"must be above {WARM}")
 
@@ -100,8 +102,8 @@ def search(knobs: Sweep, result: Result, outs: Iterator[Path]) -> None:
     def sweep(pruner: str) -> float:
         out, seed = next(outs), 1 + len(best[pruner])
         words = [f"epochs={knobs.search_epochs}", "eval_every_epochs=1", f"sweep.trials={knobs.trials}", *SPACE]
-        words += ["sweep.sampler=tpe", f"sweep.jobs={knobs.jobs}", f"seed={seed}"]
-        words += [] if pruner == "null" else [f"sweep.pruner={pruner}", "sweep.prune_from=2"]
+        words += ["sweep.sampler=random", f"sweep.jobs={knobs.jobs}", f"seed={seed}"]
+        words += [] if pruner == "null" else [f"sweep.pruner={pruner}", f"sweep.prune_from={knobs.prune_from}"]
         seconds = run_sweep(out, *TINY, *words)
         contents = finished(out, None)
         best[pruner].append(100 * max(float(one["final/top1"]) for one in contents))
@@ -134,27 +136,17 @@ def many(knobs: Sweep, result: Result, outs: Iterator[Path]) -> None:
         process = subprocess.Popen([sys.executable, "-m", "resnet.train", *words], stdout=log, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
-                if len(list(out.glob("*/result.json"))) >= WARM:
+                if WARM <= len(list(out.glob("*/result.json"))) < knobs.many:  # before it draws the picture
                     one = psutil.Process(process.pid)
-                    try:
-                        samples.append((one.num_fds(), one.num_threads(), one.memory_info().rss / 2**20))
-                    except psutil.Error:
-                        break
+                    samples.append((one.num_fds(), one.num_threads(), one.memory_info().rss / 2**20))
                 time.sleep(1)
         finally:
             process.terminate()
             process.wait()
     count = len(finished(out, knobs.many))
-    first, last = samples[0], samples[-3]  # before it ends
-    for number, what in enumerate(("open files", "threads", "memory, MiB")):
-        row = Row(
-            f"{what} of the sweep after {count} jobs",
-            [last[number]],
-            [first[number]],
-            f"after {WARM}",
-            less_is_better=True,
-        )
-        result.rows.append(row)
+    for what, before, after in zip(("open files", "threads", "memory, MiB"), samples[0], samples[-1], strict=True):
+        name = f"{what} of the sweep's process after {count} jobs"
+        result.rows.append(Row(name, [after], [before], f"after {WARM}", less_is_better=True))
 
 
 def run_sweep(out: Path, *words: str) -> float:

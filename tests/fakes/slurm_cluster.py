@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -40,7 +41,9 @@ class Slurm:
         for path in (self.home, self.bin, self.deeds):
             path.mkdir(parents=True)
         program = Path(__file__).with_name("slurm_program.py").read_text()
-        for path, text in ((self.bin / "slurmd", f"#!{PYTHON} -ES\n{program}"), (self.training, TRAINING)):
+        # By way of sh: an interpreter whose path has a space in it cannot stand in the first line.
+        start = f"""#!/bin/sh\n'''exec' {shlex.quote(PYTHON)} -ES "$0" "$@"\n' '''\n"""
+        for path, text in ((self.bin / "slurmd", start + program), (self.training, TRAINING)):
             path.write_text(text)
             path.chmod(0o755)
         for name in ("sbatch", "squeue", "scancel", "scontrol"):
@@ -78,7 +81,7 @@ def starts(out):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

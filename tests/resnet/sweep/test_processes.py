@@ -136,14 +136,14 @@ class Driver:
         return [psutil.Process(int((self.out(number) / "facts").read_text().split()[0])) for number in numbers]
 
     def wait_until(self, condition):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()
             time.sleep(0.05)
 
     def end(self):
         """(status, stdout, stderr) once it has ended; no process of it is left."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=120)
         return self.process.returncode, out, err
 
 
@@ -166,7 +166,7 @@ def driver(tmp_path):
 
 
 def gone(processes):
-    return not psutil.wait_procs(processes, 60)[1]
+    return not psutil.wait_procs(processes, 120)[1]
 
 
 @pytest.mark.parametrize(
