@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from resnet.data import tfexample
+from resnet.data.formats import tfexample
 from resnet.data.shards import write_split
 
 

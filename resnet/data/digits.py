@@ -6,8 +6,9 @@ import io
 
 import numpy as np
 
-from resnet.data import embedded, tfexample
+from resnet.data import embedded
 from resnet.data.embedded import Content, Half
+from resnet.data.formats import tfexample
 
 HELD_OUT = 360  # of the 1,797 digits, drawn with this seed: the same in every copy of the data set
 HOLD_OUT_SEED = 20150

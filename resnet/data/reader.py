@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from resnet import UserError
 from resnet.config.data import Cache, OnCorrupt, Order, Records
-from resnet.data import blocks, images, shards, tfexample
+from resnet.data import blocks, images, shards
 from resnet.data.fetch import Fetcher, ReadsClosed
+from resnet.data.formats import tfexample
 
 QUIET_S = 0.2  # without a call, until no more is expected
 

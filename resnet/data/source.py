@@ -10,7 +10,8 @@ import numpy as np
 
 from resnet import UserError, addresses, files, shell
 from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
-from resnet.data import digits, idx, indexes, manifest, shards
+from resnet.data import digits, indexes, manifest, shards
+from resnet.data.formats import idx
 from resnet.data.reader import Reader, ReadsInFlight
 
 

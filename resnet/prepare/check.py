@@ -13,7 +13,8 @@ from typing import Any
 import google_crc32c
 
 from resnet import UserError, files, shell
-from resnet.data import images, indexes, manifest, shards, tfexample
+from resnet.data import images, indexes, manifest, shards
+from resnet.data.formats import tfexample
 from resnet.prepare import state
 from resnet.prepare.workers import Workers, progress, tick
 

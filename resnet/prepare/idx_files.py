@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet import UserError, files, home, shell
-from resnet.data import embedded, idx, manifest
+from resnet.data import embedded, manifest
+from resnet.data.formats import idx
 from resnet.prepare import summary, writer
 from resnet.prepare.knobs import Idx
 from resnet.prepare.listing import few

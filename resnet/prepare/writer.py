@@ -17,7 +17,8 @@ from typing import Any
 
 from resnet import UserError
 from resnet.config.checks import check
-from resnet.data import images, manifest, shards, tfexample
+from resnet.data import images, manifest, shards
+from resnet.data.formats import tfexample
 from resnet.prepare import archive, state, summary
 from resnet.prepare.archive import Entry, raw
 from resnet.prepare.knobs import Writing

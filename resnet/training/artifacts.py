@@ -16,7 +16,8 @@ from resnet import files
 from resnet.config.data import Records
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
-from resnet.data import classes, pipeline, tfexample
+from resnet.data import classes, pipeline
+from resnet.data.formats import tfexample
 from resnet.data.source import Source
 from resnet.rundir import metrics
 from resnet.serving import mlflow_model

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from resnet import UserError, cli, evaluate, files, rundir
 from resnet.config import compose
-from resnet.data import indexes, pipeline, shards, source, tfexample
+from resnet.data import indexes, pipeline, shards, source
+from resnet.data.formats import tfexample
 from resnet.model import resnet, weights
 from resnet.training import checkpoint, loop
 from resnet.training.trained import load as trained_load

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 
 from resnet import UserError, evaluate, export
 from resnet.config import compose
-from resnet.data import indexes, pipeline, shards, source, tfexample
+from resnet.data import indexes, pipeline, shards, source
+from resnet.data.formats import tfexample
 from resnet.model import weights
 from resnet.training import loop
 from resnet.training import trained as trained_networks

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet import UserError, files, rundir
-from resnet.data import manifest, shards, tfexample
+from resnet.data import manifest, shards
+from resnet.data.formats import tfexample
 from resnet.prepare import __main__ as prepare
 from resnet.prepare import archive, check
 from resnet.rundir import metrics

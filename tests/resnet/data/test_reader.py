@@ -15,7 +15,8 @@ from PIL import Image
 
 from resnet import UserError
 from resnet.config.data import Cache, OnCorrupt, Records
-from resnet.data import digits, images, pipeline, reading, shards, source, tfexample
+from resnet.data import digits, images, pipeline, reading, shards, source
+from resnet.data.formats import tfexample
 from resnet.training import checkpoint
 from resnet.training.loop import train
 

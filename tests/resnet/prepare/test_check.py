@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from resnet import UserError
-from resnet.data import indexes, manifest, shards, tfexample
+from resnet.data import indexes, manifest, shards
+from resnet.data.formats import tfexample
 from resnet.prepare import __main__ as prepare
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from resnet import UserError, files, rundir
 from resnet.config import compose
-from resnet.data import indexes, manifest, shards, source, tfexample
+from resnet.data import indexes, manifest, shards, source
+from resnet.data.formats import tfexample
 from resnet.prepare import __main__ as prepare
 from resnet.prepare import folders
 from resnet.prepare.archive import Entry

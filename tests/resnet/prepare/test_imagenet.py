@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from resnet import UserError, files
-from resnet.data import indexes, manifest, shards, tfexample
+from resnet.data import indexes, manifest, shards
+from resnet.data.formats import tfexample
 from resnet.prepare import __main__ as prepare
 
 ACCEPTED = "max_rejected=0.02"  # 4 of 244

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet.data import indexes, pipeline, shards, tfexample
+from resnet.data import indexes, pipeline, shards
+from resnet.data.formats import tfexample
 from resnet.model import resnet, weights
 from resnet.serving import mlflow_model
 from resnet.training.trained import read as read_weights

@@ -6,7 +6,7 @@ import random
 import pytest
 import tensorflow as tf
 
-from resnet.data import tfexample
+from resnet.data.formats import tfexample
 
 
 def of_tensorflow(features):

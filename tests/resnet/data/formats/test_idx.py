@@ -12,7 +12,8 @@ from PIL import Image
 
 from resnet import UserError, files
 from resnet.config import compose
-from resnet.data import idx, source, tfexample
+from resnet.data import source
+from resnet.data.formats import idx, tfexample
 from resnet.prepare import __main__ as prepare
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (12, 9, 7), np.uint8)

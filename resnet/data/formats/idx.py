@@ -23,8 +23,9 @@ from PIL import Image
 
 from resnet import UserError, files, shell
 from resnet.config.data import FASHION_DIR
-from resnet.data import embedded, images, tfexample
+from resnet.data import embedded, images
 from resnet.data.embedded import Content, Half
+from resnet.data.formats import tfexample
 
 UINT8 = 8
 MAX_BYTES = 1 << 30  # of one file's values; EMNIST, the largest of its kind, has 547 MB

@@ -1,0 +1,1 @@
+"""Formats of records and of files of images."""
