@@ -166,17 +166,24 @@ def compression(head: bytes) -> tuple[str, str] | None:
     return None
 
 
-def open_shard(path: str) -> Any:
-    return addresses.Ranges(path) if addresses.is_remote(path) else open(path, "rb", 0, opener=files.linked)
+def open_shard(path: str, ahead: int = addresses.AHEAD) -> Any:
+    """A shard to read; at an address, by ranges of at least `ahead` bytes."""
+    return addresses.Ranges(path, ahead) if addresses.is_remote(path) else open(path, "rb", 0, opener=files.linked)
+
+
+def size_of(shard: Any) -> int:
+    """The bytes of what open_shard() returned. Raises OSError."""
+    return (
+        addresses.stamp(shard.address)[0] if isinstance(shard, addresses.Ranges) else os.fstat(shard.fileno()).st_size
+    )
 
 
 def scan(path: str) -> tuple[list[int], list[int]]:
     """(offsets, lengths) of the records' data in one shard; none in an empty file. Raises UserError for a damaged frame."""
     offsets, lengths = [], []
     with files.explain_io_errors(path), open_shard(path) as shard:
-        size = addresses.stamp(path)[0] if addresses.is_remote(path) else os.fstat(shard.fileno()).st_size
         try:
-            for at, _, length in frames(shard, size):
+            for at, _, length in frames(shard, size_of(shard)):
                 offsets.append(at + 12)
                 lengths.append(length)
         except FrameError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet import UserError, addresses, files, shell
+from resnet import UserError, addresses, files, remote, shell
 from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
 from resnet.data import digits, indexes, manifest, shards
 from resnet.data.formats import idx
@@ -45,15 +45,16 @@ def open_source(settings: Data) -> Source:
         case Synthetic():
             return Source(settings, settings.train_images, settings.eval_images)
         case Records():
-            remote = addresses.is_remote(settings.dir)
-            if isinstance(settings, Digits) and not remote:
+            is_remote = addresses.is_remote(settings.dir)
+            if isinstance(settings, Digits) and not is_remote:
                 digits.write(settings.dir)
-            if isinstance(settings, Fashion) and not remote:
+            if isinstance(settings, Fashion) and not is_remote:
                 idx.write_fashion(settings.dir)
             words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
             command = shell.command("resnet.prepare", *words)
-            if remote:
+            if is_remote:
                 addresses.system(settings.dir, "data.dir=")
+                remote.check_complete(settings.dir, "data.dir=")
             content = manifest_of(settings.dir)
             known = indexes.load(settings.dir, content)
             train, val = (indexes.index(paths, known) for paths in shards.find(settings.dir, command, known=known))

@@ -96,7 +96,9 @@ def classify(
 def class_folders(listing: Listing, root: str, split: Split) -> Places:
     """The folders below `root`; images beside them are refused. Raises UserError for a link to a folder."""
     if listing.state.out.resolve().is_relative_to(root):
-        raise UserError(f"out={listing.state.out}: lies inside of {root}, which is read; give a folder elsewhere")
+        raise UserError(
+            f"out={listing.state.target.name}: lies inside of {root}, which is read; give a folder elsewhere"
+        )
     places, beside, others = Places(), Contents(), Counter[str]()
     for item in archive.scan(root):
         if archive.is_junk(item.name):

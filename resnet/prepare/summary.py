@@ -53,7 +53,7 @@ def headline(listing: Listing, names: Sequence[list[str]], processes: int) -> No
         [(count,)] = listing.state.select("count(*) FROM rejected WHERE shard = ''")
         name, reason = listing.refused
         lines.append(f"refused before reading: {count:,}, such as {name!r}: {reason}")
-    to = f"{' + '.join(f'{len(files):,}' for files in names)} shards in {listing.state.out}"
+    to = f"{' + '.join(f'{len(files):,}' for files in names)} shards in {listing.state.target.name}"
     print(
         *lines,
         f"{len(listing.classes):,} classes, {len(train):,} training and {len(val):,} validation images to {to}, by "
@@ -68,7 +68,8 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
 
     Raises UserError if too many images were rejected.
     """
-    state, out, options = listing.state, listing.state.out, listing.state.settings["options"]
+    state, options = listing.state, listing.state.settings["options"]
+    target, out = state.target, state.out
     kinds = Counter[str](dict(state.select("kind, sum(images) FROM counts GROUP BY kind ORDER BY kind")))
     [(resized,)] = state.select("sum(resized) FROM shards")
     print(f"RGB JPEG: {kinds['JPEG']:,}" + ("" if options["resize"] is None else f"; resized: {resized:,}"))
@@ -80,11 +81,13 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
         also = f", and {left:,} left out for their endings" if left else ""
         raise UserError(
             f"{rejected:,} of {total:,} images were rejected{also}, more than max_rejected={max_rejected:g} allows; read "
-            f"{out / manifest.REJECTED}. To do without them: the same command with "
+            f"{target.name}/{manifest.REJECTED}. To do without them: the same command with "
             f"max_rejected={share(rejected + left, total):g}; nothing is made twice"
         )
     for (file,) in state.select("file FROM shards WHERE NOT images ORDER BY file LIMIT 1"):
-        raise UserError(f"{out / file}: every image of this shard was rejected; delete {out}, and ask for fewer shards")
+        raise UserError(
+            f"{target.name}/{file}: every image of this shard was rejected; delete {target.name}, and ask for fewer shards"
+        )
     splits = {split: split_entry(state, split, listing.classes) for split in ("train", "val")}
     content: dict[str, Any] = {
         "options": options,
@@ -102,15 +105,18 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
     written = [Shard(**shard) for shard in manifest.shards_of(content)]
     indexes.write(out, written, (state.lengths(shard.file) for shard in written))
     manifest.write(out, content)
+    target.publish(files.CLASSES, indexes.NAME, manifest.NAME)
+    target.finish()
+    state.is_finished = True
     rate = f", {count / seconds:,.0f} images/s" if count else ""
-    print(f"{out}: {totals(content)}, in {seconds:,.0f} s{rate}")
+    print(f"{target.name}: {totals(content)}, in {seconds:,.0f} s{rate}")
     for name, number in splits["train"]["classes"].items():
         if not number:
             print(f"no training image is left of class {name!r}")
     data = "imagenet" if len(listing.classes) == 1000 and options["source"] == "imagenet" else "folder"
     number = splits["train"]["images"]
     batch = [f"batch={2 ** int(math.log2(number) - 1)}"] if number < DEFAULT_BATCH else []
-    print("next:", shell.command("resnet.train", f"data={data}", shell.override("data.dir", out), *batch))
+    print("next:", shell.command("resnet.train", f"data={data}", shell.override("data.dir", target.name), *batch))
 
 
 def split_entry(state: State, split: str, classes: list[str]) -> dict[str, Any]:
@@ -124,15 +130,15 @@ def split_entry(state: State, split: str, classes: list[str]) -> dict[str, Any]:
 
 def write_rejected(state: State) -> int:
     """Write a line for each rejected image: its name, a tab, the reason. No file if there is none. Returns their number."""
-    path = state.out / manifest.REJECTED
     rows = state.select(
         "name, reason FROM rejected LEFT JOIN shards ON shard = file ORDER BY split, file, rejected.rowid"
     )
     if rows:
-        files.write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in rows))
-        print(f"rejected: {len(rows):,}; see {path}")
+        files.write_text(state.out / manifest.REJECTED, "".join(f"{name}\t{reason}\n" for name, reason in rows))
+        state.target.publish(manifest.REJECTED)
+        print(f"rejected: {len(rows):,}; see {state.target.name}/{manifest.REJECTED}")
     else:
-        path.unlink(missing_ok=True)
+        state.target.withdraw(manifest.REJECTED)
     return len(rows)
 
 

@@ -16,7 +16,7 @@ import pytest
 from resnet import UserError, files
 from resnet.data import indexes, manifest, shards
 from resnet.prepare import __main__ as prepare
-from resnet.prepare import state, writer
+from resnet.prepare import state, target, writer
 
 SHARDS = 12
 
@@ -68,7 +68,7 @@ def wait_for_shards(out, count, process):
 
 def recorded(out):
     """The shards that a later call does not write again."""
-    with state.claim(out) as claimed:
+    with state.claim(target.of(str(out))) as claimed:
         return claimed.finished()
 
 
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_is_told(slow, tmp_path):
 
 def test_two_at_once_in_one_folder_are_one_too_many(quick, tmp_path):
     with (
-        state.claim(tmp_path / "x"),
+        state.claim(target.of(str(tmp_path / "x"))),
         pytest.raises(UserError, match=f"^out={tmp_path}/x: another prepare is at work"),
     ):
         run(*quick)
@@ -286,7 +286,7 @@ def test_a_shard_that_was_lost_or_cut_is_made_again(quick, tmp_path, monkeypatch
     shards = sorted((tmp_path / "x" / "img_train").iterdir())
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:-1])
-    with state.claim(tmp_path / "x") as claimed, claimed.db:
+    with state.claim(target.of(str(tmp_path / "x"))) as claimed, claimed.db:
         claimed.forget(f"img_train/{shards[2].name}")
     made, make = [], writer.make
     monkeypatch.setattr(writer, "make", lambda job: (made.append(Path(job.file).name), make(job))[1])
