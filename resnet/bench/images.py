@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from resnet.data import indexes
 from resnet.data.formats import tfexample
 from resnet.data.shards import write_split
+
+PHOTOS = 64  # different ones, of a benchmark
 
 
 def photo(random: np.random.Generator) -> bytes:
@@ -43,10 +46,12 @@ def photos(count: int) -> list[bytes]:
     return [photo(random) for _ in range(count)]
 
 
-def shards(folder: Path, encoded: Sequence[bytes], images: int) -> Path:
-    """`folder` with shards to train and to evaluate on, each of `images` images: these, repeated if need be."""
+def shards(folder: Path, encoded: Sequence[bytes], images: int, count: int = 4) -> Path:
+    """`folder` with shards to train and to evaluate on, `count` of `images` images each: these, repeated if need be."""
     records = [tfexample.image(one, 0, 0, 1, b"n", b"", b"n.jpg") for one in encoded]
     records = list(itertools.islice(itertools.cycle(records), images))
-    for part in ("img_train", "img_val"):
-        write_split(folder, part, records, 4)
+    written = write_split(folder, "img_train", records, count) + write_split(folder, "img_val", records, 4)
+    sizes = np.array([len(record) for record in records], "<u4")
+    parts = [sizes[number::many].tobytes() for many in (count, 4) for number in range(many)]
+    indexes.write(folder, written, parts)
     return folder
