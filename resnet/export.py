@@ -38,13 +38,8 @@ def export_to(path: str, overrides: Sequence[str], out: str, mlflow: bool = Fals
         raise UserError(f"out={place}: exists already; give another folder")
     aside = remote.staging(place) / "whole"
     shutil.rmtree(aside, ignore_errors=True)
-    try:
-        lines = export(path, overrides, aside, mlflow)
-        remote.upload(aside, place)
-    except OSError as error:
-        raise UserError(
-            f"out={place}: cannot be written ({error.strerror or error}); the same command goes on"
-        ) from error
+    lines = export(path, overrides, aside, mlflow)
+    remote.upload(aside, place)
     return [line.replace(str(aside), place) for line in lines]
 
 

@@ -79,15 +79,26 @@ def claim(folder: str) -> None:
 
 
 def upload(source: Path, folder: str) -> None:
-    """Write the files of a folder of this machine to one at an address. Raises UserError, OSError.
+    """Write the files of a folder of this machine to one at an address. Raises UserError.
 
     A kill leaves INCOMPLETE there, and the same call goes on.
     """
-    claim(folder)
-    paths = [path for path in source.rglob("*") if path.is_file()]
-    for path in sorted(paths, key=lambda path: (path.name in LAST, path)):
-        addresses.upload(path, f"{folder}/{path.relative_to(source).as_posix()}")
-    finish(folder)
+    try:
+        claim(folder)
+        paths = [path for path in source.rglob("*") if path.is_file()]
+        for path in sorted(paths, key=lambda path: (path.name in LAST, path)):
+            addresses.upload(path, f"{folder}/{path.relative_to(source).as_posix()}")
+        finish(folder)
+    except OSError as error:
+        raise UserError(
+            f"out={folder}: cannot be written ({reason(error)}); the same command goes on with it"
+        ) from error
+
+
+def reason(error: OSError) -> str:
+    """Why an address cannot be written to."""
+    missing = isinstance(error, FileNotFoundError)
+    return "there is no such bucket" if missing else str(error.strerror or error)
 
 
 def finish(folder: str) -> None:

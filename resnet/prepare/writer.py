@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError
+from resnet import UserError, remote
 from resnet.config.checks import check
 from resnet.data import images, manifest, shards
 from resnet.data.formats import tfexample
@@ -77,7 +77,8 @@ def build(
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
             message = "the disk is full; what is finished stays: make room, and the same command resumes"
         else:
-            reason = getattr(error, "strerror", None) or error
+            known = remote.reason(error) if out.remote and isinstance(error, OSError) else None
+            reason = known or getattr(error, "strerror", None) or error
             message = f"cannot be written ({reason}); what stood there before still stands"
         raise UserError(f"out={out.name}: {message}") from error
 
