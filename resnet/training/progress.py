@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the process that launches ranks prints report(), and does w
     from resnet.training.evaluation import EvalResult
 
 RANGE_TEST_CSV, RANGE_TEST_PNG = "lr_find.csv", "lr_find.png"
+SHOWN_WAIT = 0.05  # share of the time; less is no news
 
 
 def null_console() -> Console:
@@ -63,10 +64,19 @@ class Display:
         if self.bar:
             self.bar.update(self.task, completed=step)
 
-    def train_line(self, step: int, epoch: float, loss: float, lr: float, images_per_s: float | None) -> None:
-        """Show new figures."""
+    def train_line(
+        self,
+        step: int,
+        epoch: float,
+        loss: float,
+        lr: float,
+        images_per_s: float | None,
+        data_wait: float | None = None,
+    ) -> None:
+        """Show new figures; `data_wait`, in 0..1, if it is worth a word."""
         speed = "" if images_per_s is None else f"  {images_per_s:,.1f} images/s"
-        text = f"loss {loss:.4f}  lr {lr:.4g}{speed}"
+        wait = f"  {data_wait:.0%} waiting for data" if data_wait and data_wait >= SHOWN_WAIT else ""
+        text = f"loss {loss:.4f}  lr {lr:.4g}{speed}{wait}"
         if self.bar:
             self.bar.update(self.task, completed=step, epoch=f"{epoch:.1f}/{self.epochs:g}", text=text)
             return
