@@ -130,6 +130,7 @@ def freeze(config: DictConfig) -> Run:
     run.init = run.init and files.absolute(run.init, base)
     if isinstance(run.data, Records):
         run.data.dir = files.absolute(run.data.dir, base)
+        run.data.cache_dir = run.data.cache_dir and files.absolute(run.data.cache_dir, base)
     if isinstance(run.track, Mlflow):
         run.track.uri = uris.absolute(uris.take(run.track.uri), base)
     return run

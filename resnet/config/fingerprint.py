@@ -32,6 +32,9 @@ FREE = (
     "data.on_corrupt",
     "data.max_corrupt",
     "data.cache",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.disk",
     "data.fetch_mb",
 )
 FREE_GROUPS = ("cluster", "track", "on_nan")

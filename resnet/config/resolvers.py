@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet import UserError, addresses, files, home, shell, uris
 from resnet.config import topology
-from resnet.config.data import Order
+from resnet.config.data import Disk, Order
 from resnet.config.sweep import Where
 
 
@@ -79,9 +79,9 @@ def counted_classes(*, _parent_: DictConfig) -> int:
 
 
 def order_by_address(*, _parent_: DictConfig) -> str:
-    """The order of training images for data.dir: each read of an address is a round trip, so blocks are read there."""
+    """The order of training images for data.dir: blocks where each read is a round trip, of an address, or a seek, of a disk."""
     remote = not OmegaConf.is_missing(_parent_, "dir") and addresses.is_remote(_parent_.dir)
-    return (Order.blocks if remote else Order.images).name
+    return (Order.blocks if remote or _parent_.disk is Disk.hdd else Order.images).name
 
 
 def cache(name: str) -> str:

@@ -116,11 +116,12 @@ def index(paths: Sequence[str], known: dict[str, Lengths] | None = None) -> Inde
     import numpy as np
 
     stamps = shards.stamps(paths)
+    versions = tuple(f"{size} {version}" for _, size, version in stamps)
     if known:
         wrong = [path for path, size, _ in stamps if path not in known or known[path].shard.bytes != size]
         if not wrong:
             lengths = [known[path].lengths.astype(np.int64) for path in paths]
-            return joined(paths, [np.cumsum(part + FRAME) - part - 4 for part in lengths], lengths)
+            return joined(paths, versions, [np.cumsum(part + FRAME) - part - 4 for part in lengths], lengths)
         say(f"{wrong[0]}: not of the size that {NAME} says, so the lengths of all records are read")
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
     cache = home.cache() / "index" / f"{key}.npz"
@@ -130,8 +131,8 @@ def index(paths: Sequence[str], known: dict[str, Lengths] | None = None) -> Inde
             stack.enter_context(files.locked(cache.with_suffix(".lock")))  # the other ranks of this host wait
         # Exception, because np.load raises half a dozen kinds for a damaged file; then the shards are scanned again.
         with contextlib.suppress(Exception), np.load(cache) as saved:
-            return Index(tuple(paths), saved["shard"], saved["offset"], saved["length"])
-        result = joined(paths, *zip(*scanned(paths), strict=True))
+            return Index(tuple(paths), saved["shard"], saved["offset"], saved["length"], versions)
+        result = joined(paths, versions, *zip(*scanned(paths), strict=True))
         with contextlib.suppress(OSError):
             packed = io.BytesIO()  # np.savez to a file on a full disk raises errors of zipfile's own
             np.savez(packed, shard=result.file, offset=result.offset, length=result.length)
@@ -140,7 +141,7 @@ def index(paths: Sequence[str], known: dict[str, Lengths] | None = None) -> Inde
         return result
 
 
-def joined(paths: Sequence[str], offsets: Sequence[Any], lengths: Sequence[Any]) -> Index:
+def joined(paths: Sequence[str], versions: tuple[str, ...], offsets: Sequence[Any], lengths: Sequence[Any]) -> Index:
     """One index of the records of `paths`, whose offsets and lengths are one array a shard. Raises UserError without a record."""
     import numpy as np
 
@@ -154,6 +155,7 @@ def joined(paths: Sequence[str], offsets: Sequence[Any], lengths: Sequence[Any])
         np.repeat(np.arange(len(paths), dtype=np.int32), counts),
         np.concatenate([np.asarray(part, np.int64) for part in offsets]),
         np.concatenate([np.asarray(part, np.int64) for part in lengths]),
+        versions,
     )
 
 

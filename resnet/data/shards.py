@@ -110,6 +110,7 @@ class Index:
     file: NDArray[np.int32]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
+    versions: tuple[str, ...] = ()  # of the files: what changes with their content
 
     def __len__(self) -> int:
         return len(self.file)
@@ -123,6 +124,10 @@ class Index:
     def place(self, number: int) -> str:
         """The file and byte where record `number` begins, for people."""
         return f"{self.files[self.file[number]]}, byte {self.offset[number] - FRAME + 4}"
+
+
+class Damaged(UserError):
+    """The bytes of a record could be read, and are wrong. Only such a record may be left out (data.on_corrupt=skip)."""
 
 
 class FrameError(Exception):
@@ -246,12 +251,12 @@ def write_split(folder: Path, name: str, records: Sequence[bytes], count: int) -
 
 
 def read(records: Index, number: int) -> bytes:
-    """The data of one record, checked against its CRC. Raises UserError naming file and byte."""
+    """The data of one record, checked against its CRC. Raises UserError naming file and byte, Damaged if the CRC is wrong."""
     path = records.files[records.file[number]]
     offset, length = int(records.offset[number]), int(records.length[number])
     with files.explain_io_errors(path, offset):
         if addresses.is_remote(path):
-            whole = addresses.read(path, offset, offset + length + 4)
+            whole = addresses.read_exactly(path, offset, offset + length + 4)
             data, crc = whole[:length], whole[length:]
         else:
             with open_shard(path) as shard:
@@ -261,7 +266,7 @@ def read(records: Index, number: int) -> bytes:
                     shard.read(4),
                 )  # two reads: taking four bytes off the end would copy the image
     if len(data) != length or len(crc) != 4 or masked_crc(data) != int.from_bytes(crc, "little"):
-        raise UserError(f"{path}: corrupt record at byte {offset - 12}; copy or prepare this shard again")
+        raise Damaged(f"{path}: corrupt record at byte {offset - 12}; copy or prepare this shard again")
     return data
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet import UserError, addresses, files, remote, shell
 from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
-from resnet.data import digits, indexes, manifest, shards
+from resnet.data import digits, diskcache, indexes, manifest, shards
 from resnet.data.formats import idx
 from resnet.data.reader import Reader, ReadsInFlight
 
@@ -29,9 +30,18 @@ class Source:
     error: UserError | None = None  # of a reading thread; TensorFlow raises an error of its own with only its text
     reads: ReadsInFlight = field(default_factory=ReadsInFlight)
 
-    def skipped(self, first: int) -> int:
-        """How many of the `first` evaluation images were skipped because they are corrupt."""
-        return sum(number < first for number in self.val_reader.corrupt) if self.val_reader else 0
+    def evaluation_share(self, images: int, rank: int, ranks: int) -> NDArray[np.int64]:
+        """The numbers of those of the first `images` evaluation images that `rank` of `ranks` reads.
+
+        Neighbours, where they are read together, so that no block is read by every rank; else image i is of rank i % ranks.
+        """
+        if isinstance(self.settings, Records) and self.settings.fetches:
+            return np.arange(images * rank // ranks, images * (rank + 1) // ranks, dtype=np.int64)
+        return np.arange(rank, images, ranks, dtype=np.int64)
+
+    def skipped(self, images: NDArray[np.int64]) -> int:
+        """How many of these evaluation images were skipped because they are corrupt."""
+        return int(np.isin(images, list(self.val_reader.corrupt)).sum()) if self.val_reader else 0
 
     def corrupt(self) -> list[str]:
         """The error of each record that data.on_corrupt=skip has skipped."""
@@ -61,7 +71,8 @@ def open_source(settings: Data) -> Source:
             check_counts(settings.dir, content, train, val)
             if settings.cache is Cache.encoded:
                 check_memory(settings, int(train.length.sum() + val.length.sum()))
-            readers = Reader(train, settings), Reader(val, settings)
+            disk = diskcache.open_cache(settings)
+            readers = Reader(train, settings, disk), Reader(val, settings, disk)
             return Source(settings, len(train), len(val), train, val, *readers)
     raise AssertionError(settings)
 
