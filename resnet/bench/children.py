@@ -24,8 +24,8 @@ from resnet.config.data import Records
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
 from resnet.config.training import Ema
-from resnet.data import pipeline, shards
-from resnet.data.source import Source, open_source
+from resnet.data import indexes, manifest, pipeline
+from resnet.data.source import Source, beside, open_source
 from resnet.distributed import cpu, device, ranks
 from resnet.optim import schedule
 from resnet.track import provenance
@@ -194,7 +194,8 @@ def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
         sides[f"training, {name}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
         sides[f"evaluation, {name}"] = reading(pipeline.evaluation(source, size).repeat(), pixels.check)
     if own:
-        source = open_source(Records(dir=own, classes=files.MAX_CLASSES))
+        ours = beside(own, manifest.NAME) or indexes.load(own, None)
+        source = open_source(Records(dir=own, classes=files.MAX_CLASSES, label_offset=None if ours else 0))
         pixels = Pixels(source, (size, 224, 224, 3))
         sides[f"naive, {own}"] = reading(naive(source, size), pixels.check_normalized)
         sides[f"training, {own}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
@@ -230,8 +231,8 @@ def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
 
     Dataset of float32 [batch]: the mean of some pixels of each crop. Without them TensorFlow would leave out the work.
     """
-    assert source.train
-    blocks = [shards.read(source.train, number) for number in range(len(source.train))]
+    assert source.train and source.train_reader
+    blocks = [source.train_reader(number) for number in range(len(source.train))]
     encoded = tf.io.parse_example(blocks, pipeline.FEATURES)["image/encoded"]
 
     def crop(jpeg: Any) -> Any:

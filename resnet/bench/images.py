@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from resnet.data import indexes
 from resnet.data.formats import tfexample
 from resnet.data.shards import write_split
+
+SHARDS = 4
 
 
 def photo(random: np.random.Generator) -> bytes:
@@ -47,6 +50,7 @@ def shards(folder: Path, encoded: Sequence[bytes], images: int) -> Path:
     """`folder` with shards to train and to evaluate on, each of `images` images: these, repeated if need be."""
     records = [tfexample.image(one, 0, 0, 1, b"n", b"", b"n.jpg") for one in encoded]
     records = list(itertools.islice(itertools.cycle(records), images))
-    for part in ("img_train", "img_val"):
-        write_split(folder, part, records, 4)
+    lengths = [np.array([len(one) for one in records[first::SHARDS]], "<u4").tobytes() for first in range(SHARDS)]
+    parts = [shard for part in ("img_train", "img_val") for shard in write_split(folder, part, records, SHARDS)]
+    indexes.write(folder, parts, lengths * 2)
     return folder

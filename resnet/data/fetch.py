@@ -19,7 +19,6 @@ from resnet.data import shards
 from resnet.data.shards import Index
 
 THREADS = 32  # blocks that are read at once: most of the time of a request is waiting
-FRAME_END = 4  # bytes behind a record's data: its CRC
 
 
 class ReadsClosed(Exception):
@@ -146,7 +145,7 @@ class Fetcher:
         return self.end(last) - int(self.records.offset[first])
 
     def end(self, number: int) -> int:
-        return int(self.records.offset[number] + self.records.length[number]) + FRAME_END
+        return int(self.records.offset[number] + self.records.length[number]) + self.records.tail
 
     def pop(self, number: int) -> bytes | UserError:
         """Take a record that is ready; the caller holds the lock."""
@@ -180,8 +179,8 @@ class Fetcher:
     def checked(self, block: memoryview, number: int, start: int) -> bytes | UserError:
         """The data of a record in a block that begins at byte `start`; read once more, alone, if its CRC is wrong."""
         at, end = int(self.records.offset[number]) - start, self.end(number) - start
-        data = bytes(block[at : end - FRAME_END])
-        if len(block) >= end and shards.masked_crc(data) == int.from_bytes(block[end - FRAME_END : end], "little"):
+        data = bytes(block[at : end - self.records.tail])
+        if self.records.sound(number, data, bytes(block[end - self.records.tail : end])):
             return data
         try:
             return shards.read(self.records, number)
