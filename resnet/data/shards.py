@@ -80,6 +80,9 @@ def find(folder: str, prepare: str, knob: str = "data.dir", known: Iterable[str]
             others = sorted(set(listing(folder, "*-of-*", knob)) - {*train, *val})
             hint = f" ({os.path.basename(others[0])} has another name)" if others else ""
             raise UserError(f"{knob}={folder}: has {present} but no {missing}{hint}; prepare both with: {prepare}")
+    if arrays := listing(folder, "*.array_record*", knob):
+        way_out = "have TensorFlow Datasets write TFRecord files: tfds build --file_format=tfrecord"
+        raise UserError(f"{knob}={folder}: {os.path.basename(arrays[0])}: ArrayRecord files are not read; {way_out}")
     tried = ", ".join(pattern for pair in LAYOUTS for pattern in pair)
     raise UserError(f"{knob}={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
 

@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet import UserError, files
 from resnet.data import images, indexes, shards
@@ -53,7 +54,7 @@ def read_through(stamps: Sequence[packed.Stamp]) -> Index:
     sizes = [original.get(path, 0) or shards.stamps([path])[0][1] for path in paths]
     parts = read_all(paths, sizes)
     offsets, lengths, labels, crcs, established = (
-        [np.array([record[column] for record in part], np.int64) for part in parts] for column in range(5)
+        [part[:, column] for part in parts] for column in range(len(Record._fields))
     )
     result = indexes.joined(paths, offsets, lengths)
     return dataclasses.replace(
@@ -68,12 +69,12 @@ def is_tar(path: str) -> bool:
     return path.endswith(".tar")
 
 
-def read_all(paths: Sequence[str], sizes: Sequence[int]) -> list[list[Record]]:
-    """The records of every shard, several read at once; a line of progress now and then. Raises UserError."""
+def read_all(paths: Sequence[str], sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+    """The records of every shard, int64 [n, 5], several read at once; a line of progress now and then. Raises UserError."""
     stop, at, total = threading.Event(), [0] * len(paths), max(1, sum(sizes))
     depth = max(1, REQUESTS // len(paths))
 
-    def job(number: int) -> list[Record]:
+    def job(number: int) -> NDArray[np.int64]:
         def step(position: int) -> None:
             at[number] = position
             if stop.is_set():
@@ -93,7 +94,7 @@ def read_all(paths: Sequence[str], sizes: Sequence[int]) -> list[list[Record]]:
             pool.shutdown(cancel_futures=True)
 
 
-def report_until_done(futures: Sequence[Future[list[Record]]], position: Callable[[], int], total: int) -> None:
+def report_until_done(futures: Sequence[Future[NDArray[np.int64]]], position: Callable[[], int], total: int) -> None:
     """Wait for all, or for the first error, which is raised."""
     pending = True
     while pending:
@@ -107,7 +108,7 @@ def report_until_done(futures: Sequence[Future[list[Record]]], position: Callabl
             )
 
 
-def read_shard(file: IO[bytes], path: str, size: int, step: Callable[[int], None]) -> list[Record]:
+def read_shard(file: IO[bytes], path: str, size: int, step: Callable[[int], None]) -> NDArray[np.int64]:
     """The records of one shard; `step` is called with the position of each. Raises UserError for damage that hides others."""
     records = []
     try:
@@ -118,7 +119,7 @@ def read_shard(file: IO[bytes], path: str, size: int, step: Callable[[int], None
         raise UserError(f"{path}: {error} at byte {error.at}; {error.way_out}") from error
     except tars.TarError as error:
         raise UserError(f"{path}: byte {error.at:,}: {error}") from error
-    return records
+    return np.array(records, np.int64).reshape(-1, len(Record._fields))
 
 
 def in_frames(file: IO[bytes], size: int) -> Iterator[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from resnet.data import shards
 THREADS = 32  # that look at the beginnings of shards
 EXPANDING = 8  # shards at once
 CHUNK = 8 << 20
+LINE_S = 10.0  # between two lines of progress
 EITHER = 32 + zlib.MAX_WBITS  # of zlib: gzip's header or its own
 Stamp = tuple[str, int, int | str]  # as shards.stamps() returns them
 
@@ -63,7 +65,12 @@ def expand_all(folder: Path, shards_to_expand: Sequence[tuple[Stamp, Path]], kin
             raise UserError(f"{place}: {count:,} shards compressed by {kind}, whose content needs {lacking}; {way_out}")
         say(f"{place}: {count:,} shards are compressed by {kind}; they are expanded into {folder}, once")
         with ThreadPoolExecutor(EXPANDING) as pool:
-            written = sum(pool.map(lambda pair: expand(*pair), shards_to_expand))
+            written, shown = 0, time.monotonic()
+            for number, size in enumerate(pool.map(lambda pair: expand(*pair), shards_to_expand), 1):
+                written += size
+                if time.monotonic() > shown + LINE_S:
+                    shown = time.monotonic()
+                    say(f"{number:,} of {count:,} shards expanded, {written / 1e9:,.1f} GB")
     except OSError as error:
         raise UserError(
             f"{place}: compressed by {kind}, and cannot be expanded into {folder} ({error}); {way_out}"
@@ -77,7 +84,8 @@ def expand(stamp: Stamp, target: Path) -> int:
     with files.locked(target.with_name(f".{target.name}.lock")):
         if not target.exists():  # or another process was faster
             try:
-                with files.atomic_write(target) as file:
+                # One name for all processes, who hold the lock: what a kill leaves is written over.
+                with files.atomic_write(target, target.with_name(f".{target.name}.part")) as file:
                     file.writelines(inflated(chunks(path, size, CHUNK)))
             except (zlib.error, EOFError) as error:
                 raise UserError(f"{path}: damaged ({error}); copy or prepare this shard again") from error

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 from resnet import files
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+IMAGES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "heic")
 BLOCK = 512  # of a tar
 MAX_IMAGE, MAX_LABEL = 1 << 30, 1 << 20  # bytes
 

@@ -255,6 +255,14 @@ def test_names_that_number_nothing_are_refused_and_no_crash(tmp_path):
         (tmp_path / "train" / name).unlink()
 
 
+def test_array_records_are_named(tmp_path):
+    (tmp_path / "imagenet2012-train.array_record-00000-of-01024").touch()
+    with pytest.raises(
+        UserError, match=r"train\.array_record-00000-of-01024: ArrayRecord files are not read; have .* tfds"
+    ):
+        shards.find(str(tmp_path), "make")
+
+
 def test_a_copy_beside_the_shards_is_named(tmp_path):
     empty_set(tmp_path / "validation", "validation", 2)
     empty_set(tmp_path / "train", "train", 2)
