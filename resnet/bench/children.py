@@ -24,8 +24,8 @@ from resnet.config.data import Order, Records
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
 from resnet.config.training import Ema
-from resnet.data import pipeline
-from resnet.data.source import Source, open_source
+from resnet.data import indexes, manifest, pipeline
+from resnet.data.source import Source, beside, open_source
 from resnet.distributed import cpu, device, ranks
 from resnet.optim import schedule
 from resnet.track import provenance
@@ -233,7 +233,8 @@ def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
         sides[f"training, {name}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
         sides[f"evaluation, {name}"] = reading(pipeline.evaluation(source, size).repeat(), pixels.check)
     if own:
-        source = open_source(records(own))
+        ours = beside(own, manifest.NAME) or indexes.load(own, None)
+        source = open_source(records(own, label_offset=None if ours else 0))
         pixels = Pixels(source, (size, 224, 224, 3))
         if not addresses.is_remote(own):
             sides[f"naive, {own}"] = reading(naive(source, size), pixels.check_normalized)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from resnet.bench.workers import require
 from resnet.config.data import Records
-from resnet.data import pipeline, shards
+from resnet.data import pipeline
 from resnet.data.source import Source
 
 IMAGES = 64  # of the reference
@@ -23,9 +23,9 @@ class Pixels:
     """Some training images of a source, decoded by Pillow, and what a batch of this shape must have in common with them."""
 
     def __init__(self, source: Source, shape: tuple[int, ...]) -> None:
-        assert source.train
+        assert source.train and source.train_reader
         self.settings, self.shape, count = source.settings, shape, len(source.train)
-        records = [shards.read(source.train, number) for number in range(0, count, max(1, count // IMAGES))]
+        records = [source.train_reader(number) for number in range(0, count, max(1, count // IMAGES))]
         encoded = tf.io.parse_example(records, pipeline.FEATURES)["image/encoded"].numpy()
         decoded = [np.asarray(Image.open(io.BytesIO(one)).convert("RGB"), np.float32) for one in encoded]
         self.different = min(len(set(encoded)), shape[0])
@@ -83,8 +83,8 @@ def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
 
     Dataset of float32 [batch]: the mean of some pixels of each crop. Without them TensorFlow would leave out the work.
     """
-    assert source.train
-    blocks = [shards.read(source.train, number) for number in range(len(source.train))]
+    assert source.train and source.train_reader
+    blocks = [source.train_reader(number) for number in range(len(source.train))]
     encoded = tf.io.parse_example(blocks, pipeline.FEATURES)["image/encoded"]
 
     def crop(jpeg: Any) -> Any:

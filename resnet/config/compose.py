@@ -200,6 +200,8 @@ def for_inference(overrides: Sequence[str], saved: Run | None = None) -> Run:
                         if knob in value and knob in node.data and f"data.{knob}" not in names:
                             value[knob] = node.data[knob]
                 OmegaConf.update(node, name, value, merge=False)
+            if "data.dir" in names and "data.label_offset" not in names and "label_offset" in node.data:
+                node.data.label_offset = None  # the saved one is of other shards
             config = node
     run = freeze(config)
     run.cluster.ranks, run.cluster.hosts = 1, []  # only training starts ranks

@@ -59,10 +59,13 @@ class Data(Settings):
 
 @dataclass
 class Records(Data):
-    """JPEG images in TFRecord shards of the ImageNet layout, labels 1..classes on disk."""
+    """Images in shards: TFRecords of ours or of others, or tars; see docs/data.md."""
 
     name: str = "imagenet"
     dir: str = MISSING
+    label_offset: int | None = (
+        None  # label of the first class in other people's shards; null: 0 or 1, as all labels tell
+    )
     eval_resize: int = 256  # short side before the centre crop, pixels. 232 for 224: published +0.22 (TorchVision)
     min_area: float = 0.08  # random resized crop: least share of the image (arXiv:1409.4842 sec. 6)
     max_aspect: float = 4 / 3  # and its aspect ratio, log-uniform in [1/max_aspect, max_aspect]
@@ -90,6 +93,8 @@ class Records(Data):
         super().__post_init__()
         if addresses.is_remote(self.dir):
             addresses.check(self.dir, "data.dir=")
+        self.check_at_least(0, "label_offset")
+        self.check_at_most(100_000, "label_offset")
         self.check_at_most(8192, "eval_resize")
         fits = self.eval_resize >= self.image_size
         self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")

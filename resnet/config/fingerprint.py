@@ -29,6 +29,7 @@ FREE = (
     "resume",
     "recipe",
     "data.dir",
+    "data.label_offset",  # of the shards in data.dir, as they are numbered there
     "data.on_corrupt",
     "data.max_corrupt",
     "data.cache",

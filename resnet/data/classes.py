@@ -69,7 +69,7 @@ def notes(source: Source) -> list[str]:
         for half in halves
         if (empty := half.empty())
     ]
-    return lines + names_notes(source.settings)
+    return source.notes + lines + names_notes(source.settings)
 
 
 def names_notes(settings: Data) -> list[str]:

@@ -19,7 +19,6 @@ from resnet.data import diskcache, shards
 from resnet.data.shards import Index
 
 THREADS = 32  # blocks that are read at once: most of the time of a request is waiting
-FRAME_END = 4  # bytes behind a record's data: its CRC
 
 
 class ReadsClosed(Exception):
@@ -148,7 +147,7 @@ class Fetcher:
         return self.end(last) - int(self.records.offset[first])
 
     def end(self, number: int) -> int:
-        return int(self.records.offset[number] + self.records.length[number]) + FRAME_END
+        return int(self.records.offset[number] + self.records.length[number]) + self.records.tail
 
     def pop(self, number: int) -> bytes | UserError:
         """Take a record that is ready; the caller holds the lock."""
@@ -213,9 +212,8 @@ class Fetcher:
         parts: dict[int, bytes | None] = {}
         for number in numbers:
             at, end = int(self.records.offset[number]) - start, self.end(number) - start
-            record = bytes(block[at : end - FRAME_END])
-            sound = shards.masked_crc(record) == int.from_bytes(block[end - FRAME_END : end], "little")
-            parts[number] = record if sound and end <= len(block) else None
+            record, tail = bytes(block[at : end - self.records.tail]), bytes(block[end - self.records.tail : end])
+            parts[number] = record if self.records.sound(number, record, tail) else None
         return parts
 
     def alone(self, number: int) -> bytes | UserError:

@@ -14,7 +14,7 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ NAME = "index.bin"
 MAGIC = b"RESNETI1"
 MAX_BYTES = 1 << 30  # of an index: 4 bytes a record
 THREADS, REMOTE_THREADS = 16, 64  # that walk through shards: they wait for the disk or the network, not for a core
+NPZ = {"file": "shard"}  # names in the cache: savez() has a parameter of the first name
 LINE_S = 10.0  # between two lines of progress
 
 
@@ -116,32 +117,50 @@ def index(paths: Sequence[str], known: dict[str, Lengths] | None = None) -> Inde
     import numpy as np
 
     stamps = shards.stamps(paths)
-    versions = tuple(f"{size} {version}" for _, size, version in stamps)
+    versions = [f"{size} {version}" for _, size, version in stamps]
     if known:
         wrong = [path for path, size, _ in stamps if path not in known or known[path].shard.bytes != size]
         if not wrong:
             lengths = [known[path].lengths.astype(np.int64) for path in paths]
             return joined(paths, versions, [np.cumsum(part + FRAME) - part - 4 for part in lengths], lengths)
         say(f"{wrong[0]}: not of the size that {NAME} says, so the lengths of all records are read")
-    key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:24]
-    cache = home.cache() / "index" / f"{key}.npz"
+    return cached(json.dumps(stamps), lambda: joined(paths, versions, *zip(*scanned(paths), strict=True)))
+
+
+def cached(key: str, build: Callable[[], Index]) -> Index:
+    """The index in the cache under this key, else what `build` returns, which is stored there."""
+    import numpy as np
+
+    cache = home.cache() / "index" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # without a cache the next start scans again, nothing else
             cache.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(files.locked(cache.with_suffix(".lock")))  # the other ranks of this host wait
         # Exception, because np.load raises half a dozen kinds for a damaged file; then the shards are scanned again.
         with contextlib.suppress(Exception), np.load(cache) as saved:
-            return Index(tuple(paths), saved["shard"], saved["offset"], saved["length"], versions)
-        result = joined(paths, versions, *zip(*scanned(paths), strict=True))
+            return unpacked(saved)
+        result = build()
         with contextlib.suppress(OSError):
             packed = io.BytesIO()  # np.savez to a file on a full disk raises errors of zipfile's own
-            np.savez(packed, shard=result.file, offset=result.offset, length=result.length)
+            parts = {NPZ.get(name, name): value for name, value in vars(result).items() if value is not None}
+            np.savez(packed, **parts)
             with files.atomic_write(cache) as file:
                 file.write(packed.getbuffer())
         return result
 
 
-def joined(paths: Sequence[str], versions: tuple[str, ...], offsets: Sequence[Any], lengths: Sequence[Any]) -> Index:
+def unpacked(saved: Any) -> Index:
+    """The index in an archive of NumPy's. Raises an Exception for a damaged one, or if a file of the cache has been removed."""
+    paths = tuple(saved["files"].tolist())
+    for path in paths:
+        if path.startswith(str(home.cache())):
+            Path(path).stat()
+    optional = {name: saved.get(name) for name in ("label", "crc")}
+    versions, established = tuple(saved["versions"].tolist()), bool(saved["established"])
+    return Index(paths, saved["shard"], saved["offset"], saved["length"], versions, **optional, established=established)
+
+
+def joined(paths: Sequence[str], versions: Sequence[str], offsets: Sequence[Any], lengths: Sequence[Any]) -> Index:
     """One index of the records of `paths`, whose offsets and lengths are one array a shard. Raises UserError without a record."""
     import numpy as np
 
@@ -155,7 +174,7 @@ def joined(paths: Sequence[str], versions: tuple[str, ...], offsets: Sequence[An
         np.repeat(np.arange(len(paths), dtype=np.int32), counts),
         np.concatenate([np.asarray(part, np.int64) for part in offsets]),
         np.concatenate([np.asarray(part, np.int64) for part in lengths]),
-        versions,
+        tuple(versions),
     )
 
 

@@ -17,6 +17,7 @@ from resnet.data.diskcache import DiskCache
 from resnet.data.fetch import Fetcher, ReadsClosed
 from resnet.data.formats import tfexample
 
+WAY_OUT = "prepare the shards again, or set data.on_corrupt=skip"
 QUIET_S = 0.2  # without a call, until no more is expected
 
 
@@ -116,7 +117,7 @@ class Reader:
                 return self.cache[place]
             try:
                 record = fetcher.take(place) if fetcher else shards.read(self.records, place)
-                data = self.decodable(place, record)
+                data = self.decodable(place, self.example(place, record))
             except shards.Damaged as error:  # not what cannot be read: a network that fails must not cost images
                 if self.settings.on_corrupt is OnCorrupt.stop:
                     raise
@@ -126,6 +127,17 @@ class Reader:
                 self.cache[place] = data
             return data
         raise UserError(f"data.dir={self.settings.dir}: no record can be read; prepare the shards again")
+
+    def example(self, number: int, record: bytes) -> bytes:
+        """What is stored as record `number`, as a record of ours. Raises UserError."""
+        if self.records.label is None:
+            return record
+        try:
+            encoded = record if self.records.crc is not None else tfexample.sample(record)[0]
+            label = int(self.records.label[number])
+            return tfexample.encode({"image/encoded": bytes(encoded), "image/class/label": label})
+        except ValueError as error:
+            raise UserError(f"{self.records.place(number)}: no record of an image ({error}); {WAY_OUT}") from error
 
     def decodable(self, number: int, record: bytes) -> bytes:
         """`record` with an image that TensorFlow decodes to what preparation makes of it. Raises UserError for one without.
@@ -152,9 +164,7 @@ class Reader:
                 if isinstance(error, images.Broken)
                 else "no record of an image"
             )
-            raise shards.Damaged(
-                f"{self.records.place(number)}: {reason}; prepare the shards again, or set data.on_corrupt=skip"
-            ) from error
+            raise shards.Damaged(f"{self.records.place(number)}: {reason}; {WAY_OUT}") from error
         self.plain[number] = 1
         return record
 

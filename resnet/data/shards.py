@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import google_crc32c
 
 from resnet import UserError, addresses, files
+from resnet.data.formats import numbering
 
 if TYPE_CHECKING:  # imported where it is needed: --help and a typo do not wait for NumPy
     import numpy as np
@@ -30,6 +31,11 @@ LAYOUTS = (
     ("train-*-of-*", "validation-*-of-*"),
     # the original suite's mini_imagenet
     ("imagenet_train_subset/imagenet_train_subset-*-of-*", "imagenet_val_subset/imagenet_val_subset-*-of-*"),
+    ("*-train.tfrecord-*-of-*", "*-validation.tfrecord-*-of-*"),  # TensorFlow Datasets
+    ("*train-*.tar", "*val-*.tar"),  # WebDataset
+    ("*train-*.tar", "*validation-*.tar"),
+    ("train/*.tar", "val/*.tar"),
+    ("train/*.tar", "validation/*.tar"),
 )
 FRAME = 8 + 4 + 4  # bytes around a record's data
 MAX_RECORD = 1 << 30  # bytes of a record's data, which is read whole
@@ -65,8 +71,8 @@ def find(folder: str, prepare: str, knob: str = "data.dir", known: Iterable[str]
         train, val = (listing(folder, pattern, knob, known) for pattern in patterns)
         pairs.append((train, val))
         if train and val:
-            check_complete(train)
-            check_complete(val)
+            for paths in (train, val):
+                numbering.check_complete(paths)
             return train, val
     for (train, val), patterns in zip(pairs, LAYOUTS, strict=True):
         if train or val:
@@ -74,43 +80,43 @@ def find(folder: str, prepare: str, knob: str = "data.dir", known: Iterable[str]
             others = sorted(set(listing(folder, "*-of-*", knob)) - {*train, *val})
             hint = f" ({os.path.basename(others[0])} has another name)" if others else ""
             raise UserError(f"{knob}={folder}: has {present} but no {missing}{hint}; prepare both with: {prepare}")
+    if arrays := listing(folder, "*.array_record*", knob):
+        way_out = "have TensorFlow Datasets write TFRecord files: tfds build --file_format=tfrecord"
+        raise UserError(f"{knob}={folder}: {os.path.basename(arrays[0])}: ArrayRecord files are not read; {way_out}")
     tried = ", ".join(pattern for pair in LAYOUTS for pattern in pair)
     raise UserError(f"{knob}={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
-
-
-def check_complete(paths: Sequence[str]) -> None:
-    """Raise UserError if a shard is missing: `x-00003-of-00016` says how many there must be."""
-    # With the ending of the name, if it has one: 00016.tfrecord.
-    counts = {path.rsplit("-of-", 1)[-1] for path in paths}
-    if len(counts) != 1 or not next(iter(counts)).partition(".")[0].isdigit():
-        raise UserError(
-            f"{os.path.dirname(paths[0])}: shards of {len(counts)} sets lie here (-of-{', -of-'.join(sorted(counts))}"
-            "); keep one set to a folder"
-        )
-    total = int(counts.pop().partition(".")[0])
-    missing = set(range(total))
-    for path in paths:
-        number = path.rsplit("-of-", 1)[0].rsplit("-", 1)[-1]
-        if not number.isdigit() or int(number) >= total:
-            raise UserError(f"{path}: is none of the shards 0 to {total - 1}; move it elsewhere")
-        missing.discard(int(number))
-    if missing:
-        raise UserError(
-            f"{os.path.dirname(paths[0])}: {len(missing)} of {total} shards are missing, first "
-            f"{min(missing):05d}-of-{total:05d}; copy or prepare them again"
-        )
 
 
 # ----------------------------------------------------------------------------------------------------------------- index
 @dataclass(frozen=True)
 class Index:
-    """The location of every record: `files`, and for record i its file's number, its data's offset and length in bytes."""
+    """The location of every record: `files`, and for record i its file's number, its data's offset and length in bytes.
+
+    Of other people's shards also its label as it is stored (int64 [n]), and the CRC-32C of its data where the shard has none
+    (uint32 [n]). `established`: the records have the features of ours.
+    """
 
     files: tuple[str, ...]
     file: NDArray[np.int32]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     versions: tuple[str, ...] = ()  # of the files: what changes with their content
+    label: NDArray[np.int64] | None = None
+    crc: NDArray[np.uint32] | None = None
+    established: bool = True
+
+    @property
+    def tail(self) -> int:
+        """How many bytes behind a record's data belong to it: its CRC, if the shard has one."""
+        return 4 if self.crc is None else 0
+
+    def sound(self, number: int, data: bytes, tail: bytes) -> bool:
+        """Whether these bytes of record `number` have its length and its CRC."""
+        if len(data) != self.length[number] or len(tail) != self.tail:
+            return False
+        if self.crc is None:
+            return masked_crc(data) == int.from_bytes(tail, "little")
+        return google_crc32c.value(data) == int(self.crc[number])
 
     def __len__(self) -> int:
         return len(self.file)
@@ -123,7 +129,10 @@ class Index:
 
     def place(self, number: int) -> str:
         """The file and byte where record `number` begins, for people."""
-        return f"{self.files[self.file[number]]}, byte {self.offset[number] - FRAME + 4}"
+        return f"{self.files[self.file[number]]}, byte {self.start(number)}"
+
+    def start(self, number: int) -> int:
+        return int(self.offset[number]) - (12 if self.crc is None else 0)
 
 
 class Damaged(UserError):
@@ -253,20 +262,18 @@ def write_split(folder: Path, name: str, records: Sequence[bytes], count: int) -
 def read(records: Index, number: int) -> bytes:
     """The data of one record, checked against its CRC. Raises UserError naming file and byte, Damaged if the CRC is wrong."""
     path = records.files[records.file[number]]
-    offset, length = int(records.offset[number]), int(records.length[number])
+    offset, length, tail = int(records.offset[number]), int(records.length[number]), records.tail
     with files.explain_io_errors(path, offset):
         if addresses.is_remote(path):
-            whole = addresses.read_exactly(path, offset, offset + length + 4)
+            whole = addresses.read_exactly(path, offset, offset + length + tail)
             data, crc = whole[:length], whole[length:]
         else:
             with open_shard(path) as shard:
                 shard.seek(offset)
-                data, crc = (
-                    shard.read(length),
-                    shard.read(4),
-                )  # two reads: taking four bytes off the end would copy the image
-    if len(data) != length or len(crc) != 4 or masked_crc(data) != int.from_bytes(crc, "little"):
-        raise Damaged(f"{path}: corrupt record at byte {offset - 12}; copy or prepare this shard again")
+                # Two reads: taking four bytes off the end would copy the image.
+                data, crc = shard.read(length), shard.read(tail) if tail else b""
+    if not records.sound(number, data, crc):
+        raise Damaged(f"{path}: corrupt record at byte {records.start(number)}; copy or prepare this shard again")
     return data
 
 

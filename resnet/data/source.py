@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet import UserError, addresses, files, remote, shell
-from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
+from resnet.config.data import Cache, Data, Digits, Fashion, OnCorrupt, Records, Synthetic
 from resnet.data import digits, diskcache, indexes, manifest, shards
-from resnet.data.formats import idx
+from resnet.data.formats import foreign, idx, labels
 from resnet.data.reader import Reader, ReadsInFlight
 
 
@@ -29,6 +29,7 @@ class Source:
     val_reader: Reader | None = None
     error: UserError | None = None  # of a reading thread; TensorFlow raises an error of its own with only its text
     reads: ReadsInFlight = field(default_factory=ReadsInFlight)
+    notes: list[str] = field(default_factory=list)  # lines for the log
 
     def evaluation_share(self, images: int, rank: int, ranks: int) -> NDArray[np.int64]:
         """The numbers of those of the first `images` evaluation images that `rank` of `ranks` reads.
@@ -67,14 +68,38 @@ def open_source(settings: Data) -> Source:
                 remote.check_complete(settings.dir, "data.dir=")
             content = manifest_of(settings.dir)
             known = indexes.load(settings.dir, content)
-            train, val = (indexes.index(paths, known) for paths in shards.find(settings.dir, command, known=known))
+            halves = shards.find(settings.dir, command, known=known)
+            if not content and not known:
+                return open_foreign(settings, *(foreign.index(paths) for paths in halves))
+            if settings.label_offset not in (None, 1):
+                fault = (
+                    f"the shards in {settings.dir} are of this suite, so labels begin at 1; set data.label_offset=null"
+                )
+                raise UserError(f"data.label_offset={settings.label_offset}: {fault}")
+            train, val = (indexes.index(paths, known) for paths in halves)
             check_counts(settings.dir, content, train, val)
-            if settings.cache is Cache.encoded:
-                check_memory(settings, int(train.length.sum() + val.length.sum()))
-            disk = diskcache.open_cache(settings)
-            readers = Reader(train, settings, disk), Reader(val, settings, disk)
-            return Source(settings, len(train), len(val), train, val, *readers)
+            return read_by(settings, train, val)
     raise AssertionError(settings)
+
+
+def open_foreign(settings: Records, *halves: shards.Index) -> Source:
+    """The source of other people's shards. Raises UserError for unclear labels, and for a damaged image, unless it is to skip."""
+    first = labels.first(settings, halves)
+    source = read_by(settings, *(labels.from_one(half, first) for half in halves))
+    source.notes.append(f"{settings.dir}: shards of another program; label {first} is the first class")
+    for half, reader in zip(halves, (source.train_reader, source.val_reader), strict=True):
+        unreadable = np.flatnonzero(half.label == foreign.UNREADABLE)
+        if len(unreadable) and reader and settings.on_corrupt is OnCorrupt.stop:
+            reader(int(unreadable[0]))  # raises the error of this record
+    return source
+
+
+def read_by(settings: Records, train: shards.Index, val: shards.Index) -> Source:
+    if settings.cache is Cache.encoded:
+        check_memory(settings, int(train.length.sum() + val.length.sum()))
+    disk = diskcache.open_cache(settings)
+    readers = Reader(train, settings, disk), Reader(val, settings, disk)
+    return Source(settings, len(train), len(val), train, val, *readers)
 
 
 def manifest_of(folder: str) -> dict[str, Any] | None:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import google_crc32c
 
 from resnet import UserError, addresses, files, remote, shell
 from resnet.data import images, indexes, manifest, shards
-from resnet.data.formats import tfexample
+from resnet.data.formats import foreign, packed, tars, tfexample
 from resnet.prepare import state
 from resnet.prepare.workers import Workers, progress, tick
 
@@ -41,7 +41,8 @@ def check(folder: str, deep: bool, processes: int | None) -> None:
         if Path(folder, state.FOLDER, state.FILE).exists():
             raise UserError(f"check={folder}: half done; the command that began it resumes it")
         train, val = shards.find(folder, shell.command("resnet.prepare", "source=...", f"out={folder}"), "check")
-        expected: dict[str, dict[str, Any]] = {path: {} for path in (*train, *val)}
+        paths = packed.expanded(shards.stamps([*train, *val]))
+        expected: dict[str, dict[str, Any]] = {path: {} for path in paths}
         print(f"{folder}: no {manifest.NAME} here, so the records are checked and nothing is known of their number")
     else:
         expected = {f"{folder}/{shard['file']}": shard for shard in manifest.shards_of(content)}
@@ -70,6 +71,8 @@ def check(folder: str, deep: bool, processes: int | None) -> None:
         raise UserError(
             f"{folder}: {faults:,} fault{'s' * (faults > 1)} in {len(expected):,} shards; copy or prepare them again"
         )
+    if content is None and not known and labels:
+        print(f"{folder}: labels {min(labels)} to {max(labels)}")
     print(f"{folder}: {count:,} records in {len(expected):,} shards, without a fault{', every image decoded' * deep}")
 
 
@@ -78,7 +81,11 @@ def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> 
     contents, (path, expected) = Contents(), shard
     try:
         with shards.open_shard(path, AHEAD) as file:
-            for at, head, length in shards.frames(file, shards.size_of(file)):
+            size = shards.size_of(file)
+            if foreign.is_tar(path):
+                read_tar(file, size, contents, deep)
+                size = 0
+            for at, head, length in shards.frames(file, size):
                 body = file.read(length + 4)
                 contents.bytes = at + length + shards.FRAME
                 contents.crc = google_crc32c.extend(google_crc32c.extend(contents.crc, head), body)
@@ -91,6 +98,8 @@ def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> 
                     contents.faults.append((at, fault))
     except shards.FrameError as error:
         contents.faults.append((error.at, f"{error}; what follows cannot be read"))
+    except tars.TarError as error:
+        contents.faults.append((error.at, f"{error}; what follows is not checked"))
     except OSError as error:
         contents.faults.append((contents.bytes, f"cannot be read ({error.strerror or error})"))
     values = {"images": contents.images, "bytes": contents.bytes, "crc32c": f"{contents.crc:08x}"}
@@ -102,26 +111,42 @@ def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> 
     return contents
 
 
+def read_tar(file: IO[bytes], size: int, contents: Contents, deep: bool) -> None:
+    """Read the samples of a tar, which has no checksums: only `deep` notices a damaged image. Raises tars.TarError."""
+    for sample in tars.samples(file, size):
+        contents.images += 1
+        contents.labels[sample.label] += 1
+        if sample.label < 0:
+            contents.faults.append((sample.offset, f"label {sample.label} is below 0"))
+        elif deep and (fault := image_fault(sample.image, None)):
+            contents.faults.append((sample.offset, fault))
+
+
 def record_fault(record: bytes, classes: int | None, deep: bool, labels: Counter[int]) -> str | None:
     """What is wrong with a record whose CRC is right, if anything. Its label is counted."""
     try:
         features = tfexample.decode(record)
-        label, encoded = features["image/class/label"], features["image/encoded"]
+        other = classes is None and tfexample.NAMES[1][0] in features
+        label, encoded = (features[name] for name in reversed(tfexample.NAMES[other]))
     except (ValueError, KeyError) as error:
         return f"not a record of an image ({error})"
     if not isinstance(label, int) or not isinstance(encoded, bytes):
         return "not a record of an image (a feature of another type)"
     labels[label] += 1
-    if label < 1 or (classes is not None and label > classes):
-        return f"label {label} is not in 1..{classes or ''}"
-    if not deep:
-        return None
+    if classes is not None and not 1 <= label <= classes:
+        return f"label {label} is not in 1..{classes}"
+    sides = features.get("image/height"), features.get("image/width")
+    unknown = classes is None and sides == (None, None)
+    return image_fault(encoded, None if unknown else sides) if deep else None
+
+
+def image_fault(encoded: bytes, sides: tuple[object, object] | None) -> str | None:
+    """What is wrong with an image of which a record says that it has these sides (height, width), if anything."""
     try:
         picture = images.convert(encoded)
     except images.Broken as reason:
         return f"the image cannot be decoded ({reason})"
-    sides = features.get("image/height"), features.get("image/width")
-    if picture.kind == "JPEG" and sides != (picture.height, picture.width):
+    if sides and picture.kind == "JPEG" and sides != (picture.height, picture.width):
         return f"the image is {picture.height} x {picture.width} and the record says {sides[0]!r} x {sides[1]!r}"
     return None
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 BYTES, INTS, LENGTH_DELIMITED = 1, 3, 2
+# The features of an image and of its label: of the established record, and of TensorFlow Datasets'.
+NAMES = (("image/encoded", "image/class/label"), ("image", "label"))
 ENCODED = b"\x0a\x0dimage/encoded"  # a feature's name as field 1 of a map's entry
 
 
@@ -43,7 +45,7 @@ def encode(features: dict[str, bytes | int]) -> bytes:
     return field(1, b"".join(entries))
 
 
-def decode(data: bytes) -> dict[str, bytes | int]:
+def decode(data: bytes | memoryview) -> dict[str, bytes | int]:
     """The first value of every bytes and int64 feature. Raises ValueError if this is no Example."""
     result: dict[str, bytes | int] = {}
     for features in values(data, 1):
@@ -55,6 +57,17 @@ def decode(data: bytes) -> dict[str, bytes | int]:
                     packed = kind == INTS and not isinstance(value, int)
                     result[str(name, "utf-8")] = number(value, 0)[0] if packed else value
     return result
+
+
+def sample(data: bytes) -> tuple[memoryview, int, bool]:
+    """(image, label as it is stored, whether by the established names) of an Example. Raises ValueError if it has none."""
+    features = decode(memoryview(data))
+    for names in NAMES:
+        encoded, label = (features.get(name) for name in names)
+        if isinstance(encoded, memoryview) and isinstance(label, int):
+            return encoded, label - (1 << 64 if label >= 1 << 63 else 0), names == NAMES[0]
+    wanted = ", or ".join(map(" and ".join, NAMES))
+    raise ValueError(f"its features are {', '.join(sorted(features)) or 'none'}, where an image has {wanted}")
 
 
 def encoded_image(data: bytes) -> memoryview | None:

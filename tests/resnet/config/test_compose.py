@@ -190,6 +190,13 @@ def test_how_the_network_was_taught_to_see_is_kept_over_other_data_unless_it_is_
     )
 
 
+def test_the_offset_of_labels_is_of_the_shards_it_was_for(frozen):
+    saved = frozen("data=imagenet", "data.dir=shards", "data.label_offset=0")
+    assert compose.for_inference(["batch=8"], saved).data.label_offset == 0
+    assert compose.for_inference(["data.dir=others"], saved).data.label_offset is None
+    assert compose.for_inference(["data.dir=others", "data.label_offset=1"], saved).data.label_offset == 1
+
+
 def test_a_run_whose_images_are_gone_is_lent_all_the_same(frozen, tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "classes.txt").write_text("a\nb\nc\n")

@@ -135,6 +135,7 @@ BAD = [
     (records, {"min_area": 1.1}, "data.min_area", "at most 1"),
     (records, {"max_aspect": 0.9}, "data.max_aspect", "at least 1"),
     (records, {"max_corrupt": -1}, "data.max_corrupt", "at least 0"),
+    (records, {"label_offset": -1}, "data.label_offset", "at least 0"),
     (records, {"dir": "https://host/y?key=x"}, "data.dir", "with a user, password"),
     (records, {"fetch_mb": 100.0}, "data.fetch_mb", "for addresses"),
     (records, {"order": Order.blocks, "fetch_mb": 0.0}, "data.fetch_mb", "above 0"),

@@ -3,6 +3,7 @@
 import io
 import math
 
+import foreign
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -50,6 +51,7 @@ def make(folder, train, val, count=3):
             with tf.io.TFRecordWriter(str(folder / half / f"{half}-{number:05d}-of-{count:05d}")) as writer:
                 for i in part:
                     writer.write(record(*records[i]))
+    foreign.adopt(folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import foreign
 import fsspec
 import numpy as np
 import psutil
@@ -197,7 +198,7 @@ def replaced(folder, others):
             with tf.io.TFRecordWriter(str(name)) as writer:
                 for number in range(shard, count, number_of_shards):
                     writer.write(serialized(others.get(number, picture(number)), number + 1))
-    return folder
+    return foreign.adopt(folder)
 
 
 def number_of(records, label):

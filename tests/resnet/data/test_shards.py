@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from resnet import UserError
 from resnet.data import indexes, shards
+from resnet.data.formats import numbering
 
 DATA = [b"first", b"", b"ends in zeros\0\0\0", bytes(range(256)) * 40, b"last"]
 
@@ -79,7 +80,7 @@ def test_empty_files_are_shards_without_a_record_as_in_tensorflow(tmp_path):
     files = [str(tmp_path / f"train-{number:05d}-of-00005.tfrecord") for number in range(5)]
     for number, file in enumerate(files):
         written(Path(file), DATA[:number] if number < 3 else [])
-    shards.check_complete(files)
+    numbering.check_complete(files)
     index = indexes.index(files)
     theirs = [record.numpy() for record in tf.data.TFRecordDataset(files)]
     assert [shards.read(index, number) for number in range(len(index))] == theirs == DATA[:1] + DATA[:2]
@@ -252,6 +253,14 @@ def test_names_that_number_nothing_are_refused_and_no_crash(tmp_path):
         with pytest.raises(UserError, match=f"{tmp_path}/train"):
             shards.find(str(tmp_path), "make")
         (tmp_path / "train" / name).unlink()
+
+
+def test_array_records_are_named(tmp_path):
+    (tmp_path / "imagenet2012-train.array_record-00000-of-01024").touch()
+    with pytest.raises(
+        UserError, match=r"train\.array_record-00000-of-01024: ArrayRecord files are not read; have .* tfds"
+    ):
+        shards.find(str(tmp_path), "make")
 
 
 def test_a_copy_beside_the_shards_is_named(tmp_path):
