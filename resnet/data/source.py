@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet import UserError, addresses, files, shell
-from resnet.config.data import Cache, Data, Digits, Fashion, Records, Synthetic
+from resnet import UserError, addresses, files, photos, shell
+from resnet.config.data import Cache, Data, Digits, Fashion, Folder, Records, Synthetic
 from resnet.data import digits, indexes, manifest, shards
 from resnet.data.formats import idx
 from resnet.data.reader import Reader, ReadsInFlight
@@ -45,24 +45,32 @@ def open_source(settings: Data) -> Source:
         case Synthetic():
             return Source(settings, settings.train_images, settings.eval_images)
         case Records():
-            remote = addresses.is_remote(settings.dir)
+            folder, remote = settings.shards, addresses.is_remote(settings.dir)
+            if isinstance(settings, Folder):
+                restore(settings)
             if isinstance(settings, Digits) and not remote:
                 digits.write(settings.dir)
             if isinstance(settings, Fashion) and not remote:
                 idx.write_fashion(settings.dir)
-            words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
+            words = [f"source={settings.name}", "dir=IMAGES", f"out={folder}"]
             command = shell.command("resnet.prepare", *words)
             if remote:
-                addresses.system(settings.dir, "data.dir=")
-            content = manifest_of(settings.dir)
-            known = indexes.load(settings.dir, content)
-            train, val = (indexes.index(paths, known) for paths in shards.find(settings.dir, command, known=known))
-            check_counts(settings.dir, content, train, val)
+                addresses.system(folder, "data.dir=")
+            content = manifest_of(folder)
+            known = indexes.load(folder, content)
+            train, val = (indexes.index(paths, known) for paths in shards.find(folder, command, known=known))
+            check_counts(folder, content, train, val)
             if settings.cache is Cache.encoded:
                 check_memory(settings, int(train.length.sum() + val.length.sum()))
             readers = Reader(train, settings), Reader(val, settings)
             return Source(settings, len(train), len(val), train, val, *readers)
     raise AssertionError(settings)
+
+
+def restore(settings: Folder) -> None:
+    """Make the shards of a run's photographs, if it has some, unless they are there."""
+    if settings.listing:
+        photos.restore(settings.photographs, settings.listing)
 
 
 def manifest_of(folder: str) -> dict[str, Any] | None:
@@ -106,7 +114,7 @@ def described(images: Source) -> dict[str, Any]:
     folder = settings.dir if isinstance(settings, Records) else ""
     sizes = {"training images": images.train_images, "evaluation images": images.eval_images}
     counts = {**sizes, "classes": settings.classes}
-    known = folder and beside(folder, manifest.NAME)
+    known = beside(settings.shards, manifest.NAME) if isinstance(settings, Records) else None
     digest = hashlib.sha256((known or f"{settings.name} {counts}").encode()).hexdigest()[:32]
     return {"name": settings.name, "digest": digest, "source": folder or settings.name, "profile": counts}
 
@@ -115,8 +123,8 @@ def class_names(settings: Data) -> list[str] | None:
     """The names of the network's outputs: the lines of classes.txt beside the shards; None if there is none."""
     if not isinstance(settings, Records):
         return None
-    names = beside(settings.dir, files.CLASSES)
-    return None if names is None else files.read_classes(names, f"{settings.dir}/{files.CLASSES}")
+    names = beside(settings.shards, files.CLASSES)
+    return None if names is None else files.read_classes(names, f"{settings.shards}/{files.CLASSES}")
 
 
 def check_memory(settings: Records, needed: int) -> None:
