@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from resnet import addresses
+from resnet import addresses, photos
 from resnet.config.checks import MISSING, Settings, check
 
 FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
@@ -27,6 +27,11 @@ class Cache(Enum):
 class Disk(Enum):
     ssd = "ssd"
     hdd = "hdd"  # whose reads each wait for a seek
+
+
+class Links(Enum):
+    inside = "inside"  # those to files inside of the folder
+    follow = "follow"  # all, those to folders too
 
 
 class Order(Enum):
@@ -85,6 +90,11 @@ class Records(Data):
     cache_gb: float = 100.0  # that it holds at most; the least recently used goes
 
     @property
+    def shards(self) -> str:
+        """The folder or address of the shards."""
+        return self.dir
+
+    @property
     def fetches(self) -> bool:
         """Whether records are read ahead of their use."""
         return self.order is Order.blocks or self.cache is Cache.disk or addresses.is_remote(self.dir)
@@ -130,9 +140,34 @@ class Records(Data):
 
 @dataclass
 class Folder(Records):
-    """What `python -m resnet.prepare source=folder` wrote: anybody's classes, named in its classes.txt."""
+    """Anybody's images: what `python -m resnet.prepare source=folder` wrote, or photographs that it prepares by itself."""
 
     name: str = "folder"
+    labels: str | None = None  # CSV of file names and labels of the photographs; null: their folders are the classes
+    label_column: str | None = None  # its column of labels, by its name or number from 1; null: the one it must be
+    links: Links = Links.inside  # which links among the photographs are read
+    max_rejected: float = 0.001  # share of photographs that may be unreadable
+    prepared: str | None = None  # folder for the shards that are made of photographs; null: the cache
+    listing: str | None = None  # of the photographs of this run: set by itself
+
+    @property
+    def photographs(self) -> photos.Photos:
+        """The photographs in `dir`, if there are any."""
+        knobs = self.labels, self.label_column, self.links.value, self.max_rejected, self.prepared
+        return photos.Photos(self.dir, *knobs)
+
+    @property
+    def shards(self) -> str:
+        """The folder of the shards: `dir`, or that of the photographs in it."""
+        return str(photos.place(self.listing, self.prepared)) if self.listing else self.dir
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(0, "max_rejected")
+        self.check_at_most(1, "max_rejected")
+        self.check("label_column", self.label_column is None or self.labels is not None, "is for data.labels=")
+        known = self.listing is None or photos.LISTING.fullmatch(self.listing)
+        self.check("listing", bool(known), "is set by itself; leave it out")
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet import UserError, addresses, files, remote, shell
-from resnet.config.data import Cache, Data, Digits, Fashion, OnCorrupt, Records, Synthetic
+from resnet import UserError, addresses, files, photos, remote, shell
+from resnet.config.data import Cache, Data, Digits, Fashion, Folder, OnCorrupt, Records, Synthetic
 from resnet.data import digits, diskcache, indexes, manifest, shards
 from resnet.data.formats import foreign, idx, labels
 from resnet.data.reader import Reader, ReadsInFlight
@@ -56,30 +56,36 @@ def open_source(settings: Data) -> Source:
         case Synthetic():
             return Source(settings, settings.train_images, settings.eval_images)
         case Records():
-            is_remote = addresses.is_remote(settings.dir)
+            folder, is_remote = settings.shards, addresses.is_remote(settings.dir)
+            if isinstance(settings, Folder):
+                restore(settings)
             if isinstance(settings, Digits) and not is_remote:
                 digits.write(settings.dir)
             if isinstance(settings, Fashion) and not is_remote:
                 idx.write_fashion(settings.dir)
-            words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
+            words = [f"source={settings.name}", "dir=IMAGES", f"out={folder}"]
             command = shell.command("resnet.prepare", *words)
             if is_remote:
-                addresses.system(settings.dir, "data.dir=")
-                remote.check_complete(settings.dir, "data.dir=")
-            content = manifest_of(settings.dir)
-            known = indexes.load(settings.dir, content)
-            halves = shards.find(settings.dir, command, known=known)
+                addresses.system(folder, "data.dir=")
+                remote.check_complete(folder, "data.dir=")
+            content = manifest_of(folder)
+            known = indexes.load(folder, content)
+            halves = shards.find(folder, command, known=known)
             if not content and not known:
                 return open_foreign(settings, *(foreign.index(paths) for paths in halves))
             if settings.label_offset not in (None, 1):
-                fault = (
-                    f"the shards in {settings.dir} are of this suite, so labels begin at 1; set data.label_offset=null"
-                )
+                fault = f"the shards in {folder} are of this suite, so labels begin at 1; set data.label_offset=null"
                 raise UserError(f"data.label_offset={settings.label_offset}: {fault}")
             train, val = (indexes.index(paths, known) for paths in halves)
-            check_counts(settings.dir, content, train, val)
+            check_counts(folder, content, train, val)
             return read_by(settings, train, val)
     raise AssertionError(settings)
+
+
+def restore(settings: Folder) -> None:
+    """Make the shards of a run's photographs, if it has some, unless they are there."""
+    if settings.listing:
+        photos.restore(settings.photographs, settings.listing)
 
 
 def open_foreign(settings: Records, *halves: shards.Index) -> Source:
@@ -143,7 +149,7 @@ def described(images: Source) -> dict[str, Any]:
     folder = settings.dir if isinstance(settings, Records) else ""
     sizes = {"training images": images.train_images, "evaluation images": images.eval_images}
     counts = {**sizes, "classes": settings.classes}
-    known = folder and beside(folder, manifest.NAME)
+    known = beside(settings.shards, manifest.NAME) if isinstance(settings, Records) else None
     digest = hashlib.sha256((known or f"{settings.name} {counts}").encode()).hexdigest()[:32]
     return {"name": settings.name, "digest": digest, "source": folder or settings.name, "profile": counts}
 
@@ -152,8 +158,8 @@ def class_names(settings: Data) -> list[str] | None:
     """The names of the network's outputs: the lines of classes.txt beside the shards; None if there is none."""
     if not isinstance(settings, Records):
         return None
-    names = beside(settings.dir, files.CLASSES)
-    return None if names is None else files.read_classes(names, f"{settings.dir}/{files.CLASSES}")
+    names = beside(settings.shards, files.CLASSES)
+    return None if names is None else files.read_classes(names, f"{settings.shards}/{files.CLASSES}")
 
 
 def check_memory(settings: Records, needed: int) -> None:

@@ -70,6 +70,13 @@ class Writing(Knobs):
     train_shards: int | None = knob(None, "number of shards (ImageNet 1024, others one per 1,000 images)")
     val_shards: int | None = knob(None, "number of shards (ImageNet 128, others one per 1,000 images)")
     max_rejected: float = knob(0.001, "share of files that may be unreadable, or left out for their endings")
+    links: Literal["inside", "follow"] = knob(
+        "inside",
+        "which links are read: to files inside of the tree, or all (follow), those to folders too",
+    )
+    missing_classes: Literal["refuse", "allow"] = knob(
+        "refuse", "allow: training may have classes of which there is no validation image"
+    )
     processes: int | None = knob(None, "worker processes (one per core)")
 
 
@@ -78,19 +85,20 @@ class Imagenet(Writing):
     """ILSVRC 2012: the tar files as downloaded, or unpacked"""
 
     dir: str | None = knob(
-        None, "folder with ILSVRC2012_img_{train,val}.tar, or img_train/ (train/) and img_val/ (val/)"
+        None,
+        "folder with ILSVRC2012_img_{train,val}.tar, img_{train,val}/ or {train,val}/, or Kaggle's ILSVRC/",
     )
     train: str | None = knob(None, "training tar or folder, if it is elsewhere")
     val: str | None = knob(None, "validation tar or folder, if it is elsewhere")
     labels: str | None = knob(
-        None, "synsets of the validation images, one per line by file name (dir/synset_labels.txt)"
+        None, "synsets of the validation images: one a line, Kaggle's LOC_val_solution.csv or Caffe's val.txt"
     )
     texts: str | None = knob(None, "lines `synset text` (dir/imagenet_metadata.txt or dir/LOC_synset_mapping.txt)")
 
 
 @dataclass(kw_only=True)
 class Folder(Writing):
-    """your own images: jpg, jpeg, png, webp, bmp, one folder per class"""
+    """your own images: one folder per class, or a CSV of file names and labels"""
 
     dir: str | None = knob(
         None, "folder with one folder per class, or with train/ and val/ (Training, valid, ...) of such"
@@ -98,9 +106,12 @@ class Folder(Writing):
     train: str | None = knob(None, "training tree, if it is elsewhere")
     val: str | None = knob(None, "validation tree, if it is elsewhere")
     val_fraction: float | None = knob(None, "share of each class held out if there is no validation tree (0.1)")
+    labels: str | None = knob(None, "CSV of file names and labels for the images in dir, whatever folders they lie in")
+    label_column: str | None = knob(None, "the column of labels, by its name or number from 1, if the CSV has several")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.label_column is None or self.labels is not None, "label_column", self.label_column, "is for labels=")
         if self.val_fraction is not None:
             check_range("val_fraction", self.val_fraction, 0, 1, open_low=True)
 

@@ -32,6 +32,12 @@ SHARD_IMAGES = 1000  # per shard, unless an established number of shards applies
 FULL = 10  # images per shard: with fewer, the established number of shards would be mostly frames
 RECORD_BYTES = 400  # of a record besides its image, at most about
 NOT_OF_THE_BYTES = ("out", "processes", "max_rejected")  # knobs that may change from call to call
+LATER = {
+    "links": "inside",
+    "missing_classes": "refuse",
+    "labels": None,
+    "label_column": None,
+}  # of options that lack them
 MAX_BYTES = 128 << 20  # of one image file
 LAYOUTS = dict(zip(("img_train", "train", "flat"), shards.LAYOUTS, strict=False))
 
@@ -98,6 +104,7 @@ def is_finished(out: Target, options: dict[str, Any]) -> bool:
 
 def check_same(out: str, status: str, before: dict[str, Any], options: dict[str, Any]) -> None:
     """Raise UserError unless the options are those of the earlier call."""
+    before = {name: LATER[name] for name in LATER if name in options} | before
     old, new = ({name: "null" if value is None else value for name, value in one.items()} for one in (before, options))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if changed := ", ".join(f"{name} was {old.get(name, 'null')} and is {new.get(name, 'null')}" for name in names):
@@ -205,7 +212,7 @@ def records(job: Job, written: Written) -> Iterator[bytes]:
             picture = images.convert(archive.read(entry), job.settings.resize, job.settings.quality)
         except (images.Broken, archive.Unreadable) as reason:
             written.rejected.append((job.prefix + entry.name, str(reason)))
-            written.unreadable += isinstance(reason, archive.Unreadable)
+            written.unreadable += isinstance(reason, (archive.Unreadable, images.NoDecoder))
             continue
         written.counts[label, picture.kind] += 1
         written.resized += picture.resized

@@ -73,7 +73,7 @@ def load(path: str, words: Sequence[str], policy: str | None = None, reads_image
             f"{path}: has {outputs} outputs, and data={run.data.name} has {count} classes; choose the data that "
             "it was trained for, by data= and data.dir="
         )
-    images, notes = run.data.dir if isinstance(run.data, Records) else "", list[str]()
+    images, notes = run.data.shards if isinstance(run.data, Records) else "", list[str]()
     if names and own:
         tensors, notes = in_order_of(names, own, tensors, path, images)
     elif images and reads_images and (names or own):

@@ -77,7 +77,7 @@ def test_help_has_a_line_for_every_knob_of_every_command():
         (["source=foldr", "out=x"], "source=foldr: did you mean source=folder?"),
         (["source=folder", "check=x"], "source and check at once; give one of"),
         (["source=folder", "dir=x"], "out: source=folder needs it"),
-        (["source=folder", "out=x", "labels=y"], "labels: source=folder has no such knob"),
+        (["source=folder", "out=x", "texts=y"], "texts: source=folder has no such knob"),
         (["source=digits", "out=x", "resize=64"], "resize: source=digits has no such knob"),
         (["source=imagenet", "out=x", "val_fraction=0.1"], "val_fraction: source=imagenet has no such knob"),
         (["check=x", "out=y"], "out: check= has no such knob"),
