@@ -129,7 +129,7 @@ class Reader:
         raise UserError(f"data.dir={self.settings.dir}: no record can be read; prepare the shards again")
 
     def example(self, number: int, record: bytes) -> bytes:
-        """What is stored as record `number`, as a record of ours. Raises UserError."""
+        """What is stored as record `number`, as a record of ours. Raises shards.Damaged."""
         if self.records.label is None:
             return record
         try:
@@ -137,7 +137,7 @@ class Reader:
             label = int(self.records.label[number])
             return tfexample.encode({"image/encoded": bytes(encoded), "image/class/label": label})
         except ValueError as error:
-            raise UserError(f"{self.records.place(number)}: no record of an image ({error}); {WAY_OUT}") from error
+            raise shards.Damaged(f"{self.records.place(number)}: no record of an image ({error}); {WAY_OUT}") from error
 
     def decodable(self, number: int, record: bytes) -> bytes:
         """`record` with an image that TensorFlow decodes to what preparation makes of it. Raises UserError for one without.
