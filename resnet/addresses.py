@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resnet import UserError, uris
+from resnet import UserError, ranges, uris
 
 Result = TypeVar("Result")
 
@@ -190,7 +190,9 @@ def read_exactly(address: str, start: int, end: int, stop: threading.Event | Non
     """As read(); an answer that is too short is asked for again, and is Unreachable if it stays so."""
 
     def once() -> bytes:
-        data = read(address, start, end, stop)
+        data = ranges.read(address, start, end, TIMEOUT_S) if ranges.serves(address) else None
+        if data is None:
+            data = read(address, start, end, stop)
         if len(data) < end - start:
             raise EOFError(f"{len(data):,} of {end - start:,} bytes")
         return data
