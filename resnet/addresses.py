@@ -227,7 +227,17 @@ def stamp(address: str, entry: dict[str, Any] | None = None) -> tuple[int, str]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if entry["size"] is None:
         raise Unreachable("the server does not say how large the file is")
-    names = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "created")
+    names = (
+        "ETag",
+        "etag",
+        "Content-MD5",
+        "LastModified",
+        "Last-Modified",
+        "mtime",
+        "updated",
+        "last_modified",
+        "created",
+    )
     return int(entry["size"]), str(next((entry[name] for name in names if entry.get(name)), ""))
 
 

@@ -6,6 +6,7 @@ And shards of random records, to be read through it.
 import random
 import threading
 import time
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -114,19 +115,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, path, body):
         size = path.stat().st_size
+        changed = "Last-Modified", formatdate(path.stat().st_mtime, usegmt=True)
         first, _, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
         if not self.server.ranges or not self.headers.get("Range"):
-            return self.send(200, path.read_bytes(), body)
+            return self.send(200, path.read_bytes(), body, extra=[changed])
         if int(first) >= size:
             return self.send(416, b"")
         with path.open("rb") as file:
             file.seek(int(first))
             data = file.read(min(size, int(last or size - 1) + 1) - int(first))
-        return self.send(206, data, body, extra=("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{size}"))
+        place = "Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{size}"
+        return self.send(206, data, body, extra=[place, changed])
 
-    def send(self, status, data, body=True, kind="application/octet-stream", extra=None):
+    def send(self, status, data, body=True, kind="application/octet-stream", extra=()):
         self.send_response(status)
-        for name, value in filter(None, [("Content-Length", len(data)), ("Content-Type", kind), extra]):
+        for name, value in [("Content-Length", len(data)), ("Content-Type", kind), *extra]:
             self.send_header(name, str(value))
         self.end_headers()
         if body and self.server.chance(self.server.truncate):

@@ -59,12 +59,12 @@ RUNS = {
         f"train {TINY} out=tuned init=run finetune.freeze=[conv1,bn1] finetune.lr_multipliers={{fc:10}}",
     ],
 }
-VARYING = ("images_per_s", "minutes", "seconds", "speeds", "time_ms", "out", "resnet", "weights")
+VARYING = ("images_per_s", "data_wait", "minutes", "seconds", "speeds", "time_ms", "out", "resnet", "weights")
 
 
 def varies(name: str) -> bool:
     """Whether a value of this name differs between two runs of the same version."""
-    return name.startswith("system/") or name in VARYING or any(part in name for part in VARYING[:3])
+    return name.startswith("system/") or name in VARYING or any(part in name for part in VARYING[:4])
 
 
 def plain(value: object) -> object:

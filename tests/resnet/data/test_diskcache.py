@@ -1,6 +1,5 @@
 """Blocks on the local disk: what is read of them, what goes, and what kills, full disks and damage leave."""
 
-import dataclasses
 import fcntl
 import os
 import shutil
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import far
@@ -80,10 +80,12 @@ def test_what_was_fetched_once_is_read_from_the_disk_by_every_later_run(server, 
 def test_shards_that_have_changed_have_other_blocks(server, far_away, tmp_path):
     index, data = far_away
     assert all_right(index, DiskCache(tmp_path, 1e9), data)
+    shard = server.folder / "img_train" / f"img_train-{2:05d}-of-{far.SHARDS:05d}"
+    os.utime(shard, (1_000_000_000, 1_000_000_000))  # another one of its size has its name
+    changed = index_at(server.address)
     server.requests.clear()
-    changed = dataclasses.replace(index, versions=tuple(f"{version}'" for version in index.versions))
     assert all_right(changed, DiskCache(tmp_path, 1e9), data)
-    assert len(server.requests) >= len(blocks.cut(index, 0.1)) - 1
+    assert {path for _, path, _ in server.requests} == {f"/img_train/{shard.name}"}
 
 
 def emptied(path):
@@ -301,3 +303,44 @@ def test_folders_that_cannot_be_or_gain_nothing_are_refused(run_of, tmp_path):
         diskcache.open_cache(near)
     assert diskcache.open_cache(settings_of("/dev/shm/" + tmp_path.name, str(tmp_path)))  # another disk
     Path("/dev/shm", tmp_path.name).rmdir()
+
+
+TAKING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import far
+import numpy as np
+from pathlib import Path
+from resnet.data import blocks, shards
+from resnet.data.diskcache import DiskCache
+from resnet.data.fetch import Fetcher
+index, local = far.index_at(sys.argv[2]), far.index_at(sys.argv[3])
+starts = blocks.cut(index, 0.1)
+for epoch in range(4):
+    fetcher = Fetcher(index, starts, 1e6, DiskCache(Path(sys.argv[4]), 600_000))
+    order = blocks.mixed(starts, 1, epoch, 4, 2)
+    fetcher.plan(order)
+    assert all(fetcher.take(int(number)) == shards.read(local, int(number)) for number in order)
+    fetcher.close()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_on_a_shared_cache_cost_the_others_nothing(server, tmp_path):
+    words = [
+        sys.executable,
+        "-c",
+        TAKING,
+        str(Path(far.__file__).parent),
+        server.address,
+        str(server.folder),
+        str(tmp_path),
+    ]
+    for killed in range(6):
+        pair = [subprocess.Popen(words) for _ in range(2)]
+        time.sleep(1 + 0.3 * killed)
+        pair[0].kill()
+        assert pair[1].wait(60) == 0
+    DiskCache(tmp_path, 600_000).make_room(0)
+    assert not [path for path in stored(tmp_path) if path.name.startswith(".")]
+    assert 0 < sum(path.stat().st_size for path in stored(tmp_path)) <= 600_000

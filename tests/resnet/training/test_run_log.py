@@ -125,7 +125,7 @@ def test_the_start_says_what_is_about_to_happen_and_the_notes_of_the_restored_st
 
 def test_a_reading_is_logged_with_epoch_rate_and_images(new_log, trackers, capsys):
     log = new_log()
-    log.train(22, Reading(1.5, 100.0), {"train/skipped": 1})
+    log.train(22, Reading(1.5, 100.0, data_wait=0.25), {"train/skipped": 1})
     assert trackers[0].values == [
         (
             22,
@@ -133,6 +133,7 @@ def test_a_reading_is_logged_with_epoch_rate_and_images(new_log, trackers, capsy
                 "train/loss": 1.5,
                 "train/lr": 0.5 * float(log.plan.lr(21)),
                 "train/images_per_s": 100.0,
+                "train/data_wait": 0.25,
                 "train/epoch": 0.5,
                 "train/images": 704,
                 "data/corrupt_records": 2,
