@@ -289,3 +289,11 @@ def test_check_reads_every_format(folder, tmp_path, capsys, kind, damaged):
         prepare.do(prepare.parse(words))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "byte" in line]
     assert line.startswith(f"{index.files[0]}: byte {index.start(2):,}: ")
+
+
+def test_show_draws_every_format_and_takes_the_offset(folder, tmp_path):
+    out = tmp_path / "sheet.png"
+    with pytest.raises(UserError, match=r"^data\.label_offset=null: "):
+        prepare.do(prepare.parse([f"show={folder('tars with json')}", f"out={out}"]))
+    prepare.do(prepare.parse([f"show={folder('tars with json')}", f"out={out}", "images=2", "label_offset=1"]))
+    assert out.stat().st_size > 10_000
