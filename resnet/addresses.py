@@ -1,4 +1,4 @@
-"""Files at addresses such as s3://bucket/shards, read through fsspec: listed, and read by ranges, with retries.
+"""Files at addresses such as s3://bucket/shards, through fsspec: listed, read by ranges, and written, with retries.
 
 fsspec and its packages look for credentials as they always do: environment, configuration files, roles. An address never
 has any: one with a user, password or query is refused, so that none gets into a log, a configuration or an error.
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from resnet import UserError, uris
@@ -28,6 +29,8 @@ THREADS = 32  # that ask for the sizes of files, where a listing has none
 TIMEOUT_S = 60.0  # of one request
 PAUSE_S, MAX_PAUSE_S, GIVE_UP_S = 0.2, 10.0, 180.0  # between tries, growing; without an answer for so long
 SAY_S = 5.0
+AHEAD = 1 << 16  # bytes that Ranges asks for at once: one record of a photograph, or many small ones
+SLOW_S = 4.0  # more for each megabyte that is sent
 CONNECTIONS = 64
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": CONNECTIONS, "connect_timeout": 10, "read_timeout": TIMEOUT_S}},
@@ -125,6 +128,8 @@ def explanation(error: BaseException) -> OSError | None:
     if isinstance(error, PermissionError) or status in REASONS:
         reason = REASONS.get(status or 0) or getattr(error, "strerror", None) or "access denied"
         return PermissionError(errno.EACCES, uris.redact(reason))
+    if isinstance(error, FileExistsError) or status == 412:
+        return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     if isinstance(error, (IsADirectoryError, NotADirectoryError, Unreachable)):
         return error
     beyond = isinstance(error, OSError) and error.errno == errno.EINVAL  # of s3fs, for a range behind the end
@@ -153,13 +158,18 @@ def request(address: str, method: str, stop: threading.Event | None = None, **wo
 
     def once() -> Any:
         filesystem, path = system(address)
-        if not filesystem.async_impl:
-            return getattr(filesystem, method)(path, **words)
-        import fsspec
-
-        return fsspec.asyn.sync(filesystem.loop, getattr(filesystem, f"_{method}"), path, **words, timeout=TIMEOUT_S)
+        return answer(filesystem, method, path, timeout=TIMEOUT_S, **words)
 
     return retried(address, once, stop)
+
+
+def answer(filesystem: Any, method: str, *places: str | bytes, timeout: float, **words: Any) -> Any:
+    """What a method of a file system returns. One that is asynchronous has `timeout` seconds for it."""
+    if not filesystem.async_impl:
+        return getattr(filesystem, method)(*places, **words)
+    import fsspec
+
+    return fsspec.asyn.sync(filesystem.loop, getattr(filesystem, f"_{method}"), *places, **words, timeout=timeout)
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
@@ -220,12 +230,10 @@ def stamp(address: str, entry: dict[str, Any] | None = None) -> tuple[int, str]:
 
 
 class Ranges:
-    """A file at an address, to read from front to back by ranges of at least AHEAD bytes."""
+    """A file at an address, to read from front to back by ranges of at least `ahead` bytes."""
 
-    AHEAD = 1 << 16  # bytes; one record of a photograph, or many small ones
-
-    def __init__(self, address: str) -> None:
-        self.address, self.at, self.start, self.data = address, 0, 0, b""
+    def __init__(self, address: str, ahead: int = AHEAD) -> None:
+        self.address, self.ahead, self.at, self.start, self.data = address, ahead, 0, 0, b""
 
     def __enter__(self) -> Ranges:
         return self
@@ -236,9 +244,48 @@ class Ranges:
     def seek(self, at: int) -> None:
         self.at = at
 
+    def tell(self) -> int:
+        return self.at
+
     def read(self, count: int) -> bytes:
         if not self.start <= self.at <= self.at + count <= self.start + len(self.data):
-            self.start, self.data = self.at, read(self.address, self.at, self.at + max(count, self.AHEAD))
+            self.start, self.data = self.at, read(self.address, self.at, self.at + max(count, self.ahead))
         self.at += count
         first = self.at - count - self.start
         return self.data[first : first + count]
+
+
+# --------------------------------------------------------------------------------------------------------------- writing
+def upload(path: Path, address: str, stop: threading.Event | None = None) -> None:
+    """Copy a file of this machine to an address. Raises what retried() raises."""
+    size = path.stat().st_size
+
+    def once() -> None:
+        filesystem, place = system(address)
+        answer(filesystem, "put_file", str(path), place, timeout=TIMEOUT_S + SLOW_S * size / 1e6)
+        arrived = answer(filesystem, "info", place, timeout=TIMEOUT_S)["size"]
+        if arrived != size:
+            raise EOFError(f"{arrived} of {size:,} bytes arrived")
+
+    retried(address, once, stop)
+
+
+def create(address: str, data: bytes) -> None:
+    """Write a small file that is not there yet. Raises FileExistsError if it is, and what retried() raises."""
+
+    def once() -> None:
+        filesystem, place = system(address)
+        answer(filesystem, "pipe_file", place, data, timeout=TIMEOUT_S, mode="create")
+
+    retried(address, once)
+
+
+def delete(address: str) -> None:
+    """Remove a file, if it is there. Raises what retried() raises."""
+    with contextlib.suppress(FileNotFoundError):
+        request(address, "rm_file")
+
+
+def forget_listings(address: str) -> None:
+    """What others wrote by now is listed too: fsspec's packages remember what a folder had."""
+    system(address)[0].invalidate_cache()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, TextIO, TypeVar
 
-from resnet import UserError, home, uris
+from resnet import UserError, addresses, home, uris
 
 # Exit statuses, beside the watchdog's. STOPPED: a signal ended the run after it had saved; the same command resumes it.
 DONE, FAILED, INTERRUPTED, STOPPED = 0, 1, 130, 143
@@ -105,7 +105,7 @@ def help_lines(kind: type, names: Sequence[str]) -> list[str]:
 def weights_and_overrides(words: Sequence[str], command: str) -> tuple[str, list[str], str | None]:
     """(weights, overrides, value of out=) of a command line. Raises UserError unless there is one path of weights."""
     knobs = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
-    paths = [str(home.expand(word)) for word in words if word not in knobs]
+    paths = [word if addresses.is_remote(word) else str(home.expand(word)) for word in words if word not in knobs]
     if len(paths) != 1:
         raise UserError(f"{command}: give one run's folder or weights file, not {len(paths)}; --help tells more")
     outs = [word.removeprefix("out=") for word in knobs if word.startswith("out=")]

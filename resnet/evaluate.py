@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet import cli, files, home
+from resnet import addresses, cli, files, home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,8 @@ HELP = """Evaluate a trained network: python -m resnet.evaluate WEIGHTS [knob=va
 WEIGHTS is a run's folder (its best checkpoint, averaged weights if it has them), one of its checkpoints, a SavedModel of
 this suite, or a .safetensors or .npz file with timm's, torchvision's or Hugging Face's names. Only numbers are read of a
 SavedModel here; it is a program to whatever else loads it: take SavedModels only from people you trust.
+
+WEIGHTS may lie at an address: https://host/x.safetensors, or a folder of resnet.export.
 
   data=imagenet data.dir=DIR   evaluate on these shards; default: the data of the run
   out=DIR                      folder for the results (default: WEIGHTS-evaluation): scores.json, classes.csv, confusion.csv,
@@ -54,7 +56,11 @@ def evaluate(path: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     finally:
         signal.signal(signal.SIGINT, handler)
     names = loaded.names or [str(number) for number in range(run.data.classes)]
-    scores = {"weights": str(Path(path).resolve()), "data": run.data.name, **result.as_dict()}
+    scores = {
+        "weights": path if addresses.is_remote(path) else str(Path(path).resolve()),
+        "data": run.data.name,
+        **result.as_dict(),
+    }
     write(out, scores, predictions.confusion(len(names)), names)
     artifacts.of_predictions(out, images, predictions, names)
     return scores
@@ -82,7 +88,8 @@ def write(out: Path, scores: dict[str, Any], confusion: NDArray[np.int64], names
 def main() -> None:
     with cli.command(HELP) as words:
         path, overrides, place = cli.weights_and_overrides(words, "resnet.evaluate")
-        out = home.expand(place) if place else Path(f"{Path(path).resolve()}-evaluation")
+        weights = path.rstrip("/").rpartition("/")[2] if addresses.is_remote(path) else Path(path).resolve()
+        out = home.expand(place) if place else Path(f"{weights}-evaluation").absolute()
         scores = evaluate(path, overrides, out)
         top1, top5 = 100 * scores["top1"], 100 * scores["top5"]
         print(f"top-1 {top1:.2f} %  top-5 {top5:.2f} %  loss {scores['loss']:.4f}  ({scores['seen']:,} images)")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet import UserError, cli, files, home
+from resnet import UserError, addresses, cli, files, home, remote
 
 FLAG = "mlflow="
 
@@ -22,7 +23,24 @@ you trust. DIR gets
   classes.txt         one class name per line, if known
   mlflow_model/       if mlflow=true: MLflow's format, for `mlflow models serve` (docs/serving.md)
 
+DIR may be an address, such as s3://bucket/model: it is written in the cache, then uploaded.
+
 A weights file does not describe its images: give data.image_size=, data.mean= and so on if they differ from ImageNet's."""
+
+
+def export_to(path: str, overrides: Sequence[str], out: str, mlflow: bool = False) -> list[str]:
+    """Write the folder `out`, or that at an address, which must not exist yet. Returns lines for the user."""
+    place = remote.checked(out, "out=") if addresses.is_remote(out) else str(home.expand(out))
+    if not addresses.is_remote(place):
+        return export(path, overrides, Path(place), mlflow)
+    there = remote.names(place)
+    if there and remote.INCOMPLETE not in there:
+        raise UserError(f"out={place}: exists already; give another folder")
+    aside = remote.staging(place) / "whole"
+    shutil.rmtree(aside, ignore_errors=True)
+    lines = export(path, overrides, aside, mlflow)
+    remote.upload(aside, place)
+    return [line.replace(str(aside), place) for line in lines]
 
 
 def export(path: str, overrides: Sequence[str], out: Path, mlflow: bool = False) -> list[str]:
@@ -71,7 +89,7 @@ def main() -> None:
         if not {*flags} <= {"true", "false"}:
             raise UserError(f"{FLAG}{flags[-1]}: must be true or false")
         overrides = [word for word in overrides if not word.startswith(FLAG)]
-        for line in export(path, overrides, home.expand(out), flags[-1:] == ["true"]):
+        for line in export_to(path, overrides, out, flags[-1:] == ["true"]):
             print(line)
 
 

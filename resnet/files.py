@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -212,11 +213,16 @@ def atomic_dir(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock on a file, which is created."""
+def locked(path: Path, waiting: str = "") -> Iterator[IO[str]]:
+    """Hold the lock on a file, which is created; print `waiting` if another process has it."""
     with open(path, "a", opener=regular) as file:  # the kernel unlocks it when the process dies
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                print(waiting, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 def fsync(path: Path) -> None:

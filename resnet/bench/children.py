@@ -15,12 +15,12 @@ from typing import Any
 import tensorflow as tf
 from rich.console import Console
 
-from resnet import files
+from resnet import addresses, files
 from resnet.bench import flops, workers
-from resnet.bench.pixels import Pixels
+from resnet.bench.pixels import Pixels, crops_alone, naive
 from resnet.bench.workers import Sides, Work, moving, require, timed
 from resnet.config import compose
-from resnet.config.data import Records
+from resnet.config.data import Order, Records
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
 from resnet.config.training import Ema
@@ -40,7 +40,7 @@ from resnet.training.watchdog import Watchdog
 VERSIONS = {"versions": f"TensorFlow {tf.__version__}"}
 NAIVE = "naive: decode, slice, resize, flip, normalize each image"
 CROPS = "decode_and_crop_jpeg alone"
-SAMPLE = 16  # of a crop that is only decoded, the mean of every so many pixels a side is what the row is checked by
+WARM = 512  # images; by blocks, the windows of all streams are being read then
 
 
 def machine() -> Sides:
@@ -174,9 +174,48 @@ def evaluate(words: str) -> Sides:
 # ---------------------------------------------------------------------------------------------------------------- reading
 def read(folder: str, batch: str, size: str) -> Sides:
     """The training pipeline of the shards in `folder`. A step is a batch."""
-    source = open_source(Records(dir=folder, classes=1000, image_size=int(size)))
+    source = open_source(records(folder, image_size=int(size)))
     pixels = Pixels(source, (int(batch), int(size), int(size), 3))
-    return VERSIONS, {"": reading(pipeline.train(source, int(batch), 1, 0), pixels.check)}
+    return VERSIONS, {"": training(source, int(batch), pixels.check)}
+
+
+def training(source: Source, batch: int, check: Callable[[Any], None]) -> Work:
+    """Batches to train on. A turn begins with nothing read, and the first WARM images are not in its time."""
+
+    def work(batches: int) -> float:
+        dataset = pipeline.train(source, batch, 1, 0)
+        seconds = reading(dataset, check, max(1, min(batches, WARM // batch)))(batches)
+        assert source.train_reader
+        source.train_reader.close()  # of an address: nothing is read while another side is measured
+        return seconds
+
+    return work
+
+
+def records(folder: str, **knobs: Any) -> Records:
+    """Shards as training reads them: by blocks at an address."""
+    order = Order.blocks if addresses.is_remote(folder) else Order.images
+    return Records(dir=folder, classes=files.MAX_CLASSES, order=order, **knobs)
+
+
+def first_batch(folder: str, batch: str, size: str) -> Sides:
+    """A step opens the shards in `folder` and reads the first batch."""
+
+    def one() -> Any:
+        source = open_source(records(folder, image_size=int(size)))
+        batches = iter(pipeline.train(source, int(batch), 1, 0))
+        first = next(batches)
+        assert source.train_reader
+        source.train_reader.close()
+        return first
+
+    def work(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            require(len(one()[0]) == int(batch), "not a batch")
+        return time.perf_counter() - began
+
+    return VERSIONS, {"": work}
 
 
 def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
@@ -195,55 +234,24 @@ def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
         sides[f"evaluation, {name}"] = reading(pipeline.evaluation(source, size).repeat(), pixels.check)
     if own:
         ours = beside(own, manifest.NAME) or indexes.load(own, None)
-        source = open_source(Records(dir=own, classes=files.MAX_CLASSES, label_offset=None if ours else 0))
+        source = open_source(records(own, label_offset=None if ours else 0))
         pixels = Pixels(source, (size, 224, 224, 3))
-        sides[f"naive, {own}"] = reading(naive(source, size), pixels.check_normalized)
-        sides[f"training, {own}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
+        if not addresses.is_remote(own):
+            sides[f"naive, {own}"] = reading(naive(source, size), pixels.check_normalized)
+        sides[f"training, {own}"] = training(source, size, pixels.check)
     return {**VERSIONS, "pipelines": list(sides)}, sides
 
 
-def reading(dataset: Any, check: Callable[[Any], None]) -> Work:
+def reading(dataset: Any, check: Callable[[Any], None], warm: int = 1) -> Work:
     """A turn opens the dataset and closes it again: its threads would read ahead while another side is measured."""
-    return lambda batches: timed(partial(next, iter(dataset)), check=check)(batches)
 
+    def work(batches: int) -> float:
+        step = partial(next, iter(dataset))
+        for _ in range(warm - 1):
+            step()
+        return timed(step, check=check)(batches)
 
-def naive(source: Source, batch: int) -> Any:
-    """A first tf.data pipeline: each image by itself, in float, on the host. Dataset of (images, labels)."""
-    settings = source.settings
-    assert isinstance(settings, Records) and source.train
-
-    def decode(serialized: Any) -> Any:
-        example = tf.io.parse_single_example(serialized, pipeline.FEATURES)
-        image = tf.io.decode_jpeg(example["image/encoded"], channels=3)
-        shape, draws = tf.shape(image), tf.random.uniform([4, pipeline.TRIES])
-        top, left, height, width = tf.unstack(pipeline.crop_box(shape[0], shape[1], draws, 0.08, 4 / 3))
-        image = tf.image.resize(image[top : top + height, left : left + width], [settings.image_size] * 2)
-        image = tf.image.random_flip_left_right(image)
-        return (image - settings.mean) / settings.std, example["image/class/label"]
-
-    paths = tf.data.Dataset.from_tensor_slices(list(source.train.files))
-    records = paths.interleave(tf.data.TFRecordDataset, cycle_length=4).repeat().shuffle(64)
-    return records.map(decode, tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
-
-
-def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
-    """The part that no pipeline can leave out: decoding the crop, with `size` resizing it. From memory; no image is batched.
-
-    Dataset of float32 [batch]: the mean of some pixels of each crop. Without them TensorFlow would leave out the work.
-    """
-    assert source.train and source.train_reader
-    blocks = [source.train_reader(number) for number in range(len(source.train))]
-    encoded = tf.io.parse_example(blocks, pipeline.FEATURES)["image/encoded"]
-
-    def crop(jpeg: Any) -> Any:
-        shape, draws = tf.image.extract_jpeg_shape(jpeg), tf.random.uniform([4, pipeline.TRIES])
-        box = pipeline.crop_box(shape[0], shape[1], draws, 0.08, 4 / 3)
-        image = tf.image.decode_and_crop_jpeg(jpeg, box, channels=3, dct_method="INTEGER_ACCURATE")
-        image = pipeline.resize(image, [size, size]) if size else image
-        return tf.reduce_mean(tf.cast(image[::SAMPLE, ::SAMPLE], tf.float32))
-
-    cropped = tf.data.Dataset.from_tensor_slices(encoded).repeat().map(crop, tf.data.AUTOTUNE)
-    return cropped.batch(batch).prefetch(tf.data.AUTOTUNE)
+    return work
 
 
 def peak(dtype: str) -> Sides:
@@ -252,4 +260,6 @@ def peak(dtype: str) -> Sides:
 
 
 if __name__ == "__main__":
-    workers.serve({builder.__name__: builder for builder in (machine, step, evaluate, read, pipelines, peak)})
+    workers.serve(
+        {builder.__name__: builder for builder in (machine, step, evaluate, read, first_batch, pipelines, peak)}
+    )

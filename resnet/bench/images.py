@@ -14,7 +14,7 @@ from resnet.data import indexes
 from resnet.data.formats import tfexample
 from resnet.data.shards import write_split
 
-SHARDS = 4
+PHOTOS = 64  # different ones, of a benchmark
 
 
 def photo(random: np.random.Generator) -> bytes:
@@ -46,11 +46,12 @@ def photos(count: int) -> list[bytes]:
     return [photo(random) for _ in range(count)]
 
 
-def shards(folder: Path, encoded: Sequence[bytes], images: int) -> Path:
-    """`folder` with shards to train and to evaluate on, each of `images` images: these, repeated if need be."""
+def shards(folder: Path, encoded: Sequence[bytes], images: int, count: int = 4) -> Path:
+    """`folder` with shards to train and to evaluate on, `count` of `images` images each: these, repeated if need be."""
     records = [tfexample.image(one, 0, 0, 1, b"n", b"", b"n.jpg") for one in encoded]
     records = list(itertools.islice(itertools.cycle(records), images))
-    lengths = [np.array([len(one) for one in records[first::SHARDS]], "<u4").tobytes() for first in range(SHARDS)]
-    parts = [shard for part in ("img_train", "img_val") for shard in write_split(folder, part, records, SHARDS)]
-    indexes.write(folder, parts, lengths * 2)
+    written = write_split(folder, "img_train", records, count) + write_split(folder, "img_val", records, 4)
+    sizes = np.array([len(record) for record in records], "<u4")
+    parts = [sizes[number::many].tobytes() for many in (count, 4) for number in range(many)]
+    indexes.write(folder, written, parts)
     return folder

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet import UserError
-from resnet.bench import images
+from resnet import UserError, addresses
+from resnet.bench import far, images
 from resnet.bench.result import Knobs, Result, Row, markdown_table, median_ratio
 from resnet.bench.workers import Child
 from resnet.cli import knob
-
-PHOTOS = 64  # different ones
 
 
 @dataclass(kw_only=True)
@@ -26,10 +24,19 @@ class Input(Knobs):
     images: int = knob(512, "images that each pipeline reads per round")
     cores: int = knob(1, "number of cores")
     batch: int = knob(64, "images per batch")
+    far_ms: float | None = knob(
+        None, "instead: the shards from a server that waits so many ms before each answer, against the local disk"
+    )
+    far_mb: float = knob(100.0, "and sends so many MB/s a connection")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_above(0, "images", "cores", "batch")
+        if self.far_ms is not None:
+            self.check_at_least(0, "far_ms")
+            self.check_above(0, "far_mb")
+            self.check("dir", not self.dir or not addresses.is_remote(self.dir), "give a local folder, or no far_ms=")
+        self.check("far_mb", self.far_ms is not None or self.far_mb == 100, "is for far_ms=30")
         self.check("images", self.images >= self.batch, f"must be at least batch={self.batch}")
 
 
@@ -38,15 +45,19 @@ def measure(knobs: Input, result: Result) -> None:
     cores = sorted(os.sched_getaffinity(0))[: knobs.cores]
     if len(cores) < knobs.cores:
         raise UserError(f"cores={knobs.cores}: this process may use {len(cores)}")
-    large = images.photos(PHOTOS)
+    result.facts |= {"cores": str(knobs.cores), "threads": f"{knobs.cores}, as many as cores (TensorFlow's default)"}
+    if knobs.far_ms is not None:
+        with tempfile.TemporaryDirectory() as place:
+            far.measure(knobs, Path(place), cores, result)
+        return
+    large = images.photos(images.PHOTOS)
     result.about = (
         f"Pipelines over the same records, {knobs.images} images each in a round; JPEG of 500x375, "
         f"{statistics.mean(map(len, large)) / 1000:.0f} KB. The naive one decodes, slices, resizes, flips and normalizes "
         "image by image; the limit is decode_and_crop_jpeg alone."
     )
-    result.facts |= {"cores": str(knobs.cores), "threads": f"{knobs.cores}, as many as cores (TensorFlow's default)"}
     with tempfile.TemporaryDirectory() as place:
-        whole = -(-PHOTOS // knobs.batch) * knobs.batch  # the last batch of an evaluation is full too
+        whole = -(-images.PHOTOS // knobs.batch) * knobs.batch  # the last batch of an evaluation is full too
         small = [images.resized(encoded, 256, 75) for encoded in large]
         folders = [
             images.shards(Path(place, name), photos, whole) for name, photos in (("large", large), ("small", small))

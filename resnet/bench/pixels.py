@@ -1,4 +1,4 @@
-"""Whether a batch that was read has the images' pixels: compared with the same files as Pillow decodes them."""
+"""The pipelines that ours is compared with, and whether a batch has the images' pixels, as Pillow decodes them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from resnet.data import pipeline
 from resnet.data.source import Source
 
 IMAGES = 64  # of the reference
+SAMPLE = 16  # of a crop that is only decoded, the mean of every so many pixels a side is what the row is checked by
 
 
 class Pixels:
@@ -56,3 +57,42 @@ class Pixels:
         self.check_means(images.mean((1, 2, 3)))
         contrast = float(images.std((1, 2, 3)).mean())
         require(self.std / 2 < contrast < self.std * 2, f"contrast {contrast:.1f}, and {self.std:.1f} is right")
+
+
+def naive(source: Source, batch: int) -> Any:
+    """A first tf.data pipeline: each image by itself, in float, on the host. Dataset of (images, labels)."""
+    settings = source.settings
+    assert isinstance(settings, Records) and source.train
+
+    def decode(serialized: Any) -> Any:
+        example = tf.io.parse_single_example(serialized, pipeline.FEATURES)
+        image = tf.io.decode_jpeg(example["image/encoded"], channels=3)
+        shape, draws = tf.shape(image), tf.random.uniform([4, pipeline.TRIES])
+        top, left, height, width = tf.unstack(pipeline.crop_box(shape[0], shape[1], draws, 0.08, 4 / 3))
+        image = tf.image.resize(image[top : top + height, left : left + width], [settings.image_size] * 2)
+        image = tf.image.random_flip_left_right(image)
+        return (image - settings.mean) / settings.std, example["image/class/label"]
+
+    paths = tf.data.Dataset.from_tensor_slices(list(source.train.files))
+    records = paths.interleave(tf.data.TFRecordDataset, cycle_length=4).repeat().shuffle(64)
+    return records.map(decode, tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def crops_alone(source: Source, batch: int, size: int | None = None) -> Any:
+    """The part that no pipeline can leave out: decoding the crop, with `size` resizing it. From memory; no image is batched.
+
+    Dataset of float32 [batch]: the mean of some pixels of each crop. Without them TensorFlow would leave out the work.
+    """
+    assert source.train and source.train_reader
+    blocks = [source.train_reader(number) for number in range(len(source.train))]
+    encoded = tf.io.parse_example(blocks, pipeline.FEATURES)["image/encoded"]
+
+    def crop(jpeg: Any) -> Any:
+        shape, draws = tf.image.extract_jpeg_shape(jpeg), tf.random.uniform([4, pipeline.TRIES])
+        box = pipeline.crop_box(shape[0], shape[1], draws, 0.08, 4 / 3)
+        image = tf.image.decode_and_crop_jpeg(jpeg, box, channels=3, dct_method="INTEGER_ACCURATE")
+        image = pipeline.resize(image, [size, size]) if size else image
+        return tf.reduce_mean(tf.cast(image[::SAMPLE, ::SAMPLE], tf.float32))
+
+    cropped = tf.data.Dataset.from_tensor_slices(encoded).repeat().map(crop, tf.data.AUTOTUNE)
+    return cropped.batch(batch).prefetch(tf.data.AUTOTUNE)

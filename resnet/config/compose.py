@@ -25,9 +25,9 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from resnet import UserError, files, uris
+from resnet import UserError, files, photos, uris
 from resnet.config import help, resolvers
-from resnet.config.data import Records
+from resnet.config.data import Folder, Records
 from resnet.config.errors import explain, unknown
 from resnet.config.run import VARIANTS, Run
 from resnet.config.sweep import Command
@@ -121,6 +121,7 @@ def freeze(config: DictConfig) -> Run:
         raise unknown(key, kind)
     check_names(config)
     with explain():
+        check_before_preparation(config)
         run = OmegaConf.to_object(config)
     assert isinstance(run, Run)
     if isinstance(run, Command):  # how a sweep goes is no setting of its runs
@@ -130,9 +131,43 @@ def freeze(config: DictConfig) -> Run:
     run.init = run.init and files.absolute(run.init, base)
     if isinstance(run.data, Records):
         run.data.dir = files.absolute(run.data.dir, base)
+        run.data.cache_dir = run.data.cache_dir and files.absolute(run.data.cache_dir, base)
+    if isinstance(run.data, Folder):
+        run.data.labels = run.data.labels and files.absolute(run.data.labels, base)
+        run.data.prepared = run.data.prepared and files.absolute(run.data.prepared, base)
+        prepare_photos(run.data)
     if isinstance(run.track, Mlflow):
         run.track.uri = uris.absolute(uris.take(run.track.uri), base)
     return run
+
+
+def check_before_preparation(config: DictConfig) -> None:
+    """Raise UserError for whatever else is wrong before photographs, whose classes are counted then, become shards for hours."""
+    data = config.data
+    if (
+        OmegaConf.get_type(data) is Folder
+        and data._get_node("classes")._is_interpolation()
+        and not data._get_node("dir")._is_missing()
+    ):
+        trial = copy.deepcopy(config)
+        trial.data.classes = 2
+        OmegaConf.to_object(trial)
+
+
+def prepare_photos(data: Folder) -> None:
+    """Make shards of the photographs in data.dir, if it has no shards, and note their listing. Raises UserError."""
+    if data.listing:
+        return
+    if photos.are_in(data.dir):
+        data.listing = photos.prepare(data.photographs)
+        return
+    for knob in ("labels", "links", "max_rejected", "prepared"):
+        default = next(field.default for field in dataclasses.fields(Folder) if field.name == knob)
+        data.check(
+            knob,
+            getattr(data, knob) == default,
+            f"is for photographs, and there are none in data.dir={data.dir}; leave it out",
+        )
 
 
 def stray_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -191,6 +226,8 @@ def for_inference(overrides: Sequence[str], saved: Run | None = None) -> Run:
         config.recipe, config.out = None, str(Path.cwd())
         if saved:
             node = to_config(dataclasses.replace(saved, progressive=Progressive()))  # which is training's alone
+            if "data.dir" in names and "listing" in node.data:
+                node.data.listing = None  # other photographs
             for name in names:
                 value = OmegaConf.select(config, name)
                 if name in GROUPS:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from resnet import addresses
+from resnet import addresses, photos
 from resnet.config.checks import MISSING, Settings, check
 
 FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
@@ -21,6 +21,17 @@ class Cache(Enum):
     off = "off"
     encoded = "encoded"  # the JPEG records
     decoded = "decoded"  # the pixels
+    disk = "disk"  # on the local disk, what was read of an address or a slower disk
+
+
+class Disk(Enum):
+    ssd = "ssd"
+    hdd = "hdd"  # whose reads each wait for a seek
+
+
+class Links(Enum):
+    inside = "inside"  # those to files inside of the folder
+    follow = "follow"  # all, those to folders too
 
 
 class Order(Enum):
@@ -74,11 +85,19 @@ class Records(Data):
     block_mb: float = 1.0  # what is read at once, megabytes
     window: float = 4.0  # blocks of a stream among which its images are mixed
     fetch_mb: float = 256.0  # of blocks, or images of an address, that each rank reads ahead, megabytes
+    disk: Disk = Disk.ssd  # that a local data.dir lies on. hdd: data.order is blocks, unless you say otherwise
+    cache_dir: str | None = None  # of cache=disk; null: blocks/ in the user's cache
+    cache_gb: float = 100.0  # that it holds at most; the least recently used goes
+
+    @property
+    def shards(self) -> str:
+        """The folder or address of the shards."""
+        return self.dir
 
     @property
     def fetches(self) -> bool:
         """Whether records are read ahead of their use."""
-        return self.order is Order.blocks or addresses.is_remote(self.dir)
+        return self.order is Order.blocks or self.cache is Cache.disk or addresses.is_remote(self.dir)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,22 +111,63 @@ class Records(Data):
         self.check("min_area", 0 < self.min_area <= 1, "must be above 0 and at most 1")
         self.check_at_least(1, "max_aspect")
         self.check_at_least(0, "max_corrupt", "window")
-        self.check_above(0, "block_mb", "streams", "fetch_mb")
+        self.check_above(0, "block_mb", "streams", "fetch_mb", "cache_gb")
         self.check_at_most(10_000, "block_mb", "streams", "window")
-        self.check_at_most(1_000_000, "fetch_mb")
+        self.check_at_most(1_000_000, "fetch_mb", "cache_gb")
         used = self.order is Order.blocks or (self.streams, self.block_mb, self.window) == (48, 1.0, 4.0)
         check(used, "data.order", self.order.name, "has no streams, blocks or window; use data.order=blocks")
         used = self.fetches or self.fetch_mb == 256
-        self.check("fetch_mb", used, "is for data.order=blocks and for addresses, such as data.dir=s3://bucket/shards")
+        self.check(
+            "fetch_mb",
+            used,
+            "is for data.order=blocks, data.cache=disk and for addresses, such as data.dir=s3://bucket/x",
+        )
         way_out = "nothing is read ahead for it; use data.cache=encoded, or data.order=images and a local data.dir"
         check(not self.fetches or self.cache is not Cache.decoded, "data.cache", self.cache.name, way_out)
+        self.check_disk()
+
+    def check_disk(self) -> None:
+        if self.disk is Disk.hdd:
+            way_out = "is for a local data.dir; an address is read by blocks anyway; use data.disk=ssd"
+            check(not addresses.is_remote(self.dir), "data.disk", "hdd", way_out)
+            way_out = "changes nothing with data.order=images; leave out one of the two"
+            check(self.order is Order.blocks, "data.disk", "hdd", way_out)
+        used = self.cache is Cache.disk or (self.cache_dir, self.cache_gb) == (None, 100.0)
+        check(used, "data.cache", self.cache.name, "has no folder and no limit; use data.cache=disk")
+        local = self.cache_dir is None or not addresses.is_remote(self.cache_dir)
+        self.check("cache_dir", local, "must be a folder of this machine")
 
 
 @dataclass
 class Folder(Records):
-    """What `python -m resnet.prepare source=folder` wrote: anybody's classes, named in its classes.txt."""
+    """Anybody's images: what `python -m resnet.prepare source=folder` wrote, or photographs that it prepares by itself."""
 
     name: str = "folder"
+    labels: str | None = None  # CSV of file names and labels of the photographs; null: their folders are the classes
+    label_column: str | None = None  # its column of labels, by its name or number from 1; null: the one it must be
+    links: Links = Links.inside  # which links among the photographs are read
+    max_rejected: float = 0.001  # share of photographs that may be unreadable
+    prepared: str | None = None  # folder for the shards that are made of photographs; null: the cache
+    listing: str | None = None  # of the photographs of this run: set by itself
+
+    @property
+    def photographs(self) -> photos.Photos:
+        """The photographs in `dir`, if there are any."""
+        knobs = self.labels, self.label_column, self.links.value, self.max_rejected, self.prepared
+        return photos.Photos(self.dir, *knobs)
+
+    @property
+    def shards(self) -> str:
+        """The folder of the shards: `dir`, or that of the photographs in it."""
+        return str(photos.place(self.listing, self.prepared)) if self.listing else self.dir
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(0, "max_rejected")
+        self.check_at_most(1, "max_rejected")
+        self.check("label_column", self.label_column is None or self.labels is not None, "is for data.labels=")
+        known = self.listing is None or photos.LISTING.fullmatch(self.listing)
+        self.check("listing", bool(known), "is set by itself; leave it out")
 
 
 @dataclass

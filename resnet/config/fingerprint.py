@@ -33,7 +33,15 @@ FREE = (
     "data.on_corrupt",
     "data.max_corrupt",
     "data.cache",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.disk",
     "data.fetch_mb",
+    "data.labels",  # data.listing is the hash of what they lead to
+    "data.label_column",
+    "data.links",
+    "data.max_rejected",
+    "data.prepared",
 )
 FREE_GROUPS = ("cluster", "track", "on_nan")
 

@@ -13,9 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, addresses, files, home, shell, uris
+from resnet import UserError, addresses, files, home, photos, shell, uris
 from resnet.config import topology
-from resnet.config.data import Order
+from resnet.config.data import Disk, Order
 from resnet.config.sweep import Where
 
 
@@ -63,10 +63,17 @@ def tracking_store() -> str:
 
 
 def counted_classes(*, _parent_: DictConfig) -> int:
-    """How many classes the shards in data.dir are of: a line each in its classes.txt."""
+    """How many classes the shards in data.dir are of: a line each in its classes.txt. Photographs are prepared first."""
     if OmegaConf.is_missing(_parent_, "dir"):
-        raise UserError("data.dir: must be given, as in data.dir=<folder of shards>")
+        raise UserError("data.dir: must be given, as in data.dir=<folder of shards, or of photographs>")
     folder = files.absolute(_parent_.dir, Path.cwd())
+    if photos.are_in(folder):
+        links, share = _parent_.links.value, _parent_.max_rejected
+        labels, prepared = (
+            value and files.absolute(value, Path.cwd()) for value in (_parent_.labels, _parent_.prepared)
+        )
+        known = photos.Photos(folder, labels, _parent_.label_column, links, share, prepared)
+        folder = str(photos.place(photos.prepare(known), prepared))
     path = f"{folder}/{files.CLASSES}"
     try:
         return len(files.read_classes(files.read_text(path), path))
@@ -79,9 +86,9 @@ def counted_classes(*, _parent_: DictConfig) -> int:
 
 
 def order_by_address(*, _parent_: DictConfig) -> str:
-    """The order of training images for data.dir: each read of an address is a round trip, so blocks are read there."""
+    """The order of training images for data.dir: blocks where each read is a round trip, of an address, or a seek, of a disk."""
     remote = not OmegaConf.is_missing(_parent_, "dir") and addresses.is_remote(_parent_.dir)
-    return (Order.blocks if remote else Order.images).name
+    return (Order.blocks if remote or _parent_.disk is Disk.hdd else Order.images).name
 
 
 def cache(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from resnet import addresses
 from resnet.config.checks import MISSING, Settings, check
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Data, Digits, Fashion, Folder, Order, Records, Synthetic
@@ -30,7 +31,7 @@ class Run(Settings):
     recipe: str | None = None  # name of the recipe this came from
     out: str = MISSING  # the run's folder, or the sweep's; starting again in it resumes
     resume: str | None = None  # a run's folder to resume, with that run's own configuration
-    # Weights to start from: .safetensors, .npz, a SavedModel, a run's folder or a checkpoint of one
+    # Weights to start from: .safetensors, .npz, a SavedModel, a run's folder or a checkpoint of one; an address of weights
     init: str | None = None
     batch: int = 256  # images a step over all ranks
     epochs: float = 90.0
@@ -86,6 +87,8 @@ class Run(Settings):
         way_out = "only an evaluation can tell, and eval=false; use eval=true"
         self.check("stop_at_top1", goal is None or self.eval, way_out)
         check(bool(self.out.strip()), "out", repr(self.out), "give a folder")
+        if self.init and addresses.is_remote(self.init):
+            addresses.check(self.init, "init=")
         self.check_above(0, "lr_find_start")
         self.check_above(self.lr_find_start, "lr_find_end")
         self.check("lr_find_steps", self.lr_find_steps >= 20, "must be at least 20, or there is no curve")

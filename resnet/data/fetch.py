@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet import UserError, addresses, files
-from resnet.data import shards
+from resnet.data import diskcache, shards
 from resnet.data.shards import Index
 
 THREADS = 32  # blocks that are read at once: most of the time of a request is waiting
@@ -28,11 +28,13 @@ class ReadsClosed(Exception):
 class Fetcher:
     """Reads the records of an index by blocks, of which `starts` has the first records. Safe to call from several threads.
 
-    `limit` is in bytes.
+    `limit` is in bytes. With a `cache` whole blocks are read, and stored there.
     """
 
-    def __init__(self, records: Index, starts: NDArray[np.int64], limit: float) -> None:
-        self.records, self.starts, self.limit = records, starts, limit
+    def __init__(
+        self, records: Index, starts: NDArray[np.int64], limit: float, cache: diskcache.DiskCache | None = None
+    ) -> None:
+        self.records, self.starts, self.limit, self.cache = records, starts, limit, cache
         self.pending = np.zeros(len(records), np.int16)  # how often a record is planned and not yet taken
         self.ready: dict[int, list[bytes | UserError]] = {}
         self.spans: deque[Iterator[tuple[int, int]]] = deque()  # (first record, last record) to read, a plan each
@@ -160,29 +162,66 @@ class Fetcher:
 
     def read(self, first: int, last: int) -> list[tuple[int, bytes | UserError]]:
         """(number, data or error) of neighbouring records of one shard, by one read."""
-        start = int(self.records.offset[first])
-        path = self.records.files[self.records.file[first]]
         numbers = range(first, last + 1)
+        path = self.path(first)
         try:
-            with files.explain_io_errors(path, start):
-                if addresses.is_remote(path):
-                    data = addresses.read_exactly(path, start, self.end(last), self.closed)
-                else:
-                    with shards.open_shard(path) as shard:
-                        shard.seek(start)
-                        data = shard.read(self.end(last) - start)
+            parts = self.through(self.cache, numbers) if self.cache else self.fetch(numbers)
         except Exception as error:  # a thread that ends here would leave those that wait for its records
             fault = error if isinstance(error, UserError) else UserError(f"{path}: cannot be read ({error})")
             return [(number, fault) for number in numbers]
-        return [(number, self.checked(memoryview(data), number, start)) for number in numbers]
+        return [(number, self.alone(number) if data is None else data) for number, data in parts.items()]
 
-    def checked(self, block: memoryview, number: int, start: int) -> bytes | UserError:
-        """The data of a record in a block that begins at byte `start`; read once more, alone, if its CRC is wrong."""
-        at, end = int(self.records.offset[number]) - start, self.end(number) - start
-        data = bytes(block[at : end - self.records.tail])
-        if self.records.sound(number, data, bytes(block[end - self.records.tail : end])):
-            return data
+    def through(self, cache: diskcache.DiskCache, numbers: range) -> dict[int, bytes | None]:
+        """As fetch(), of the cache if their block is there; else the whole block is fetched, and stored if it is sound."""
+        block = int(np.searchsorted(self.starts, numbers[0], "right"))
+        whole = range(int(self.starts[block - 1]), int(self.starts[block]))
+        begin, size = int(self.records.offset[whole[0]]), self.size(whole[0], whole[-1])
+        version = self.records.versions[self.records.file[whole[0]]]
+        name = diskcache.name_of(self.path(whole[0]), version, begin, size)
+        first = int(self.records.offset[numbers[0]])
+        stored = cache.read(name, size, first - begin, self.end(numbers[-1]) - begin)
+        if stored is not None:
+            parts = self.records_of(stored, numbers)
+            if None not in parts.values():
+                return parts
+        data = self.bytes_of(whole)
+        parts = self.records_of(data, whole)
+        if None not in parts.values():
+            cache.store(name, data)
+        return {number: parts[number] for number in numbers}
+
+    def fetch(self, numbers: range) -> dict[int, bytes | None]:
+        """The data of neighbouring records by one read; None where the CRC is wrong. Raises UserError."""
+        return self.records_of(self.bytes_of(numbers), numbers)
+
+    def bytes_of(self, numbers: range) -> bytes:
+        """The bytes from the first record's data to the last one's CRC; fewer of a local file that is too short."""
+        start, path = int(self.records.offset[numbers[0]]), self.path(numbers[0])
+        end = self.end(numbers[-1])
+        with files.explain_io_errors(path, start):
+            if addresses.is_remote(path):
+                return addresses.read_exactly(path, start, end, self.closed)
+            with shards.open_shard(path) as shard:
+                shard.seek(start)
+                data: bytes = shard.read(end - start)
+                return data
+
+    def records_of(self, data: bytes, numbers: range) -> dict[int, bytes | None]:
+        """The data of each record in what bytes_of() has read; None where the CRC is wrong."""
+        block, start = memoryview(data), int(self.records.offset[numbers[0]])
+        parts: dict[int, bytes | None] = {}
+        for number in numbers:
+            at, end = int(self.records.offset[number]) - start, self.end(number) - start
+            record, tail = bytes(block[at : end - self.records.tail]), bytes(block[end - self.records.tail : end])
+            parts[number] = record if self.records.sound(number, record, tail) else None
+        return parts
+
+    def alone(self, number: int) -> bytes | UserError:
+        """The data of a record that is read once more, because its CRC was wrong."""
         try:
             return shards.read(self.records, number)
         except UserError as error:
             return error
+
+    def path(self, number: int) -> str:
+        return self.records.files[self.records.file[number]]

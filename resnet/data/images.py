@@ -7,20 +7,39 @@ nothing of resnet.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, features
 
 # A bomb is refused before it is decoded: Pillow's own bound; three bytes a pixel make it 256 MiB.
 MAX_PIXELS = 89_478_485
 # Of the longer side to the shorter. Evaluation scales the short side to 256 and so the long one to 256 times this at most.
 MAX_ASPECT = 100
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # decoders for other people's bytes; the first frame of an animation
+# Decoders for other people's bytes, beside those of PACKAGES; the first frame of an animation.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+PACKAGES = {  # what decodes the formats that not every Pillow does, and the way to it
+    "AVIF": "a Pillow with AVIF: pip install -U pillow",
+    "HEIF": "the package pillow-heif: pip install 'resnet-experiments[heic]'",
+}
+STARTS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF"}  # of an ISO base media file (ISO 14496-12 4.3)
+BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIF")
+HEAD = 32  # bytes by which form_of() recognizes a format
+TWELVE, SIXTEEN = 4095, 65535  # the largest values of so many bits
 QUALITY = 95  # of a converted image, unless asked otherwise
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 TURNS = {
@@ -40,6 +59,10 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF, harmless; what m
 
 class Broken(Exception):
     """This image cannot be used; the message is the reason, without its name."""
+
+
+class NoDecoder(Broken):
+    """This image could be used if a package were installed."""
 
 
 class Header(NamedTuple):
@@ -73,7 +96,35 @@ def broken() -> Iterator[None]:
     except Exception as error:  # the parsers of decoders raise anything for damaged data
         message = " ".join(str(error).split()) or type(error).__name__
         unknown = "cannot identify" in message
-        raise Broken("not a JPEG, PNG, WebP, BMP or GIF image" if unknown else message[:200]) from error
+        raise Broken(
+            "not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC image" if unknown else message[:200]
+        ) from error
+
+
+def form_of(head: bytes) -> str:
+    """The format that the first HEAD bytes of a file announce, by Pillow's name; empty for any other."""
+    if head[4:8] == b"ftyp":
+        brands = [head[at : at + 4] for at in (8, *range(16, len(head), 4))]  # the major one, then the compatible ones
+        return next((BRANDS[brand] for brand in brands if brand in BRANDS), "")
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:2] == b"BM" and head[6:10] == bytes(4):
+        return "BMP"
+    return next((form for start, form in STARTS.items() if head.startswith(start)), "")
+
+
+@functools.cache
+def decodes(form: str) -> bool:
+    """Whether images of a format of PACKAGES are decoded here; of any other they are."""
+    if form == "AVIF":
+        return bool(features.check("avif"))
+    if form == "HEIF":
+        try:
+            import pillow_heif
+        except ImportError:
+            return False
+        pillow_heif.register_heif_opener()
+    return True
 
 
 def check_size(width: int, height: int) -> None:
@@ -101,8 +152,13 @@ def header(data: bytes | memoryview) -> Header:
 
 def open_image(data: bytes) -> tuple[Image.Image, Image.Transpose | None]:
     """(an image, not decoded yet; how to turn it upright). Raises Broken for its size, and what Pillow raises."""
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    form = form_of(data[:HEAD])
+    if form in PACKAGES and not decodes(form):
+        raise NoDecoder(f"{form}, which needs {PACKAGES[form]}")
+    image: Image.Image = Image.open(io.BytesIO(data), formats=(form,) if form in PACKAGES else FORMATS)
     check_size(*image.size)
+    if image.format == "TIFF":  # Pillow turns it as it decodes
+        return image, None
     try:
         return image, TURNS.get(int(image.getexif().get(ORIENTATION, 1)))
     except MemoryError:
@@ -115,7 +171,7 @@ def upright(data: bytes) -> Image.Image:
     """The image in `data`, decoded, upright, RGB. Raises Broken."""
     with broken():
         image, turn = open_image(data)
-        image = to_rgb(image)
+        image, _ = to_rgb(image, data)
         return image.transpose(turn) if turn is not None else image
 
 
@@ -138,9 +194,11 @@ def convert(data: bytes, resize: int | None = None, quality: int = QUALITY) -> P
         if resize is not None and smaller:
             target = (round(width * resize / short), round(height * resize / short))
             image.draft(None, (2 * target[0], 2 * target[1]))  # a JPEG comes out of its decoder no larger than needed
-            image = to_rgb(image).resize(target, Image.Resampling.BICUBIC)
+            image, twelve = to_rgb(image, data)
+            image = image.resize(target, Image.Resampling.BICUBIC)
         else:
-            image = to_rgb(image)
+            image, twelve = to_rgb(image, data)
+        kind = kind.replace("16-bit", "12-bit") if twelve else kind
         image = image.transpose(turn) if turn is not None else image
         encoded = io.BytesIO()
         image.save(encoded, "JPEG", quality=quality, comment=b"")
@@ -171,7 +229,7 @@ def kind_of(image: Image.Image, data: bytes, *, turned: bool) -> str:
         words.append("grey")
     if image.mode == "P" and form == "PNG":
         words.append("palette")
-    if form == "PNG" and data[24:25] == b"\x10":  # the bit depth in IHDR
+    if image.mode.startswith("I") or (form == "PNG" and data[24:25] == b"\x10"):  # the bit depth in IHDR
         words.append("16-bit")
     return " ".join([*words, *["alpha"] * image.has_transparency_data, *["rotated"] * turned])
 
@@ -194,11 +252,48 @@ def frame_marker(jpeg: bytes | memoryview) -> int:
     return next((one for one in markers if 0xC0 <= one <= 0xCF and one not in (0xC4, 0xC8, 0xCC)), 0)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight-bit RGB: what is transparent lies on white, 16 bits lose the lower 8."""
-    if image.mode.startswith("I"):  # 16-bit grey, whatever its byte order
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+def to_rgb(image: Image.Image, data: bytes) -> tuple[Image.Image, bool]:
+    """(the image, which is in `data`, as eight-bit RGB, on white where transparent; whether its 16-bit values hold 12 bits)."""
+    if image.mode == "F":
+        raise Broken("floating-point values, of which nobody knows the range; convert it to 8 or 16 bits")
+    values, twelve = sixteen_bits(image, data), False
+    if values is not None:
+        count = values.shape[2] - 1 + values.shape[2] % 2  # of channels besides alpha
+        twelve = 0 < int(values[..., :count].max()) <= TWELVE
+        planes = [eight_bits(part) for part in (values[..., :count], values[..., count:]) if part.size]
+        image = Image.fromarray(np.concatenate(planes, 2) if count + len(planes) > 2 else planes[0][..., 0])
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), twelve
+    return image.convert("RGB"), twelve
+
+
+def sixteen_bits(image: Image.Image, data: bytes) -> NDArray[np.uint16] | None:
+    """The values [height, width, channels] of a 16-bit grey image, or of a 16-bit PNG of any kind; None for all others."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > SIXTEEN:
+            raise Broken("32-bit values, of which nobody knows the range; convert it to 8 or 16 bits")
+        return grey.astype(np.uint16)[..., None]
+    if image.format != "PNG" or data[24:25] != b"\x10" or image.mode not in ("RGB", "RGBA"):
+        return None
+    if data[25:26] == b"\x04":  # grey and alpha: four bytes a pixel, read as so many channels
+        pairs = decode_as(data, "RGBA").reshape(image.height, image.width, 2, 2)
+        return (pairs.astype(np.uint16) * (256, 1)).sum(3, np.uint16)
+    # Pillow keeps the upper byte of each value, and the lower one if it takes the order of bytes for the other one.
+    return np.asarray(image).astype(np.uint16) * np.uint16(256) + decode_as(data, f"{image.mode};16L")
+
+
+def decode_as(png: bytes, layout: str) -> NDArray[np.uint8]:
+    """The pixels of a PNG decoded as those of another layout of as many bytes a pixel."""
+    image: Any = Image.open(io.BytesIO(png), formats=("PNG",))
+    image._mode, image.info = layout.partition(";")[0], {}
+    image.tile = [tile._replace(args=layout) for tile in image.tile]
+    return np.asarray(image)
+
+
+def eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Values of 12 bits, if none is above 4,095, or else of 16, scaled to 0..255 and rounded."""
+    top = TWELVE if values.max() <= TWELVE else SIXTEEN
+    levels = np.arange(SIXTEEN + 1).clip(max=top) * 255
+    return ((levels + top // 2) // top).astype(np.uint8)[values]

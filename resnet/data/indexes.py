@@ -117,13 +117,14 @@ def index(paths: Sequence[str], known: dict[str, Lengths] | None = None) -> Inde
     import numpy as np
 
     stamps = shards.stamps(paths)
+    versions = [f"{size} {version}" for _, size, version in stamps]
     if known:
         wrong = [path for path, size, _ in stamps if path not in known or known[path].shard.bytes != size]
         if not wrong:
             lengths = [known[path].lengths.astype(np.int64) for path in paths]
-            return joined(paths, [np.cumsum(part + FRAME) - part - 4 for part in lengths], lengths)
+            return joined(paths, versions, [np.cumsum(part + FRAME) - part - 4 for part in lengths], lengths)
         say(f"{wrong[0]}: not of the size that {NAME} says, so the lengths of all records are read")
-    return cached(json.dumps(stamps), lambda: joined(paths, *zip(*scanned(paths), strict=True)))
+    return cached(json.dumps(stamps), lambda: joined(paths, versions, *zip(*scanned(paths), strict=True)))
 
 
 def cached(key: str, build: Callable[[], Index]) -> Index:
@@ -155,12 +156,11 @@ def unpacked(saved: Any) -> Index:
         if path.startswith(str(home.cache())):
             Path(path).stat()
     optional = {name: saved.get(name) for name in ("label", "crc")}
-    return Index(
-        paths, saved["shard"], saved["offset"], saved["length"], **optional, established=bool(saved["established"])
-    )
+    versions, established = tuple(saved["versions"].tolist()), bool(saved["established"])
+    return Index(paths, saved["shard"], saved["offset"], saved["length"], versions, **optional, established=established)
 
 
-def joined(paths: Sequence[str], offsets: Sequence[Any], lengths: Sequence[Any]) -> Index:
+def joined(paths: Sequence[str], versions: Sequence[str], offsets: Sequence[Any], lengths: Sequence[Any]) -> Index:
     """One index of the records of `paths`, whose offsets and lengths are one array a shard. Raises UserError without a record."""
     import numpy as np
 
@@ -174,6 +174,7 @@ def joined(paths: Sequence[str], offsets: Sequence[Any], lengths: Sequence[Any])
         np.repeat(np.arange(len(paths), dtype=np.int32), counts),
         np.concatenate([np.asarray(part, np.int64) for part in offsets]),
         np.concatenate([np.asarray(part, np.int64) for part in lengths]),
+        tuple(versions),
     )
 
 

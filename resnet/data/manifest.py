@@ -44,11 +44,11 @@ def write(folder: Path, content: dict[str, Any]) -> None:
     files.write_text(folder / NAME, json.dumps({"schema": SCHEMA, **content}, indent=1) + "\n")
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a prepared folder, None if there is none. Raises UserError if it is damaged."""
-    path = folder / NAME
+def read(folder: Path | str) -> dict[str, Any] | None:
+    """The manifest of a prepared folder, or one at an address; None if there is none. Raises UserError if it is damaged."""
+    path = f"{str(folder).rstrip('/')}/{NAME}"
     try:
-        return parse(files.read_bytes(path, links=True), str(path))
+        return parse(files.read_content(path), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

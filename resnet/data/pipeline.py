@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet import UserError
-from resnet.config.data import Cache, Records
+from resnet.config.data import Cache, Order, Records
 from resnet.data import blocks
 from resnet.data.images import MAX_ASPECT, MAX_PIXELS
 from resnet.data.reader import Reader
@@ -55,7 +55,7 @@ def train(
     count = len(records)
     epoch, skip = divmod(step, count // batch)
     assert source.train_reader
-    fetch_ahead = source.train_reader.fetch_ahead()
+    fetch_ahead = source.train_reader.fetch_ahead(settings.order is Order.blocks)
 
     def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
@@ -210,17 +210,18 @@ def to_uint8(image: tf.Tensor, size: int) -> tf.Tensor:
 
 # ------------------------------------------------------------------------------------------------------------ evaluation
 def evaluation(source: Source, batch: int, steps: int | None = None, rank: int = 0, ranks: int = 1) -> tf.data.Dataset:
-    """Every image once over all ranks: image i belongs to rank i % ranks.
+    """Every image once over all ranks: those of source.evaluation_share() here.
 
     A batch is (images uint8 [batch, S, S, 3], labels int32 [batch], mask float32 [batch]); the last is padded with images
     of mask 0. `batch` is local; `steps` limits the batches.
     """
+    most = source.eval_images if steps is None else min(source.eval_images, steps * batch * ranks)
+    mine = source.evaluation_share(most, rank, ranks)
     if source.val is None:
-        count = len(range(rank, source.eval_images, ranks))
-        masks = (np.arange(-(-count // batch) * batch) < count).astype(np.float32).reshape(-1, batch)
+        masks = (np.arange(-(-len(mine) // batch) * batch) < len(mine)).astype(np.float32).reshape(-1, batch)
         images = synthetic(source, batch, 0, rank, source.settings.image_size)
         dataset = tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(masks)))
-        return dataset.map(lambda parts, mask: (parts[0], parts[1], mask)).take(-1 if steps is None else steps)
+        return dataset.map(lambda parts, mask: (parts[0], parts[1], mask))
     settings = source.settings
     assert isinstance(settings, Records)
 
@@ -234,9 +235,8 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
         padded = (tf.pad(part, [[0, missing]] + [[0, 0]] * (len(part.shape) - 1)) for part in parts)
         return tuple(tf.ensure_shape(part, [batch, *part.shape[1:]]) for part in padded)
 
-    mine = np.arange(rank, len(source.val), ranks, dtype=np.int64)[: None if steps is None else steps * batch]
     assert source.val_reader
-    fetch_ahead = source.val_reader.fetch_ahead()
+    fetch_ahead = source.val_reader.fetch_ahead(by_blocks=True)
 
     def plan() -> NDArray[np.int64]:
         assert fetch_ahead

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet import UserError
-from resnet.config.data import Cache, OnCorrupt, Order, Records
+from resnet.config.data import Cache, OnCorrupt, Records
 from resnet.data import blocks, images, shards
+from resnet.data.diskcache import DiskCache
 from resnet.data.fetch import Fetcher, ReadsClosed
 from resnet.data.formats import tfexample
 
@@ -69,26 +70,26 @@ class Reader:
     numbers and every rank computes the same; `corrupt` has the error of each corrupt record by number.
     """
 
-    def __init__(self, records: shards.Index, settings: Records) -> None:
-        self.records, self.settings = records, settings
+    def __init__(self, records: shards.Index, settings: Records, disk: DiskCache | None = None) -> None:
+        self.records, self.settings, self.disk = records, settings, disk
         self.corrupt: dict[int, str] = {}
         self.plain = bytearray(len(records))  # by number: 1 where the record's image is known to need no conversion
         self.cache: dict[int, bytes] | None = {} if settings.cache is Cache.encoded else None
         self.lock = threading.Lock()
         self.fetcher: Fetcher | None = None
 
-    def fetch_ahead(self) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None:
+    def fetch_ahead(self, by_blocks: bool) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None:
         """A function that has records, of streams with these numbers, read ahead in the order in which they are used.
 
-        None where each is read when it is used. What was planned before is no longer read.
+        None where each is read when it is used. Else neighbours of a stream are read together if `by_blocks`. What was planned
+        before is no longer read.
         """
         if not self.settings.fetches:
             return None
         self.close()
-        by_blocks = self.settings.order is Order.blocks
         count = len(self.records)
         starts = blocks.cut(self.records, self.settings.block_mb) if by_blocks else np.arange(count + 1)
-        fetcher = self.fetcher = Fetcher(self.records, starts, self.settings.fetch_mb * 1e6)
+        fetcher = self.fetcher = Fetcher(self.records, starts, self.settings.fetch_mb * 1e6, self.disk)
 
         def plan(numbers: NDArray[np.int64], streams: NDArray[np.int64]) -> None:
             cache = self.cache or {}
@@ -117,7 +118,7 @@ class Reader:
             try:
                 record = fetcher.take(place) if fetcher else shards.read(self.records, place)
                 data = self.decodable(place, self.example(place, record))
-            except UserError as error:
+            except shards.Damaged as error:  # not what cannot be read: a network that fails must not cost images
                 if self.settings.on_corrupt is OnCorrupt.stop:
                     raise
                 self.skip(place, error)
@@ -136,7 +137,7 @@ class Reader:
             label = int(self.records.label[number])
             return tfexample.encode({"image/encoded": bytes(encoded), "image/class/label": label})
         except ValueError as error:
-            raise UserError(f"{self.records.place(number)}: no record of an image ({error}); {WAY_OUT}") from error
+            raise shards.Damaged(f"{self.records.place(number)}: no record of an image ({error}); {WAY_OUT}") from error
 
     def decodable(self, number: int, record: bytes) -> bytes:
         """`record` with an image that TensorFlow decodes to what preparation makes of it. Raises UserError for one without.
@@ -163,7 +164,7 @@ class Reader:
                 if isinstance(error, images.Broken)
                 else "no record of an image"
             )
-            raise UserError(f"{self.records.place(number)}: {reason}; {WAY_OUT}") from error
+            raise shards.Damaged(f"{self.records.place(number)}: {reason}; {WAY_OUT}") from error
         self.plain[number] = 1
         return record
 

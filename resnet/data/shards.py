@@ -100,6 +100,7 @@ class Index:
     file: NDArray[np.int32]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
+    versions: tuple[str, ...] = ()  # of the files: what changes with their content
     label: NDArray[np.int64] | None = None
     crc: NDArray[np.uint32] | None = None
     established: bool = True
@@ -132,6 +133,10 @@ class Index:
 
     def start(self, number: int) -> int:
         return int(self.offset[number]) - (12 if self.crc is None else 0)
+
+
+class Damaged(UserError):
+    """The bytes of a record could be read, and are wrong. Only such a record may be left out (data.on_corrupt=skip)."""
 
 
 class FrameError(Exception):
@@ -175,17 +180,24 @@ def compression(head: bytes) -> tuple[str, str] | None:
     return None
 
 
-def open_shard(path: str) -> Any:
-    return addresses.Ranges(path) if addresses.is_remote(path) else open(path, "rb", 0, opener=files.linked)
+def open_shard(path: str, ahead: int = addresses.AHEAD) -> Any:
+    """A shard to read; at an address, by ranges of at least `ahead` bytes."""
+    return addresses.Ranges(path, ahead) if addresses.is_remote(path) else open(path, "rb", 0, opener=files.linked)
+
+
+def size_of(shard: Any) -> int:
+    """The bytes of what open_shard() returned. Raises OSError."""
+    return (
+        addresses.stamp(shard.address)[0] if isinstance(shard, addresses.Ranges) else os.fstat(shard.fileno()).st_size
+    )
 
 
 def scan(path: str) -> tuple[list[int], list[int]]:
     """(offsets, lengths) of the records' data in one shard; none in an empty file. Raises UserError for a damaged frame."""
     offsets, lengths = [], []
     with files.explain_io_errors(path), open_shard(path) as shard:
-        size = addresses.stamp(path)[0] if addresses.is_remote(path) else os.fstat(shard.fileno()).st_size
         try:
-            for at, _, length in frames(shard, size):
+            for at, _, length in frames(shard, size_of(shard)):
                 offsets.append(at + 12)
                 lengths.append(length)
         except FrameError as error:
@@ -248,12 +260,12 @@ def write_split(folder: Path, name: str, records: Sequence[bytes], count: int) -
 
 
 def read(records: Index, number: int) -> bytes:
-    """The data of one record, checked against its CRC. Raises UserError naming file and byte."""
+    """The data of one record, checked against its CRC. Raises UserError naming file and byte, Damaged if the CRC is wrong."""
     path = records.files[records.file[number]]
     offset, length, tail = int(records.offset[number]), int(records.length[number]), records.tail
     with files.explain_io_errors(path, offset):
         if addresses.is_remote(path):
-            whole = addresses.read(path, offset, offset + length + tail)
+            whole = addresses.read_exactly(path, offset, offset + length + tail)
             data, crc = whole[:length], whole[length:]
         else:
             with open_shard(path) as shard:
@@ -261,7 +273,7 @@ def read(records: Index, number: int) -> bytes:
                 # Two reads: taking four bytes off the end would copy the image.
                 data, crc = shard.read(length), shard.read(tail) if tail else b""
     if not records.sound(number, data, crc):
-        raise UserError(f"{path}: corrupt record at byte {records.start(number)}; copy or prepare this shard again")
+        raise Damaged(f"{path}: corrupt record at byte {records.start(number)}; copy or prepare this shard again")
     return data
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from resnet import UserError, addresses, files, shell
-from resnet.config.data import Cache, Data, Digits, Fashion, OnCorrupt, Records, Synthetic
-from resnet.data import digits, indexes, manifest, shards
+from resnet import UserError, addresses, files, photos, remote, shell
+from resnet.config.data import Cache, Data, Digits, Fashion, Folder, OnCorrupt, Records, Synthetic
+from resnet.data import digits, diskcache, indexes, manifest, shards
 from resnet.data.formats import foreign, idx, labels
 from resnet.data.reader import Reader, ReadsInFlight
 
@@ -30,9 +31,18 @@ class Source:
     reads: ReadsInFlight = field(default_factory=ReadsInFlight)
     notes: list[str] = field(default_factory=list)  # lines for the log
 
-    def skipped(self, first: int) -> int:
-        """How many of the `first` evaluation images were skipped because they are corrupt."""
-        return sum(number < first for number in self.val_reader.corrupt) if self.val_reader else 0
+    def evaluation_share(self, images: int, rank: int, ranks: int) -> NDArray[np.int64]:
+        """The numbers of those of the first `images` evaluation images that `rank` of `ranks` reads.
+
+        Neighbours, where they are read together, so that no block is read by every rank; else image i is of rank i % ranks.
+        """
+        if isinstance(self.settings, Records) and self.settings.fetches:
+            return np.arange(images * rank // ranks, images * (rank + 1) // ranks, dtype=np.int64)
+        return np.arange(rank, images, ranks, dtype=np.int64)
+
+    def skipped(self, images: NDArray[np.int64]) -> int:
+        """How many of these evaluation images were skipped because they are corrupt."""
+        return int(np.isin(images, list(self.val_reader.corrupt)).sum()) if self.val_reader else 0
 
     def corrupt(self) -> list[str]:
         """The error of each record that data.on_corrupt=skip has skipped."""
@@ -46,29 +56,36 @@ def open_source(settings: Data) -> Source:
         case Synthetic():
             return Source(settings, settings.train_images, settings.eval_images)
         case Records():
-            remote = addresses.is_remote(settings.dir)
-            if isinstance(settings, Digits) and not remote:
+            folder, is_remote = settings.shards, addresses.is_remote(settings.dir)
+            if isinstance(settings, Folder):
+                restore(settings)
+            if isinstance(settings, Digits) and not is_remote:
                 digits.write(settings.dir)
-            if isinstance(settings, Fashion) and not remote:
+            if isinstance(settings, Fashion) and not is_remote:
                 idx.write_fashion(settings.dir)
-            words = [f"source={settings.name}", "dir=IMAGES", f"out={settings.dir}"]
+            words = [f"source={settings.name}", "dir=IMAGES", f"out={folder}"]
             command = shell.command("resnet.prepare", *words)
-            if remote:
-                addresses.system(settings.dir, "data.dir=")
-            content = manifest_of(settings.dir)
-            known = indexes.load(settings.dir, content)
-            halves = shards.find(settings.dir, command, known=known)
+            if is_remote:
+                addresses.system(folder, "data.dir=")
+                remote.check_complete(folder, "data.dir=")
+            content = manifest_of(folder)
+            known = indexes.load(folder, content)
+            halves = shards.find(folder, command, known=known)
             if not content and not known:
                 return open_foreign(settings, *(foreign.index(paths) for paths in halves))
             if settings.label_offset not in (None, 1):
-                fault = (
-                    f"the shards in {settings.dir} are of this suite, so labels begin at 1; set data.label_offset=null"
-                )
+                fault = f"the shards in {folder} are of this suite, so labels begin at 1; set data.label_offset=null"
                 raise UserError(f"data.label_offset={settings.label_offset}: {fault}")
             train, val = (indexes.index(paths, known) for paths in halves)
-            check_counts(settings.dir, content, train, val)
+            check_counts(folder, content, train, val)
             return read_by(settings, train, val)
     raise AssertionError(settings)
+
+
+def restore(settings: Folder) -> None:
+    """Make the shards of a run's photographs, if it has some, unless they are there."""
+    if settings.listing:
+        photos.restore(settings.photographs, settings.listing)
 
 
 def open_foreign(settings: Records, *halves: shards.Index) -> Source:
@@ -86,7 +103,9 @@ def open_foreign(settings: Records, *halves: shards.Index) -> Source:
 def read_by(settings: Records, train: shards.Index, val: shards.Index) -> Source:
     if settings.cache is Cache.encoded:
         check_memory(settings, int(train.length.sum() + val.length.sum()))
-    return Source(settings, len(train), len(val), train, val, Reader(train, settings), Reader(val, settings))
+    disk = diskcache.open_cache(settings)
+    readers = Reader(train, settings, disk), Reader(val, settings, disk)
+    return Source(settings, len(train), len(val), train, val, *readers)
 
 
 def manifest_of(folder: str) -> dict[str, Any] | None:
@@ -130,7 +149,7 @@ def described(images: Source) -> dict[str, Any]:
     folder = settings.dir if isinstance(settings, Records) else ""
     sizes = {"training images": images.train_images, "evaluation images": images.eval_images}
     counts = {**sizes, "classes": settings.classes}
-    known = folder and beside(folder, manifest.NAME)
+    known = beside(settings.shards, manifest.NAME) if isinstance(settings, Records) else None
     digest = hashlib.sha256((known or f"{settings.name} {counts}").encode()).hexdigest()[:32]
     return {"name": settings.name, "digest": digest, "source": folder or settings.name, "profile": counts}
 
@@ -139,8 +158,8 @@ def class_names(settings: Data) -> list[str] | None:
     """The names of the network's outputs: the lines of classes.txt beside the shards; None if there is none."""
     if not isinstance(settings, Records):
         return None
-    names = beside(settings.dir, files.CLASSES)
-    return None if names is None else files.read_classes(names, f"{settings.dir}/{files.CLASSES}")
+    names = beside(settings.shards, files.CLASSES)
+    return None if names is None else files.read_classes(names, f"{settings.shards}/{files.CLASSES}")
 
 
 def check_memory(settings: Records, needed: int) -> None:

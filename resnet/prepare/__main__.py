@@ -6,11 +6,10 @@ import functools
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from resnet import UserError, cli, files
 from resnet.data import digits, manifest
-from resnet.prepare import check, folders, idx_files, imagenet, summary, writer
+from resnet.prepare import check, folders, idx_files, imagenet, summary, target, writer
 from resnet.prepare.knobs import Check, Digits, Folder, Idx, Imagenet, Knobs, Show, Writing
 
 IMAGENET_SHARDS = (1024, 128)
@@ -68,31 +67,34 @@ def do(settings: Knobs) -> None:
         case Idx():
             idx_files.build(settings)
         case Digits(out=out):
-            digits.write(out, "out")
-            content = manifest.read(Path(out))
+            place = target.of(out)
+            place.fill(functools.partial(digits.write, knob="out"))
+            content = place.content()
             totals = summary.totals(content) if content else "digits of an earlier version, without a manifest"
             print(f"{out}: {totals}")
         case Check(check=folder, deep=deep, processes=processes):
-            check.check(Path(folder), deep, processes)
+            check.check(folder, deep, processes)
         case Show(show=folder, out=out, images=images, seed=seed, label_offset=offset):
             from resnet.config import compose
             from resnet.data import source
 
-            names, kind = classes_and_kind(Path(folder))
+            names, kind = classes_and_kind(folder)
             data = source.open_source(compose.one_group("data", f"data={kind}", dir=folder, label_offset=offset))
             from resnet.prepare import show  # and TensorFlow, which what is wrong so far did not wait for
 
-            title = f"{Path(folder).name}: {data.settings.classes:,} classes"
+            title = f"{folder.rpartition('/')[2]}: {data.settings.classes:,} classes"
             show.draw(data, title, names, out, images, seed)
 
 
-def classes_and_kind(folder: Path) -> tuple[list[str], str]:
+def classes_and_kind(folder: str) -> tuple[list[str], str]:
     """(names of the classes, none if not known; the option of `data` that reads such a folder)."""
-    content, path = manifest.read(folder) or {}, folder / files.CLASSES
-    if not path.exists():
+    content, path = manifest.read(folder) or {}, f"{folder}/{files.CLASSES}"
+    try:
+        text = files.read_text(path)
+    except OSError:
         return [], "imagenet"
     texts = content.get("texts", {})
-    names = [texts.get(name, name) for name in files.read_classes(files.read_text(str(path)), path)]
+    names = [texts.get(name, name) for name in files.read_classes(text, path)]
     source = content.get("options", {}).get("source")
     return names, source if source in ("digits", "fashion") else "folder"
 

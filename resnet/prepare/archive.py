@@ -1,7 +1,7 @@
 """The contents of a tar or a folder, from headers and directories alone; and the bytes of one entry, read in place.
 
 Nothing is ever unpacked, and no name in a tar becomes a path. What must not be an entry (links, devices, names that climb
-out) is refused with a reason; what is not an image is counted by its ending.
+out) is refused with a reason; what is not an image, by its ending or its first bytes, is counted by its ending.
 """
 
 from __future__ import annotations
@@ -18,14 +18,25 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from resnet import UserError
+from resnet.data import images
+from resnet.photos import is_junk
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# Folders and files that systems and tools leave everywhere, beside those whose name begins with a dot.
-JUNK = {
-    *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "@sharebin"),  # of NAS (Synology, QNAP)
-    *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),  # of Windows
-    *("__macosx", "icon\r", "lost+found", "__pycache__"),
-}
+ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+)
+NEEDS = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}  # the formats that not every machine decodes
 TEXTS = (
     ".txt",
     ".xml",
@@ -40,6 +51,7 @@ TEXTS = (
     ".log",
 )  # beside images: notes
 BLOCK = 512  # of a tar
+BROKEN, LOOP, FOLLOW = "a broken link", "a link to a folder that it lies in", "links=follow reads it"
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -60,35 +72,47 @@ class Entry(NamedTuple):
 
 @dataclass
 class Contents:
-    """Entries with an image's ending, by name; (name, reason) of those refused; how many of other endings there are."""
+    """Entries of images, by name; (name, reason) of those refused; how many of which endings are no images, or are by content."""
 
     entries: list[Entry] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    by_content: Counter[str] = field(default_factory=Counter)
 
 
 def collect(members: Iterable[tuple[Entry, str | None]]) -> Contents:
     """Entries in the order of their names' bytes, each name once. A member is (entry, reason to refuse it)."""
-    contents, images, double = Contents(), dict[str, Entry](), []
+    contents, taken, double = Contents(), dict[str, Entry](), []
     for entry, reason in members:
         hidden = any(map(is_junk, entry.name.split("/")))
         ending = Path(entry.name).suffix.lower()
         if reason:
             contents.refused.append((entry.name, reason))
-        elif hidden or ending not in ENDINGS:
+            continue
+        by_ending = ending in ENDINGS and images.decodes(NEEDS.get(ending, ""))
+        if hidden or not (by_ending or is_image(entry, ending)):
             contents.ignored["hidden" if hidden else ending or "no ending"] += 1
-        elif entry.name in images:
+            continue
+        contents.by_content[ending or "no ending"] += not by_ending
+        if entry.name in taken:
             double.append((entry.name, "a second file of this name"))
         else:
-            images[entry.name] = entry
-    contents.entries = sorted(images.values(), key=lambda entry: raw(entry.name))
+            taken[entry.name] = entry
+    contents.by_content = +contents.by_content
+    contents.entries = sorted(taken.values(), key=lambda entry: raw(entry.name))
     contents.refused = sorted(contents.refused + double, key=lambda pair: raw(pair[0]))
     return contents
 
 
-def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or what a system leaves everywhere: neither image nor class."""
-    return name.startswith(".") or name.lower() in JUNK
+def is_image(entry: Entry, ending: str) -> bool:
+    """Whether a file of another ending begins as an image does; as a TIFF does not count, for a camera's raw files do."""
+    if ending in TEXTS:
+        return False
+    try:
+        form = images.form_of(read(entry._replace(size=min(entry.size, images.HEAD))))
+    except Unreadable:
+        return False
+    return form not in ("", "TIFF") and images.decodes(form)
 
 
 def raw(name: str) -> bytes:
@@ -114,21 +138,42 @@ def read(entry: Entry) -> bytes:
 
 
 # ----------------------------------------------------------------------------------------------------------------- folders
-def folder(root: str, top: str) -> Contents:
-    """Every file below `root`, named from there. A link counts if it leads to a file below `top`; folders' links do not."""
-    members, pending = list[tuple[Entry, str | None]](), [""]
-    inside = os.path.realpath(top)
+def folder(root: str, top: str, follow: bool = False) -> Contents:
+    """Every file below `root`, named from there. A link counts if it leads to a file below `top`; folders' links do not.
+
+    With `follow` every link counts but those that are broken, or lead to a folder that they lie in.
+    """
+    members = list[tuple[Entry, str | None]]()
+    pending = [("", {identity(top), identity(root)})]  # with the folders on the way
+    inside = None if follow else os.path.realpath(top)
     while pending:
-        below = pending.pop()
+        below, parents = pending.pop()
         for item in scan(f"{root}/{below}"):
             name = f"{below}{item.name}"
-            if item.is_dir(follow_symlinks=False):
-                if not is_junk(item.name):
-                    pending.append(f"{name}/")
-            else:
+            if not (leads_to_folder(item) if follow else item.is_dir(follow_symlinks=False)):
                 reason = link_refusal(item, inside)
                 members.append((Entry(name, item.path, 0, 0 if reason else item.stat().st_size), reason))
+            elif not is_junk(item.name):
+                own = identity(item.path)
+                if own in parents:
+                    members.append((Entry(name, item.path, 0, 0), LOOP))
+                else:
+                    pending.append((f"{name}/", {*parents, own}))
     return collect(members)
+
+
+def leads_to_folder(item: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one. os.DirEntry.is_dir() raises OSError for a link to itself."""
+    return Path(item.path).is_dir() if item.is_symlink() else item.is_dir()
+
+
+def identity(path: str) -> tuple[int, int]:
+    """What tells a folder from all others, by whatever links one gets there. Raises UserError."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return status.st_dev, status.st_ino
 
 
 def scan(path: str) -> list[os.DirEntry[str]]:
@@ -140,13 +185,15 @@ def scan(path: str) -> list[os.DirEntry[str]]:
         raise UserError(f"{path}: cannot be listed ({error.strerror})") from error
 
 
-def link_refusal(item: os.DirEntry[str], inside: str) -> str | None:
-    """Why a folder's entry that is not a folder is refused, if it is."""
+def link_refusal(item: os.DirEntry[str], inside: str | None) -> str | None:
+    """Why a folder's entry that is not a folder is refused, if it is. Links may lead anywhere if `inside` is None."""
     try:
-        if item.is_symlink() and not Path(os.path.realpath(item.path)).is_relative_to(inside):
-            return "a link that leads out of the tree"
+        if item.is_symlink() and not Path(item.path).exists():
+            return BROKEN
+        if inside and item.is_symlink() and not Path(os.path.realpath(item.path)).is_relative_to(inside):
+            return f"a link that leads out of the tree ({FOLLOW})"
         if item.is_dir():
-            return "a link to a folder"
+            return f"a link to a folder ({FOLLOW})"
         return None if stat.S_ISREG(item.stat().st_mode) else "not a regular file"
     except OSError as error:
         return f"cannot be read: {error.strerror}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +11,13 @@ from typing import IO, Any
 
 import google_crc32c
 
-from resnet import UserError, files, shell
+from resnet import UserError, addresses, files, remote, shell
 from resnet.data import images, indexes, manifest, shards
 from resnet.data.formats import foreign, packed, tars, tfexample
 from resnet.prepare import state
 from resnet.prepare.workers import Workers, progress, tick
+
+AHEAD = 8 << 20  # bytes that are asked for at once of a shard at an address
 
 
 @dataclass
@@ -31,22 +32,24 @@ class Contents:
     lengths: list[int] = field(default_factory=list)  # of the records' data
 
 
-def check(folder: Path, deep: bool, processes: int | None) -> None:
-    """Read every shard below `folder` and print the faults. Raises UserError if there are any."""
+def check(folder: str, deep: bool, processes: int | None) -> None:
+    """Read every shard below a folder or an address and print the faults. Raises UserError if there are any."""
+    if addresses.is_remote(folder):
+        remote.check_complete(folder, "check=")
     content = manifest.read(folder)
     if content is None:
-        if (folder / state.FOLDER / state.FILE).exists():
+        if Path(folder, state.FOLDER, state.FILE).exists():
             raise UserError(f"check={folder}: half done; the command that began it resumes it")
-        train, val = shards.find(str(folder), shell.command("resnet.prepare", "source=...", f"out={folder}"), "check")
+        train, val = shards.find(folder, shell.command("resnet.prepare", "source=...", f"out={folder}"), "check")
         paths = packed.expanded(shards.stamps([*train, *val]))
         expected: dict[str, dict[str, Any]] = {path: {} for path in paths}
         print(f"{folder}: no {manifest.NAME} here, so the records are checked and nothing is known of their number")
     else:
-        expected = {str(folder / shard["file"]): shard for shard in manifest.shards_of(content)}
+        expected = {f"{folder}/{shard['file']}": shard for shard in manifest.shards_of(content)}
     classes = int(content["classes"]) if content else None
     labels, count, faults, known = Counter[int](), 0, 0, {}
     try:
-        known = indexes.read(str(folder), content)
+        known = indexes.read(folder, content)
     except indexes.Unfit as reason:
         print(reason)
         faults += 1
@@ -57,7 +60,7 @@ def check(folder: Path, deep: bool, processes: int | None) -> None:
                 print(f"{path}: byte {at:,}: {fault}", flush=True)
                 faults += 1
             if path in known and not contents.faults and known[path].lengths.tolist() != contents.lengths:
-                print(f"{folder / indexes.NAME}: not the lengths of the records in {path}")
+                print(f"{folder}/{indexes.NAME}: not the lengths of the records in {path}")
                 faults += 1
             labels += contents.labels
             count += contents.images
@@ -77,8 +80,8 @@ def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> 
     """Read one shard, (path, its entry in the manifest or nothing); runs in a worker. None: unknown number of classes."""
     contents, (path, expected) = Contents(), shard
     try:
-        with open(path, "rb", opener=files.linked) as file:
-            size = os.fstat(file.fileno()).st_size
+        with shards.open_shard(path, AHEAD) as file:
+            size = shards.size_of(file)
             if foreign.is_tar(path):
                 read_tar(file, size, contents, deep)
                 size = 0
@@ -98,7 +101,7 @@ def read(shard: tuple[str, dict[str, Any]], classes: int | None, deep: bool) -> 
     except tars.TarError as error:
         contents.faults.append((error.at, f"{error}; what follows is not checked"))
     except OSError as error:
-        contents.faults.append((contents.bytes, f"cannot be read ({error.strerror})"))
+        contents.faults.append((contents.bytes, f"cannot be read ({error.strerror or error})"))
     values = {"images": contents.images, "bytes": contents.bytes, "crc32c": f"{contents.crc:08x}"}
     differences = [(name, value) for name, value in values.items() if expected and value != expected[name]]
     if differences and not contents.faults:
@@ -149,21 +152,21 @@ def image_fault(encoded: bytes, sides: tuple[object, object] | None) -> str | No
 
 
 def folder_faults(
-    folder: Path, content: dict[str, Any], expected: dict[str, Any], labels: Counter[int] | None
+    folder: str, content: dict[str, Any], expected: dict[str, Any], labels: Counter[int] | None
 ) -> Iterator[str]:
     """Faults of the classes, and files that do not belong here. `labels` are counts, if known."""
-    path, counts = folder / files.CLASSES, Counter[str]()
+    path, counts = f"{folder}/{files.CLASSES}", Counter[str]()
     for split in content["splits"].values():
         counts.update(split["classes"])
     try:
-        names = files.read_classes(files.read_text(str(path)), path)
+        names = files.read_classes(files.read_text(path), path)
         if sorted(names) != sorted(counts):
             yield f"{path}: not the classes of {manifest.NAME}"
         elif wrong := [name for label, name in enumerate(names, 1) if labels and labels[label] != counts[name]]:
             yield f"{path}: {len(wrong):,} classes have another number of images than {manifest.NAME} says, first {wrong[0]!r}"
     except (OSError, UserError) as error:
         yield str(error) if isinstance(error, UserError) else f"{path}: cannot be read ({error})"
-    for place in sorted({Path(path).parent for path in expected}):
-        for stray in sorted(place.glob("*-of-*")) if place.is_dir() else ():
-            if str(stray) not in expected:
+    for place in sorted({path.rpartition("/")[0] for path in expected}):
+        for stray in shards.listing(place, "*-of-*", "check"):
+            if stray not in expected:
                 yield f"{stray}: not a shard of {manifest.NAME}"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from resnet import UserError, files, home, shell
-from resnet.data import embedded, manifest
+from resnet.data import embedded
 from resnet.data.formats import idx
-from resnet.prepare import summary, writer
+from resnet.prepare import summary, target, writer
 from resnet.prepare.knobs import Idx
 from resnet.prepare.listing import few
 
 
 def build(settings: Idx) -> None:
     """Write the images of two IDX files, unless they are there. Raises UserError."""
-    out = Path(settings.out)
+    out = target.of(settings.out)
     options = {"source": "idx", **{name: value for name, value in vars(settings).items() if name != "out"}}
     if writer.is_finished(out, options):
         return
@@ -26,11 +25,13 @@ def build(settings: Idx) -> None:
         if path is None:
             places[part] = idx.file_in(str(settings.dir), part, f"dir={settings.dir}")
     names = class_names(settings.names) if settings.names is not None else None
-    embedded.write(settings.out, "out", options, lambda: idx.read(places["train"], places["val"], names))
-    content = manifest.read(out)
+    out.fill(
+        lambda folder: embedded.write(folder, "out", options, lambda: idx.read(places["train"], places["val"], names))
+    )
+    content = out.content()
     assert content
-    print(f"{out}: {summary.totals(content)}")
-    print("next:", shell.command("resnet.train", "data=folder", shell.override("data.dir", out)))
+    print(f"{out.name}: {summary.totals(content)}")
+    print("next:", shell.command("resnet.train", "data=folder", shell.override("data.dir", out.name)))
 
 
 def class_names(text: str) -> Sequence[str]:

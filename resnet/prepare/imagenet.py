@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet import UserError
-from resnet.prepare import archive
+from resnet.prepare import archive, labels
 from resnet.prepare.knobs import Imagenet
 from resnet.prepare.listing import Listing, Places, check_same_classes, class_folders, classify, few, resolve
 from resnet.prepare.workers import Workers
 
-TRAIN = ("ILSVRC2012_img_train.tar", "img_train", "train")  # looked for in this order
-VAL = ("ILSVRC2012_img_val.tar", "img_val", "val")
-LABELS = ("synset_labels.txt", "imagenet_2012_validation_synset_labels.txt")
+KAGGLE = "ILSVRC/Data/CLS-LOC"  # of Kaggle's archive imagenet-object-localization-challenge
+TRAIN = ("ILSVRC2012_img_train.tar", "img_train", "train", f"{KAGGLE}/train")  # looked for in this order
+VAL = ("ILSVRC2012_img_val.tar", "img_val", "val", f"{KAGGLE}/val")
+LABELS = ("synset_labels.txt", "imagenet_2012_validation_synset_labels.txt", "LOC_val_solution.csv")
 TEXTS = ("imagenet_metadata.txt", "LOC_synset_mapping.txt")
 
 
@@ -23,7 +24,10 @@ def fill(settings: Imagenet, listing: Listing, workers: Workers) -> None:
     train = resolve(settings.train, "train") if settings.train else present(settings.dir, "train", TRAIN)
     val = resolve(settings.val, "val") if settings.val else present(settings.dir, "val", VAL)
     listing.train.prefix, listing.val.prefix = "train/", "val/"
-    places = class_tars(train) if Path(train).is_file() else class_folders(listing, train, listing.train)
+    follow = settings.links == "follow"
+    if follow and Path(train).is_file() and Path(val).is_file():
+        raise UserError("links=follow: is for folders, and both are tars; leave it out")
+    places = class_tars(train) if Path(train).is_file() else class_folders(listing, train, listing.train, follow)
     classify(listing, workers, listing.train, train, places)
     validation(listing, val, settings)
     listing.notes.append(f"training images from {train}, validation images from {val}")
@@ -69,42 +73,30 @@ def class_tars(path: str) -> Places:
 
 def validation(listing: Listing, path: str, settings: Imagenet) -> None:
     """List the validation images at `path`, flat with a file of labels or in a folder for each class."""
-    contents = archive.tar(path) if Path(path).is_file() else archive.folder(path, path)
+    contents = archive.tar(path) if Path(path).is_file() else archive.folder(path, path, settings.links == "follow")
     entries = listing.take(contents, listing.val)
     if not entries:
         tars = contents.ignored[".tar"]
         hint = f" but {tars:,} tars; it looks like the training tar, which is train=" if tars else ""
         raise UserError(f"val={path}: no image inside{hint}")
     flat = [entry for entry in entries if "/" not in entry.name]
-    if labels := settings.labels or (beside(settings.dir, LABELS) if flat else None):
+    if table := settings.labels or (beside(settings.dir, LABELS) if flat else None):
         entries.sort(key=lambda entry: archive.raw(entry.name.rpartition("/")[2]))
-        names = read_labels(labels, len(entries))
+        images = [entry.name.rpartition("/")[2] for entry in entries]
+        names = labels.of_validation(table, lines_of(table, "labels"), images, listing.classes)
     elif not flat:
         names = [entry.name.partition("/")[0] for entry in entries]
     else:
         raise UserError(
             f"val={path}: {len(flat):,} images lie in no class's folder and nothing tells their classes; give "
-            f"labels=FILE with one synset a line in the order of the file names ({LABELS[0]}), or sort them into folders"
+            f"labels=FILE with one synset a line in the order of the file names ({LABELS[0]}), Kaggle's {LABELS[2]} or Caffe's "
+            "val.txt, or sort them into folders"
         )
-    check_same_classes(listing.classes, names, f"train and val={path}")
+    check_same_classes(listing, listing.classes, names, f"train and val={path}", settings.missing_classes)
     labels_of = {name: label for label, name in enumerate(listing.classes, 1)}
     pairs = ((labels_of[name], entry) for name, entry in zip(names, entries, strict=True))
     for label, entry in sorted(pairs, key=lambda pair: (pair[0], archive.raw(pair[1].name))):
         listing.val.add(label, entry)
-
-
-def read_labels(path: str, images: int) -> list[str]:
-    """A class for each validation image, in the order of their names."""
-    lines = lines_of(path, "labels")
-    if lines and all(line.isdigit() for line in lines):
-        raise UserError(
-            f"labels={path}: numbers, which are not those of the sorted synsets; give the file of synsets ({LABELS[0]})"
-        )
-    if len(lines) != images:
-        raise UserError(
-            f"labels={path}: {len(lines):,} lines for {images:,} validation images; there must be one for each"
-        )
-    return lines
 
 
 def lines_of(path: str, knob: str) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet import home
+from resnet import addresses, home, remote
 from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check, check_range
 
@@ -26,27 +26,41 @@ LIMITS = {
 
 
 class Knobs:
-    """Base of the commands. Paths become absolute. Raises UserError for URLs and for values outside their limits."""
+    """Base of the commands. Paths become absolute. Raises UserError for values outside their limits."""
+
+    READ: tuple[str, ...] = ()  # knobs that may be addresses to read
+    WRITTEN: tuple[str, ...] = ()  # or to write
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
             if value is None:
                 continue
             if name in PATHS:
-                way_out = "give a folder of this machine; finished shards can be copied anywhere"
-                check("://" not in value, name, value, way_out)
-                check(bool(value.strip()), name, repr(value), "give a path")
-                setattr(self, name, str(home.expand(value).absolute()))
+                setattr(self, name, self.path(name, value))
             elif name in LIMITS:
                 low, high, way_out = LIMITS[name]
                 check(low <= value <= high, name, value, way_out)
+
+    def path(self, name: str, value: str) -> str:
+        """The absolute path, or the address, that a knob names. Raises UserError."""
+        check(bool(value.strip()), name, repr(value), "give a path")
+        if not addresses.is_remote(value):
+            return str(home.expand(value).absolute())
+        addresses.check(value, f"{name}=")
+        check(name in (*self.READ, *self.WRITTEN), name, value, "give a path of this machine")
+        if name in self.WRITTEN:
+            return remote.checked(value, f"{name}=")
+        addresses.system(value, f"{name}=")
+        return value.rstrip("/")
 
 
 @dataclass(kw_only=True)
 class Writing(Knobs):
     """The knobs of every source of images."""
 
-    out: str = knob(REQUIRED, "folder to write")
+    WRITTEN = ("out",)
+
+    out: str = knob(REQUIRED, "folder to write, or an address such as s3://bucket/shards")
     layout: Literal["img_train", "train", "flat"] = knob(
         "img_train", "names: img_train/img_train-00000-of-01024, train/train-..., or train-... (flat)"
     )
@@ -56,6 +70,13 @@ class Writing(Knobs):
     train_shards: int | None = knob(None, "number of shards (ImageNet 1024, others one per 1,000 images)")
     val_shards: int | None = knob(None, "number of shards (ImageNet 128, others one per 1,000 images)")
     max_rejected: float = knob(0.001, "share of files that may be unreadable, or left out for their endings")
+    links: Literal["inside", "follow"] = knob(
+        "inside",
+        "which links are read: to files inside of the tree, or all (follow), those to folders too",
+    )
+    missing_classes: Literal["refuse", "allow"] = knob(
+        "refuse", "allow: training may have classes of which there is no validation image"
+    )
     processes: int | None = knob(None, "worker processes (one per core)")
 
 
@@ -64,19 +85,20 @@ class Imagenet(Writing):
     """ILSVRC 2012: the tar files as downloaded, or unpacked"""
 
     dir: str | None = knob(
-        None, "folder with ILSVRC2012_img_{train,val}.tar, or img_train/ (train/) and img_val/ (val/)"
+        None,
+        "folder with ILSVRC2012_img_{train,val}.tar, img_{train,val}/ or {train,val}/, or Kaggle's ILSVRC/",
     )
     train: str | None = knob(None, "training tar or folder, if it is elsewhere")
     val: str | None = knob(None, "validation tar or folder, if it is elsewhere")
     labels: str | None = knob(
-        None, "synsets of the validation images, one per line by file name (dir/synset_labels.txt)"
+        None, "synsets of the validation images: one a line, Kaggle's LOC_val_solution.csv or Caffe's val.txt"
     )
     texts: str | None = knob(None, "lines `synset text` (dir/imagenet_metadata.txt or dir/LOC_synset_mapping.txt)")
 
 
 @dataclass(kw_only=True)
 class Folder(Writing):
-    """your own images: jpg, jpeg, png, webp, bmp, one folder per class"""
+    """your own images: one folder per class, or a CSV of file names and labels"""
 
     dir: str | None = knob(
         None, "folder with one folder per class, or with train/ and val/ (Training, valid, ...) of such"
@@ -84,9 +106,12 @@ class Folder(Writing):
     train: str | None = knob(None, "training tree, if it is elsewhere")
     val: str | None = knob(None, "validation tree, if it is elsewhere")
     val_fraction: float | None = knob(None, "share of each class held out if there is no validation tree (0.1)")
+    labels: str | None = knob(None, "CSV of file names and labels for the images in dir, whatever folders they lie in")
+    label_column: str | None = knob(None, "the column of labels, by its name or number from 1, if the CSV has several")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.label_column is None or self.labels is not None, "label_column", self.label_column, "is for labels=")
         if self.val_fraction is not None:
             check_range("val_fraction", self.val_fraction, 0, 1, open_low=True)
 
@@ -95,14 +120,18 @@ class Folder(Writing):
 class Digits(Knobs):
     """scikit-learn's hand-written digits, embedded"""
 
-    out: str = knob(REQUIRED, "folder to write")
+    WRITTEN = ("out",)
+
+    out: str = knob(REQUIRED, "folder to write, or an address such as s3://bucket/shards")
 
 
 @dataclass(kw_only=True)
 class Idx(Knobs):
     """IDX files of uint8 images and labels, gzipped or not: MNIST, Fashion-MNIST, KMNIST, EMNIST"""
 
-    out: str = knob(REQUIRED, "folder to write")
+    WRITTEN = ("out",)
+
+    out: str = knob(REQUIRED, "folder to write, or an address such as s3://bucket/shards")
     dir: str | None = knob(None, "folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, or the same with .gz")
     train: str | None = knob(None, "file of training images, if it is elsewhere; its labels lie beside it")
     val: str | None = knob(None, "file of validation images, if it is elsewhere")
@@ -113,7 +142,9 @@ class Idx(Knobs):
 class Check(Knobs):
     """verify shards by their manifest: CRC of every file and record, counts, labels"""
 
-    check: str = knob(REQUIRED, "folder of shards")
+    READ = ("check",)
+
+    check: str = knob(REQUIRED, "folder of shards, or their address")
     deep: bool = knob(False, "also decode every image")
     processes: int | None = knob(None, "worker processes (one per core)")
 
@@ -122,7 +153,9 @@ class Check(Knobs):
 class Show(Knobs):
     """draw training images as the network gets them, and evaluation images"""
 
-    show: str = knob(REQUIRED, "folder of shards")
+    READ = ("show",)
+
+    show: str = knob(REQUIRED, "folder of shards, or their address")
     out: str = knob("sheet.png", "PNG file to write")
     images: int = knob(24, "number of each")
     seed: int = knob(1, "seed of the order and of the crops")

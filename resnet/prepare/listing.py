@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from resnet import UserError
 from resnet.files import normal
+from resnet.photos import is_junk
 from resnet.prepare import archive
 from resnet.prepare.archive import Contents, Entry
 from resnet.prepare.state import Split, State
@@ -30,7 +32,7 @@ class Listing:
         self.state = state
         self.classes: list[str] = []
         self.texts: dict[str, str] = {}  # class -> its name for people
-        self.ignored = Counter[str]()  # files of other endings, by ending
+        self.ignored, self.by_content = Counter[str](), Counter[str]()  # files of other endings, no images and images
         self.refused: tuple[str, str] | None = None  # the first one's (name, reason)
         self.notes: list[str] = []  # lines for the user
         state.db.execute("DELETE FROM images")
@@ -41,6 +43,7 @@ class Listing:
     def take(self, contents: Contents, split: Split, below: str = "") -> list[Entry]:
         """The entries of `contents`, named `below` + name; what else it holds is recorded."""
         self.ignored += contents.ignored
+        self.by_content += contents.by_content
         refused = [(split.prefix + below + name, reason) for name, reason in contents.refused]
         self.refused = self.refused or next(iter(refused), None)
         self.refused_hash.update(b"".join(json.dumps(row).encode() + b"\n" for row in refused))
@@ -66,16 +69,22 @@ def classify(
     root: str,
     places: Places,
     held_out: Callable[[list[Entry]], set[str]] = lambda _: set(),
+    classes: Iterable[str] = (),
 ) -> None:
-    """List the classes of `places` into `split`, but into listing.val those that `held_out` names of each class."""
-    if len(places) == 1:
-        (name,) = places
+    """List the classes of `places` into `split`, but into listing.val those that `held_out` names of each class.
+
+    Their labels are those of `classes`, of which `places` may lack some; without any they are all that there are.
+    """
+    listing.classes = sorted(classes or places, key=archive.raw)
+    if len(listing.classes) == 1:
+        (name,) = listing.classes
         inside = f"if {name!r} has the classes in it, give dir={root}/{name}; " if Path(root, name).is_dir() else ""
         raise UserError(f"{root}: one class only ({name!r}); {inside}a classifier needs at least 2")
-    listing.classes, empty, shared = sorted(places, key=archive.raw), [], list[set[str]]()
+    labels = [(label, name) for label, name in enumerate(listing.classes, 1) if name in places]
+    empty, shared = [], list[set[str]]()
     with progress("classes listed", len(places), workers.ticks):
-        listed = workers.map(scan, (places[name] for name in listing.classes))
-        for label, (name, contents) in enumerate(zip(listing.classes, listed, strict=True), 1):
+        listed = workers.map(scan, (places[name] for _, name in labels))
+        for (label, name), contents in zip(labels, listed, strict=True):
             entries = listing.take(contents, split, f"{name}/")
             shared.append({entry.name.partition("/")[0] for entry in contents.entries if "/" in entry.name})
             names = held_out(entries)
@@ -85,7 +94,7 @@ def classify(
                 first = contents.refused[:1]
                 empty.append(f"{name!r}" + "".join(f" ({file!r} was refused: {reason})" for file, reason in first))
     if empty:
-        raise UserError(f"{root}: no image ({', '.join(archive.ENDINGS)}) in {', '.join(empty[:5])}; fill or remove it")
+        raise UserError(f"{root}: no image in {', '.join(empty[:5])}; fill or remove it")
     if same := sorted(set.intersection(*shared), key=archive.raw):
         listing.notes.append(
             f"every class in {root} has the folders {few(same)}, which count as parts of their class; if the classes are splits, "
@@ -93,23 +102,39 @@ def classify(
         )
 
 
-def class_folders(listing: Listing, root: str, split: Split) -> Places:
-    """The folders below `root`; images beside them are refused. Raises UserError for a link to a folder."""
-    if listing.state.out.resolve().is_relative_to(root):
-        raise UserError(f"out={listing.state.out}: lies inside of {root}, which is read; give a folder elsewhere")
+def check_outside(listing: Listing, root: str) -> None:
+    """Raise UserError if the folder to write lies in one that is read."""
+    if listing.state.out.resolve().is_relative_to(os.path.realpath(root)):
+        raise UserError(
+            f"out={listing.state.target.name}: lies inside of {root}, which is read; give a folder elsewhere"
+        )
+
+
+def class_folders(listing: Listing, root: str, split: Split, follow: bool) -> Places:
+    """The folders below `root`; images beside them are refused. Raises UserError for a link to a folder unless `follow`."""
+    check_outside(listing, root)
     places, beside, others = Places(), Contents(), Counter[str]()
     for item in archive.scan(root):
-        if archive.is_junk(item.name):
+        if is_junk(item.name):
+            continue
+        if item.is_symlink() and not Path(item.path).exists():
+            beside.refused.append((item.name, archive.BROKEN))
             continue
         if item.is_symlink() and item.is_dir():
-            raise UserError(f"{item.path}: a link to a folder, which is not followed; put the folder itself there")
-        if item.is_dir():
+            if not follow:
+                raise UserError(
+                    f"{item.path}: a link to a folder; {archive.FOLLOW}, or put the folder itself in its place"
+                )
+            check_outside(listing, item.path)
+        if item.is_dir() and Path(root).resolve().is_relative_to(os.path.realpath(item.path)):
+            beside.refused.append((item.name, archive.LOOP))
+        elif item.is_dir():
             name = normal(item.name)
             if name in places:
                 raise UserError(
                     f"{root}: two folders are called {name!r}, in different Unicode forms; put their images into one"
                 )
-            places[name] = functools.partial(archive.folder, item.path, root)
+            places[name] = functools.partial(archive.folder, item.path, root, follow)
         elif item.name.lower().endswith(archive.ENDINGS):
             beside.refused.append((item.name, "lies in no class's folder"))
         else:
@@ -125,12 +150,19 @@ def class_folders(listing: Listing, root: str, split: Split) -> Places:
     return places
 
 
-def check_same_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
-    """Raise UserError unless training and validation have the same classes."""
+def check_same_classes(
+    listing: Listing, train: Collection[str], val: Collection[str], where: str, missing_classes: str
+) -> None:
+    """Raise UserError unless training and validation have the same classes; with "allow" validation may lack some, and a note
+    says so."""
     train_only, val_only = "training but not in validation", "validation but not in training"
     for one, other, place in ((train, val, train_only), (val, train, val_only)):
         if missing := sorted(set(one) - set(other), key=archive.raw):
-            raise UserError(f"{where}: {len(missing):,} class{'es' * (len(missing) > 1)} in {place}: {few(missing)}")
+            line = f"{len(missing):,} class{'es' * (len(missing) > 1)} in {place}: {few(missing)}"
+            if place == val_only or missing_classes != "allow":
+                way_out = "; missing_classes=allow does without validation images of them" * (place == train_only)
+                raise UserError(f"{where}: {line}{way_out}")
+            listing.notes.append(line)
 
 
 def few(names: Sequence[str]) -> str:

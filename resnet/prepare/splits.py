@@ -7,6 +7,7 @@ import shlex
 
 from resnet import UserError
 from resnet.files import normal
+from resnet.photos import is_junk
 from resnet.prepare import archive
 from resnet.prepare.listing import few
 
@@ -32,12 +33,14 @@ def split_of(name: str) -> tuple[str, bool] | None:
 
 def folders(path: str) -> dict[str, str]:
     """{name: path} of the folders in a folder, but those that systems leave everywhere."""
-    return {item.name: item.path for item in archive.scan(path) if item.is_dir() and not archive.is_junk(item.name)}
+    return {
+        item.name: item.path for item in archive.scan(path) if archive.leads_to_folder(item) and not is_junk(item.name)
+    }
 
 
 def tree(path: str) -> str:
     """The folder that holds the classes: the folder in it, if a folder holds that one only, and folders lie in it."""
-    while len(inside := archive.scan(path)) == 1 and inside[0].is_dir() and folders(inside[0].path):
+    while len(inside := archive.scan(path)) == 1 and archive.leads_to_folder(inside[0]) and folders(inside[0].path):
         path = inside[0].path
     return path
 

@@ -1,4 +1,5 @@
-"""The state of a preparation: one SQLite file in <out>/.prepare, which is removed once manifest.json is there.
+"""The state of a preparation: one SQLite file in <out>/.prepare, which is removed once manifest.json is there. Of
+an address, <out> is a folder in the cache.
 
 Each call lists the images anew and compares the digest of the list. Finished shards and rejected images stay, so that the
 same command resumes after a kill at any moment.
@@ -15,15 +16,14 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet import UserError, files
-from resnet.data import manifest
 from resnet.data.shards import Shard
 from resnet.prepare.archive import Entry, raw
+from resnet.prepare.target import Target
 
 FOLDER, FILE = ".prepare", "state.sqlite3"
 # The lock of the first transaction is held until the file is closed: one process at a time. Names in `images` are bytes,
@@ -82,10 +82,10 @@ class Split:
 
 
 class State:
-    """The state of the folder `out`. `settings` are those of the first call, empty before it."""
+    """The state of a preparation. `settings` are those of the first call, empty before it; `out` is the target's folder."""
 
-    def __init__(self, out: Path, db: sqlite3.Connection) -> None:
-        self.out, self.db = out, db
+    def __init__(self, target: Target, db: sqlite3.Connection) -> None:
+        self.target, self.out, self.db, self.is_finished = target, target.folder, db, False
         self.settings = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM settings")}
 
     def save_settings(self, settings: dict[str, Any]) -> None:
@@ -128,36 +128,38 @@ class State:
         """The finished shards, without those that are damaged by now or have images that are worth another try."""
         with self.db:
             query = "file, bytes, unreadable, lengths IS NULL FROM shards LEFT JOIN lengths ON shard = file"
-            for file, size, unreadable, unknown in self.select(query):
-                path = self.out / file
-                if unreadable or unknown or not path.is_file() or path.stat().st_size != size:
+            rows = self.select(query)
+            sizes = self.target.sizes(row[0] for row in rows)
+            for file, size, unreadable, unknown in rows:
+                if unreadable or unknown or sizes.get(file) != size:
                     self.forget(file)
         return {file for (file,) in self.select("file FROM shards")}
 
 
 @contextlib.contextmanager
-def claim(out: Path) -> Iterator[State]:
-    """Context: the state of `out`, for this process alone. It is removed when it is not needed (any more)."""
-    is_new = not out.is_dir()
+def claim(target: Target) -> Iterator[State]:
+    """Context: the state of a preparation, for this process alone. It is removed when it is not needed (any more)."""
+    out = target.folder
+    is_new = target.remote or not out.is_dir()
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(folder / FILE, timeout=0)) as db:
         try:
             db.executescript(TABLES)
-            state = State(out, db)
+            state = State(target, db)
         except sqlite3.DatabaseError as error:
             message = f"{FOLDER}/{FILE} cannot be read ({error}); delete that folder, or give another"
             if "locked" in str(error):
                 message = "another prepare is at work there; wait for it, or give another out="
             elif isinstance(error, sqlite3.OperationalError):
                 raise
-            raise UserError(f"out={out}: {message}") from error
+            raise UserError(f"out={target.name}: {message}") from error
         for part in (*folder.glob("*.part"), *out.glob(".*.part")):  # of processes that were killed
             part.unlink(missing_ok=True)
         try:
             yield state
         finally:
-            if (out / manifest.NAME).exists() or not state.settings:
+            if state.is_finished or not state.settings:
                 shutil.rmtree(folder, ignore_errors=True)
                 if is_new:
                     with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@ same bytes, and a finished shard stays when the rest is lost."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import math
@@ -15,21 +16,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet import UserError
+from resnet import UserError, remote
 from resnet.config.checks import check
 from resnet.data import images, manifest, shards
 from resnet.data.formats import tfexample
-from resnet.prepare import archive, state, summary
+from resnet.prepare import archive, state, summary, target
 from resnet.prepare.archive import Entry, raw
 from resnet.prepare.knobs import Writing
 from resnet.prepare.listing import Listing
 from resnet.prepare.state import Split, Written
+from resnet.prepare.target import Target
 from resnet.prepare.workers import Workers, progress, tick
 
 SHARD_IMAGES = 1000  # per shard, unless an established number of shards applies
 FULL = 10  # images per shard: with fewer, the established number of shards would be mostly frames
 RECORD_BYTES = 400  # of a record besides its image, at most about
 NOT_OF_THE_BYTES = ("out", "processes", "max_rejected")  # knobs that may change from call to call
+LATER = {
+    "links": "inside",
+    "missing_classes": "refuse",
+    "labels": None,
+    "label_column": None,
+}  # of options that lack them
 MAX_BYTES = 128 << 20  # of one image file
 LAYOUTS = dict(zip(("img_train", "train", "flat"), shards.LAYOUTS, strict=False))
 
@@ -46,9 +54,10 @@ def build(
     `established` numbers of shards, (training, validation), apply unless there are too few images. Raises UserError;
     whatever stops this, the earlier content of the folder stays.
     """
-    out, start = Path(settings.out), time.monotonic()
+    out, start = target.of(settings.out), time.monotonic()
     knobs = dataclasses.asdict(settings).items()
     options = {"source": source, **{name: value for name, value in knobs if name not in NOT_OF_THE_BYTES}}
+    settings = dataclasses.replace(settings, out=str(out.folder))
     try:
         if is_finished(out, options):
             return
@@ -56,7 +65,7 @@ def build(
             if is_finished(out, options):  # another process was faster
                 return
             if claimed.settings:
-                check_same(out, "half done", claimed.settings["options"], options)
+                check_same(out.name, "half done", claimed.settings["options"], options)
             with Workers(settings.processes) as workers:
                 listing = Listing(claimed)
                 fill(listing, workers)
@@ -74,27 +83,28 @@ def build(
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
             message = "the disk is full; what is finished stays: make room, and the same command resumes"
         else:
-            reason = getattr(error, "strerror", None) or error
+            known = remote.reason(error) if out.remote and isinstance(error, OSError) else None
+            reason = known or getattr(error, "strerror", None) or error
             message = f"cannot be written ({reason}); what stood there before still stands"
-        raise UserError(f"out={out}: {message}") from error
+        raise UserError(f"out={out.name}: {message}") from error
 
 
-def is_finished(out: Path, options: dict[str, Any]) -> bool:
+def is_finished(out: Target, options: dict[str, Any]) -> bool:
     """Whether `out` is finished, with these options. Raises UserError if it has other options, or is no such folder."""
-    content = manifest.read(out)
+    content = out.content()
     if content:
-        check_same(out, "finished", content["options"], options)
-        shutil.rmtree(out / state.FOLDER, ignore_errors=True)  # of a call that was killed in its last moment
-        print(f"{out}: prepared already, with these options: {summary.totals(content)}")
+        check_same(out.name, "finished", content["options"], options)
+        shutil.rmtree(out.folder / state.FOLDER, ignore_errors=True)  # of a call that was killed in its last moment
+        print(f"{out.name}: prepared already, with these options: {summary.totals(content)}")
         return True
-    half_done = (out / state.FOLDER / state.FILE).exists()
-    if out.exists() and not half_done and any(item.name != state.FOLDER for item in out.iterdir()):
-        raise UserError(f"out={out}: it holds something else; give a new folder")
+    if not out.is_free(state.FOLDER, (out.folder / state.FOLDER / state.FILE).exists()):
+        raise UserError(f"out={out.name}: it holds something else; give a new folder")
     return False
 
 
-def check_same(out: Path, status: str, before: dict[str, Any], options: dict[str, Any]) -> None:
+def check_same(out: str, status: str, before: dict[str, Any], options: dict[str, Any]) -> None:
     """Raise UserError unless the options are those of the earlier call."""
+    before = {name: LATER[name] for name in LATER if name in options} | before
     old, new = ({name: "null" if value is None else value for name, value in one.items()} for one in (before, options))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if changed := ", ".join(f"{name} was {old.get(name, 'null')} and is {new.get(name, 'null')}" for name in names):
@@ -112,12 +122,12 @@ def save_settings(listing: Listing, options: dict[str, Any]) -> None:
     if before["versions"] != versions:
         earlier = ", ".join(f"{name} {before['versions'].get(name)}" for name in versions)
         raise UserError(
-            f"out={claimed.out}: half done with {earlier}, and converted images would differ now; use those versions, or "
+            f"out={claimed.target.name}: half done with {earlier}, and converted images would differ now; use those versions, or "
             "delete that folder"
         )
     if before["listing"] != settings["listing"]:
         raise UserError(
-            f"out={claimed.out}: half done, and the source has changed since; delete that folder, and begin again"
+            f"out={claimed.target.name}: half done, and the source has changed since; delete that folder, and begin again"
         )
     claimed.save_settings(settings)
 
@@ -144,14 +154,16 @@ def write(settings: Writing, listing: Listing, names: list[list[str]], workers: 
         print(f"resuming: {already:,} of {total:,} images are done", flush=True)
     if settings.resize is None:
         needed = sum(split.jpeg_bytes for split in listing.splits) + (total - already) * RECORD_BYTES - size
-        free = shutil.disk_usage(claimed.out).free
+        free = claimed.target.free()
         if needed > free:
             raise UserError(
-                f"out={claimed.out}: about {summary.size(needed)} more are needed there and {summary.size(free)} are free; "
-                "make room, or give another out="
+                f"out={claimed.target.name}: about {summary.size(needed)} more are needed there and {summary.size(free)} are "
+                "free; make room, or give another out="
             )
-    with progress("images", total, workers.ticks, already):
-        for result in workers.map(make, jobs(settings, listing, names, finished)):
+    claimed.target.claim()
+    written = claimed.target.delivered(workers.map(make, jobs(settings, listing, names, finished)))
+    with progress("images", total, workers.ticks, already), contextlib.closing(written):
+        for result in written:
             claimed.add_shard(*result)
     return total - already
 
@@ -200,7 +212,7 @@ def records(job: Job, written: Written) -> Iterator[bytes]:
             picture = images.convert(archive.read(entry), job.settings.resize, job.settings.quality)
         except (images.Broken, archive.Unreadable) as reason:
             written.rejected.append((job.prefix + entry.name, str(reason)))
-            written.unreadable += isinstance(reason, archive.Unreadable)
+            written.unreadable += isinstance(reason, (archive.Unreadable, images.NoDecoder))
             continue
         written.counts[label, picture.kind] += 1
         written.resized += picture.resized

@@ -17,7 +17,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from resnet import UserError, __version__, files, shell, uris
+from resnet import UserError, __version__, addresses, files, remote, shell, uris
 from resnet.config import compose
 from resnet.config.errors import explain
 from resnet.config.fingerprint import FREE, flat, may_change_on_resume
@@ -175,7 +175,11 @@ def claim(run: Run, out: Path) -> None:
 
 def check_init(run: Run) -> None:
     """Raise UserError if the weights to start from are missing, and needed: there is no checkpoint."""
-    if run.init and not Path(run.init).exists() and not (Path(run.out) / "checkpoints").exists():
+    if not run.init or (Path(run.out) / "checkpoints").exists():
+        return
+    if addresses.is_remote(run.init):
+        remote.weights(run.init, "init=")
+    elif not Path(run.init).exists():
         raise UserError(
             f"init={run.init}: no such file or folder; give .safetensors, .npz, a SavedModel or a run's folder"
         )

@@ -44,12 +44,11 @@ class Predictions:
     probability: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
-    def gather(self, images: int, ranks: Ranks) -> Predictions:
-        """Those of all ranks, [images]: image i is the (i // ranks)th of rank i % ranks."""
-        local = len(range(ranks.rank, images, ranks.size))
+    def gather(self, images: int, share: NDArray[np.int64], ranks: Ranks) -> Predictions:
+        """Those of all ranks, [images]; `share` has the numbers of this rank's."""
         parts = np.zeros([4, images])
         for part, own in zip(parts, (self.labels, self.predicted, self.probability, self.valid), strict=True):
-            part[ranks.rank :: ranks.size] = own[:local]
+            part[share] = own[: len(share)]
         labels, predicted, probability, valid = ranks.allreduce_sum(parts)
         integers = labels.astype(np.int32), predicted.astype(np.int32)
         return Predictions(*integers, probability.astype(np.float32), valid > 0)
@@ -139,13 +138,14 @@ class Evaluator:
     ) -> None:
         self.source, self.networks, self.ranks, self.watchdog = source, networks, ranks, watchdog
         self.images = min(source.eval_images, (run.eval_steps or source.eval_images) * run.batch)
+        self.share = source.evaluation_share(self.images, ranks.rank, ranks.size)
         self.batches = pipeline.evaluation(source, run.local_batch, run.eval_steps, ranks.rank, ranks.size)
         self.step = step(networks[0], networks[1] if len(networks) > 1 else None, run.data)
         self.newest: Predictions | None = None  # of this rank's images
 
     def expected(self) -> int:
         """Images that an evaluation counts, over all ranks: all but those that data.on_corrupt=skip skips."""
-        return self.images - int(self.ranks.allreduce_sum(np.array([self.source.skipped(self.images)], np.float64))[0])
+        return self.images - int(self.ranks.allreduce_sum(np.array([self.source.skipped(self.share)], np.float64))[0])
 
     def __call__(self) -> Results:
         """Evaluate the weights as they are. Every rank calls it."""
@@ -158,4 +158,4 @@ class Evaluator:
         if self.newest is None:
             self()
         assert self.newest
-        return self.newest.gather(self.images, self.ranks)
+        return self.newest.gather(self.images, self.share, self.ranks)

@@ -104,7 +104,7 @@ def train(
                 save = plan.saves(last) or stop
                 if save or plan.logs(first, last) or meter.first_call:
                     try:
-                        measured = meter.read()  # waits for the device
+                        measured = meter.read(train_step.data_wait.take)  # waits for the device
                         if save:
                             by_rank = state.average_statistics()
                             state.assert_finite()

@@ -1,17 +1,20 @@
-"""Losses that stay on the device until they are read, and the throughput of training alone."""
+"""Losses that stay on the device until they are read, the throughput of training alone, and how long it waited for data."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from resnet import UserError
+from resnet.data import pipeline
 from resnet.distributed.ranks import Ranks
+
+Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]
 
 
 class NotFinite(UserError):
@@ -29,6 +32,46 @@ class Reading:
     loss: float  # mean over steps and ranks; NaN if every step was skipped
     images_per_s: float | None  # None for the first call of a graph, which traces it
     skipped: tuple[int, ...] = ()  # steps from 0 whose update was skipped
+    data_wait: float | None = None  # share of the time, 0..1, without a batch to work on; the largest of a rank
+
+
+class DataWait:
+    """Seconds in which there was nothing to do but wait for the next batch, measured in the graph of the step.
+
+    A batch may be asked for long before the device has finished the step before, and that is no waiting. So the time counts from
+    the arrival of the last loss on the host, one step late: nothing waits for a loss of its own step.
+    """
+
+    def __init__(self) -> None:
+        self.loss = tf.Variable(0.0, trainable=False, name="newest_loss")  # on the device
+        with tf.device("/device:CPU:0"):
+            self.arrived = tf.Variable(0.0, trainable=False, name="newest_loss_on_the_host")
+            self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="data_wait")
+
+    @pipeline.do_not_convert
+    def next(self, batches: Iterator[Batch]) -> Batch:
+        """In a graph: the next batch."""
+        newest = self.loss.read_value()
+        with tf.device("/device:CPU:0"), tf.control_dependencies([self.arrived.assign(newest, read_value=False)]):
+            idle_since = tf.timestamp()
+        batch = next(batches)
+        with tf.device("/device:CPU:0"):
+            with tf.control_dependencies(batch):
+                there = tf.timestamp()
+            self.seconds.assign_add(tf.maximum(there - idle_since, 0), read_value=False)
+        return batch
+
+    @pipeline.do_not_convert
+    def computed(self, loss: tf.Tensor, gradients: Sequence[tf.Tensor]) -> None:
+        """In a graph: the work on a batch is done when these are there."""
+        with tf.control_dependencies(gradients):
+            self.loss.assign(loss, read_value=False)
+
+    def take(self) -> float:
+        """The seconds since the last take()."""
+        seconds = float(self.seconds)
+        self.seconds.assign(0.0)
+        return seconds
 
 
 class Meter:
@@ -63,13 +106,19 @@ class Meter:
         self.unread.append(losses)
         self.calls += 1
 
-    def read(self) -> Reading:
-        """Loss and throughput since the last reading. Raises NotFinite for the first step whose loss is not finite."""
+    def read(self, waited: Callable[[], float] = float) -> Reading:
+        """Loss, throughput and waiting since the last reading. Raises NotFinite for the first step whose loss is not finite.
+
+        `waited` is called when the device has finished, for the seconds in which it had no batch.
+        """
         local = np.concatenate([np.asarray(part, np.float64) for part in self.unread])
-        losses = self.ranks.allreduce_sum(local) / self.ranks.size
-        seconds, images, speed = max(self.clock() - self.since, 1e-9), len(losses) * self.batch, None
+        waits = np.zeros(self.ranks.size)
+        waits[self.ranks.rank] = waited()
+        total = self.ranks.allreduce_sum(np.concatenate([local, waits]))
+        losses, waits = total[: len(local)] / self.ranks.size, total[len(local) :]
+        seconds, images, speed, share = max(self.clock() - self.since, 1e-9), len(losses) * self.batch, None, None
         if self.calls > 1:
-            speed = images / seconds
+            speed, share = images / seconds, min(1.0, float(waits.max()) / seconds)
             self.seconds, self.images = self.seconds + seconds, self.images + images
             self.speeds.append(speed)
         bad = np.flatnonzero(~np.isfinite(losses))
@@ -79,7 +128,7 @@ class Meter:
         self.unread, self.first_unread = [], self.first_unread + len(losses)
         self.since = self.clock()
         finite = losses[np.isfinite(losses)]
-        return Reading(float(finite.mean()) if len(finite) else math.nan, speed, skipped)
+        return Reading(float(finite.mean()) if len(finite) else math.nan, speed, skipped, share)
 
     def resume(self) -> None:
         """Leave the time since the last reading out: it was not training."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet import uris
+from resnet.config.data import Cache, Data, Records
 from resnet.config.help import recipe_notes
 from resnet.config.optim import Lars
 from resnet.config.run import Run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # the process that launches ranks prints report(), and does w
     from resnet.optim.schedule import Plan
     from resnet.training.evaluation import EvalResult
 
+SHOWN_WAIT = 0.05  # share of the time; less is no news
 RANGE_TEST_CSV, RANGE_TEST_PNG = "lr_find.csv", "lr_find.png"
 
 
@@ -63,10 +65,19 @@ class Display:
         if self.bar:
             self.bar.update(self.task, completed=step)
 
-    def train_line(self, step: int, epoch: float, loss: float, lr: float, images_per_s: float | None) -> None:
-        """Show new figures."""
+    def train_line(
+        self,
+        step: int,
+        epoch: float,
+        loss: float,
+        lr: float,
+        images_per_s: float | None,
+        data_wait: float | None = None,
+    ) -> None:
+        """Show new figures; `data_wait`, in 0..1, if it is worth a word."""
         speed = "" if images_per_s is None else f"  {images_per_s:,.1f} images/s"
-        text = f"loss {loss:.4f}  lr {lr:.4g}{speed}"
+        wait = f"  {data_wait:.0%} waiting for data" if data_wait and data_wait >= SHOWN_WAIT else ""
+        text = f"loss {loss:.4f}  lr {lr:.4g}{speed}{wait}"
         if self.bar:
             self.bar.update(self.task, completed=step, epoch=f"{epoch:.1f}/{self.epochs:g}", text=text)
             return
@@ -98,7 +109,7 @@ def headline(run: Run, plan: Plan, source: Source, device: str, step: int) -> li
         f"{run.data.classes} classes, {run.data.image_size} px",
         f"{plan.total_steps:,} steps, {plan.steps_per_epoch:,} to the epoch, peak lr {run.optim.lr:g}; folder {run.out}",
     ]
-    lines += tracking(run.track)
+    lines += [*cached(run.data, source), *tracking(run.track)]
     rows = run.optim.rows if isinstance(run.optim, Lars) else []
     row = next((row for row in rows if row.up_to is None or run.batch <= row.up_to), None)
     if row and row.lr == run.optim.lr:
@@ -116,6 +127,16 @@ def headline(run: Run, plan: Plan, source: Source, device: str, step: int) -> li
     if step:
         lines.append(f"resuming at step {step:,}, epoch {plan.epoch(step):.2f}")
     return lines
+
+
+def cached(settings: Data, source: Source) -> list[str]:
+    """Where data.cache=disk stores what is read, and whether all of it has room."""
+    if not isinstance(settings, Records) or settings.cache is not Cache.disk:
+        return []
+    assert source.train_reader and source.train_reader.disk and source.train and source.val
+    gigabytes = (int(source.train.length.sum()) + int(source.val.length.sum())) / 1e9
+    small = "" if gigabytes < settings.cache_gb else f", and the shards have {gigabytes:,.1f} GB: some is read again"
+    return [f"data.cache=disk: at most {settings.cache_gb:g} GB in {source.train_reader.disk.folder}{small}"]
 
 
 def tracking(settings: Track) -> list[str]:

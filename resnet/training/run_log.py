@@ -66,11 +66,12 @@ class RunLog:
             "train/loss": reading.loss,
             "train/lr": lr,
             "train/images_per_s": reading.images_per_s,
+            "train/data_wait": reading.data_wait,
             "train/epoch": epoch,
             "train/images": step * self.run.batch,
         }
         self.metrics(step, {**values, **self.corrupt_records(), **skipped})
-        self.display.train_line(step, epoch, reading.loss, lr, reading.images_per_s)
+        self.display.train_line(step, epoch, reading.loss, lr, reading.images_per_s, reading.data_wait)
 
     def corrupt_records(self) -> dict[str, float | None]:
         """The metric of records that data.on_corrupt=skip has skipped, if any; each is reported once."""

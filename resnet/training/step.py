@@ -18,11 +18,11 @@ from resnet.data.source import Source
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
 from resnet.optim.schedule import Plan
+from resnet.training.meter import Batch, DataWait
 from resnet.training.nonfinite import SkipNonFinite
 from resnet.training.state import TrainState
 
 ITERATOR_END_S = 0.1  # for what takes 10 ms
-Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]
 
 
 class TrainStep:
@@ -33,6 +33,8 @@ class TrainStep:
         self.variables = state.network.trainable_variables
         self.skip = SkipNonFinite(state.optimizer, state.network) if run.on_nan.policy is NanPolicy.skip else None
         self.batches: Any = None  # iterator
+        with device.device_scope(run.cluster):
+            self.data_wait = DataWait()
         self.position = -1  # the step whose batch comes next
         self.train: Any = None  # train_steps() as a graph
         jit = run.dtype.jit
@@ -92,11 +94,13 @@ class TrainStep:
         # A while loop in a graph costs time: none for one step.
         for number in range(1) if self.run.steps_per_loop == 1 else tf.range(tf.size(lrs)):
             before = self.skip.snapshot() if self.skip else []
-            loss, gradients = self.gradients(next(batches), ratios[number])
+            loss, gradients = self.gradients(self.data_wait.next(batches), ratios[number])
+            self.data_wait.computed(loss, gradients)
             parts = self.run.cluster.gradient_accumulation
             if parts > 1:
                 for _ in tf.range(parts - 1):
-                    more_loss, more = self.gradients(next(batches), ratios[number])
+                    more_loss, more = self.gradients(self.data_wait.next(batches), ratios[number])
+                    self.data_wait.computed(more_loss, more)
                     loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
                 loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
             losses = losses.write(number, self.update(loss, gradients, lrs[number], before))

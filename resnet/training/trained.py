@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from resnet import UserError, files, home, rundir
+from resnet import UserError, addresses, files, home, remote, rundir
 from resnet.config import compose
 from resnet.config.data import Records
 from resnet.config.run import Run
@@ -53,9 +53,9 @@ def load(path: str, words: Sequence[str], policy: str | None = None, reads_image
     policy of dtype=, with layers that run on any machine. Unless `reads_images`, data that `words` do not name are not looked
     at. Raises UserError for what does not fit together, such as data of other classes.
     """
-    tensors = read(path)
+    tensors, place = read(path), local(path)
     outputs = len(tensors[f"{resnet.HEAD}.bias"])
-    folder, own = folder_of(Path(path)), class_names_of(path, outputs)
+    folder, own = folder_of(Path(place)), class_names_of(place, outputs)
     named = {word.partition("=")[0] for word in words}
     if folder:
         run = compose.for_inference(list(words), on_one_rank(rundir.load(folder)))
@@ -73,11 +73,11 @@ def load(path: str, words: Sequence[str], policy: str | None = None, reads_image
             f"{path}: has {outputs} outputs, and data={run.data.name} has {count} classes; choose the data that "
             "it was trained for, by data= and data.dir="
         )
-    place, notes = run.data.dir if isinstance(run.data, Records) else "", list[str]()
+    images, notes = run.data.shards if isinstance(run.data, Records) else "", list[str]()
     if names and own:
-        tensors, notes = in_order_of(names, own, tensors, path, place)
-    elif place and reads_images and (names or own):
-        known, unknown = (path, place) if own else (place, path)
+        tensors, notes = in_order_of(names, own, tensors, path, images)
+    elif images and reads_images and (names or own):
+        known, unknown = (path, images) if own else (images, path)
         notes.append(f"{unknown} names no classes: taken for those of {known}, by number")
     device.init(run.cluster, run.dtype)
     with device.device_scope(run.cluster):
@@ -120,7 +120,7 @@ def initialize(network: tf.keras.Model, run: Run) -> list[str]:
     """Assign the weights of init= and return notes. The head of a network of other classes stays as initialized."""
     assert run.init
     tensors = read(run.init)
-    own, names = class_names_of(run.init, run.data.classes), classes.of_data(run.data)
+    own, names = class_names_of(local(run.init), run.data.classes), classes.of_data(run.data)
     new_head = ""
     if own and names:
         places = classes.order(own, names)
@@ -134,11 +134,23 @@ def initialize(network: tf.keras.Model, run: Run) -> list[str]:
 def read(path: str) -> weights.Tensors:
     """The tensors of a weights file, a run folder, a checkpoint or a SavedModel, as weights.read() returns them.
 
-    Of a run its best checkpoint, else its newest; of a checkpoint the averaged weights if it has them. Raises UserError for
-    what cannot be read, is damaged, is not floating-point, or has no head.
+    Of a run its best checkpoint, else its newest; of a checkpoint the averaged weights if it has them. At an address lies a
+    weights file, or what resnet.export wrote. Raises UserError for what cannot be read, is damaged, is not floating-point, or
+    has no head.
     """
+    if addresses.is_remote(path):
+        place = local(path)
+        try:
+            return weights.check(weights.of_file(Path(place)), path)
+        except UserError as error:
+            raise UserError(str(error).replace(place, path)) from error
     folder = home.expand(path)
     return weights.check(of_folder(folder), path) if folder.is_dir() else weights.read(path)
+
+
+def local(path: str) -> str:
+    """The path of weights on this machine: of those at an address, of their copy in the cache. Raises UserError."""
+    return str(remote.weights(path)) if addresses.is_remote(path) else path
 
 
 def of_export(folder: Path) -> Path:

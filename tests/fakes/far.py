@@ -1,4 +1,7 @@
-"""An HTTP server on the loopback that serves the files of a folder by ranges, as far away and as unreliable as a test wants."""
+"""An HTTP server on the loopback that serves the files of a folder by ranges, as far away and as unreliable as a test wants.
+
+And shards of random records, to be read through it.
+"""
 
 import random
 import threading
@@ -6,6 +9,27 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
+
+import numpy as np
+
+from resnet.data import indexes, shards
+
+COUNT, SHARDS = 240, 6
+
+
+def write_records(folder):
+    """Shards of random records of about 10 kB, with their index; the folder."""
+    random = np.random.default_rng(0)
+    data = [random.bytes(int(size)) for size in random.integers(5_000, 15_000, COUNT)]
+    parts = shards.write_split(folder, "img_train", data, SHARDS)
+    indexes.write(folder, parts, [np.array([*map(len, data[n::SHARDS])], "<u4").tobytes() for n in range(SHARDS)])
+    return folder
+
+
+def index_at(place):
+    """The index of these shards at an address, or in a folder."""
+    paths = [f"{place}/img_train/img_train-{number:05d}-of-{SHARDS:05d}" for number in range(SHARDS)]
+    return indexes.index(paths, indexes.load(str(place), None))
 
 
 class Server(ThreadingHTTPServer):

@@ -231,7 +231,7 @@ def of_manifest(tmp_path, sound, **_):
         if found:
             assert (found.train_images, found.eval_images) == (18, 18)
         if made and counts(made) != counts(before):  # a checksum, or a name: nothing that sums could tell
-            told, wrong = refused(lambda: check.check(folder, deep=False, processes=1))
+            told, wrong = refused(lambda: check.check(str(folder), deep=False, processes=1))
             assert told is None and wrong
             return "refused by check="
         return "refused" if error or other else "as before"

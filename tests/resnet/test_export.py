@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import mlflow
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from resnet import UserError, evaluate, export
+from resnet import UserError, evaluate, export, remote
 from resnet.config import compose
 from resnet.data import indexes, pipeline, shards, source
 from resnet.data.formats import tfexample
@@ -223,8 +224,17 @@ def test_evaluated_or_trained_from_it_has_the_scores_of_the_run(exported, traine
 
 @pytest.mark.parametrize("name", ["model.safetensors", pytest.param("saved_model", marks=pytest.mark.slow)])
 def test_what_was_exported_can_be_exported_again(exported, trained_once, tmp_path, name):
-    """No image is read, so none need be there; how they are to be prepared must be typed."""
-    export.export(str(exported / name), trained_once.preprocessing, tmp_path / "again")
+    """No image is read, so none need be there; how they are to be prepared must be typed. From an address, to another."""
+    store = fsspec.filesystem("memory")
+    store.put(str(exported), "/bucket/model", recursive=True)
+    place = "memory://bucket/model" if name == "model.safetensors" else str(exported / name)
+    lines = export.export_to(place, trained_once.preprocessing, "memory://bucket/again/")
+    assert lines[-1].startswith("memory://bucket/again: classes.txt, model.safetensors, saved_model (tiny, 3 classes")
+    with pytest.raises(UserError, match="out=memory://bucket/again: exists already"):
+        export.export_to(place, trained_once.preprocessing, "memory://bucket/again")
+    store.get("/bucket/again", str(tmp_path / "again"), recursive=True)
+    assert not (tmp_path / "again" / remote.INCOMPLETE).exists()
+    store.rm("/bucket", recursive=True)
     again, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", exported))
     assert again.keys() == before.keys() and all(np.array_equal(again[name], before[name]) for name in before)
     with safe_open(tmp_path / "again" / "model.safetensors", "np") as file:

@@ -338,7 +338,7 @@ def test_a_file_elsewhere_is_not_read_because_a_folder_names_it(tmp_path, sound)
         made["splits"]["train"]["shards"][0]["file"] = elsewhere
         (folder / manifest.NAME).write_text(json.dumps(made))
         with pytest.raises(UserError, match="is no file of this folder"):
-            check.check(folder, deep=False, processes=1)
+            check.check(str(folder), deep=False, processes=1)
     place = checkpoint.path_of(tmp_path, 1)
     place.mkdir(parents=True)
     commit = {"step": 1, "top1": None, "state": {}, "sha256": {"/dev/zero": "0"}}

@@ -53,8 +53,10 @@ def index(paths: Sequence[str]) -> Index:
 
 def read_through(stamps: Sequence[packed.Stamp]) -> Index:
     paths = packed.expanded(stamps)
-    original = {path: size for path, size, _ in stamps}
-    sizes = [original.get(path, 0) or shards.stamps([path])[0][1] for path in paths]
+    known = {path: (size, version) for path, size, version in stamps}
+    if inflated := [path for path in paths if path not in known]:
+        known |= {path: (size, version) for path, size, version in shards.stamps(inflated)}
+    sizes, versions = [known[path][0] for path in paths], [f"{known[path][0]} {known[path][1]}" for path in paths]
     places = [part_of(stamp) for stamp in stamps]
     parts = read_all(paths, sizes, places)
     for place in places:
@@ -62,7 +64,7 @@ def read_through(stamps: Sequence[packed.Stamp]) -> Index:
     offsets, lengths, labels, crcs, established = (
         [part[:, column] for part in parts] for column in range(len(Record._fields))
     )
-    result = indexes.joined(paths, offsets, lengths)
+    result = indexes.joined(paths, versions, offsets, lengths)
     return dataclasses.replace(
         result,
         label=np.concatenate(labels),

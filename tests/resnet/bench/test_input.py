@@ -9,7 +9,6 @@ from PIL import Image
 from resnet import UserError
 from resnet.bench import __main__ as bench
 from resnet.bench import children, images
-from resnet.bench import input as module
 from resnet.bench.input import Input, table
 from resnet.bench.pixels import Pixels
 from resnet.bench.workers import Wrong
@@ -65,7 +64,7 @@ def test_pixels_are_those_that_pillow_decodes(pixels):
 
 
 def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "PHOTOS", 4)
+    monkeypatch.setattr(images, "PHOTOS", 4)
     monkeypatch.setattr(bench, "machine", lambda: children.machine()[0])  # as a child of its own would say
     own = images.shards(tmp_path / "own", images.photos(2), 16)
     words = ["images=16", "batch=16", "rounds=1", f"data.dir={own}"]  # the knob has its name in training

@@ -167,6 +167,9 @@ def test_every_knob_is_read():
     # The columns of optim=lars are read by name, in option files: `lr: ${lars_row:lr}`.
     options = "".join(path.read_text() for path in (Path(resnet.__file__).parents[1] / "conf").rglob("*.yaml"))
     read |= {(LarsRow, column) for column in HINTS[LarsRow] if f"${{lars_row:{column}}}" in options}
+    # What an option's value depends on: `order: ${order_by_address:}`.
+    resolvers = (Path(resnet.__file__).parent / "config" / "resolvers.py").read_text()
+    read |= {(Records, knob) for knob in HINTS[Records] if f"_parent_.{knob} is" in resolvers}
     # A variant's name is what load() finds its dataclass by.
     read |= {(kind, "name") for kind in KINDS.values()}
     unread = [f"{kind.__name__}.{knob}" for kind, knob in declared() if (kind, knob) not in read]

@@ -11,7 +11,7 @@ import pytest
 
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
-from resnet.config.data import Cache, Data, Digits, Order, Records, Synthetic
+from resnet.config.data import Cache, Data, Digits, Disk, Folder, Order, Records, Synthetic
 from resnet.config.model import Block, Dtype, Model, Policy
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.run import VARIANTS, Run
@@ -29,6 +29,10 @@ def model(**knobs):
 
 def records(**knobs):
     return Records(**{"classes": 1000, "dir": "shards", **knobs})
+
+
+def folder(**knobs):
+    return Folder(**{"classes": 3, "dir": "photos", **knobs})
 
 
 def cluster(**knobs):
@@ -138,9 +142,19 @@ BAD = [
     (records, {"label_offset": -1}, "data.label_offset", "at least 0"),
     (records, {"dir": "https://host/y?key=x"}, "data.dir", "with a user, password"),
     (records, {"fetch_mb": 100.0}, "data.fetch_mb", "for addresses"),
+    (folder, {"label_column": "x"}, "data.label_column", "for data.labels="),
+    (folder, {"max_rejected": 1.5}, "data.max_rejected", "at most 1"),
+    (folder, {"max_rejected": -0.5}, "data.max_rejected", "at least 0"),
+    (folder, {"listing": "../x-0123456789abcdef"}, "data.listing", "set by itself"),
     (records, {"order": Order.blocks, "fetch_mb": 0.0}, "data.fetch_mb", "above 0"),
     (records, {"order": Order.blocks, "cache": Cache.decoded}, "data.cache", "use data.cache=encoded"),
     (records, {"streams": 12}, "data.order", "use data.order=blocks"),
+    (records, {"cache_gb": 12.0}, "data.cache", "no folder and no limit; use data.cache=disk"),
+    (records, {"cache_dir": "x"}, "data.cache", "use data.cache=disk"),
+    (records, {"cache": Cache.disk, "cache_gb": 0.0}, "data.cache_gb", "above 0"),
+    (records, {"cache": Cache.disk, "cache_dir": "s3://bucket/x"}, "data.cache_dir", "a folder of this machine"),
+    (records, {"disk": Disk.hdd}, "data.disk", "nothing with data.order=images"),
+    (records, {"disk": Disk.hdd, "dir": "s3://bucket/x", "order": Order.blocks}, "data.disk", "use data.disk=ssd"),
     (records, {"order": Order.blocks, "streams": 0}, "data.streams", "above 0"),
     (records, {"order": Order.blocks, "block_mb": NAN}, "data.block_mb", "above 0"),
     (records, {"order": Order.blocks, "window": -1.0}, "data.window", "at least 0"),

@@ -8,23 +8,17 @@ from pathlib import Path
 import far
 import numpy as np
 import pytest
+from far import COUNT, index_at
 
 from resnet import UserError, addresses
 from resnet.config.data import Records
-from resnet.data import blocks, digits, indexes, pipeline, shards, source
+from resnet.data import blocks, digits, pipeline, shards, source
 from resnet.data.fetch import Fetcher, ReadsClosed
-
-COUNT, SHARDS = 240, 6
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Shards of random records of about 10 kB, with their index."""
-    folder, random = tmp_path_factory.mktemp("far"), np.random.default_rng(0)
-    data = [random.bytes(int(size)) for size in random.integers(5_000, 15_000, COUNT)]
-    parts = shards.write_split(folder, "img_train", data, SHARDS)
-    indexes.write(folder, parts, [np.array([*map(len, data[n::SHARDS])], "<u4").tobytes() for n in range(SHARDS)])
-    return folder
+    return far.write_records(tmp_path_factory.mktemp("far"))
 
 
 @pytest.fixture
@@ -32,11 +26,6 @@ def server(folder, monkeypatch):
     monkeypatch.setattr(addresses, "PAUSE_S", 0.02)
     with far.Server(folder) as running:
         yield running
-
-
-def index_at(place):
-    paths = [f"{place}/img_train/img_train-{number:05d}-of-{SHARDS:05d}" for number in range(SHARDS)]
-    return indexes.index(paths, indexes.load(str(place), None))
 
 
 @pytest.fixture
@@ -258,9 +247,50 @@ def test_far_shards_without_an_index_are_walked_through_once(written, run_of, tm
         np.testing.assert_array_equal(one.train.length, local.train.length)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "folder"])
-def test_an_address_is_read_by_blocks_unless_the_user_says_otherwise(run_of, name):
+@pytest.mark.parametrize("name", ["imagenet", "folder", "digits", "fashion"])
+def test_an_address_or_a_hard_disk_is_read_by_blocks_unless_the_user_says_otherwise(run_of, name):
     words = f"data={name}", "data.classes=10"
     for place, order in (("s3://bucket/x", "blocks"), ("/some/folder", "images")):
         assert run_of(*words, f"data.dir={place}").data.order.name == order
     assert run_of(*words, "data.dir=s3://bucket/x", "data.order=images").data.order is blocks.Order.images
+    assert run_of(*words, "data.dir=/some/folder", "data.disk=hdd").data.order is blocks.Order.blocks
+
+
+@pytest.mark.parametrize("order", [["data.order=images"], BLOCKS], ids=["images", "blocks"])
+def test_a_failing_network_is_never_a_corrupt_record(written, run_of, monkeypatch, order):
+    for name in ("PAUSE_S", "GIVE_UP_S"):
+        monkeypatch.setattr(addresses, name, 0.05)
+    words = "data=imagenet", "data.classes=10", "data.on_corrupt=skip", *SMALL
+    with far.Server(written) as server:
+        data = source.open_source(run_of(*words, *order, f"data.dir={server.address}/shards").data)
+        for server.status in (403, 503):
+            for reader in (data.train_reader, data.val_reader):
+                reader.fetch_ahead(by_blocks=True)(np.arange(50), np.zeros(50))
+                for _ in range(2):  # ahead, then alone
+                    with pytest.raises(UserError, match=f"cannot be read at byte .*{server.status}"):
+                        reader(3)
+                    reader.close()
+        assert not data.corrupt()
+        for server.status, server.dead, server.truncate in ((None, True, 0), (None, False, 1)):
+            with pytest.raises(UserError, match="cannot be read at byte"):
+                data.val_reader(3)
+        assert not data.corrupt()
+
+
+def test_ranks_evaluate_neighbours_and_no_byte_twice(written, run_of):
+    ranks = 3
+    words = "data=imagenet", "data.classes=10", *SMALL
+    local = source.open_source(run_of(*words, f"data.dir={written}/shards").data)
+    whole = [part for *parts, mask in pipeline.evaluation(local, 100) for part in parts[1][mask > 0].numpy()]
+    labels = []
+    with far.Server(written) as server:
+        for rank in range(ranks):
+            data = source.open_source(run_of(*words, *BLOCKS[:2], f"data.dir={server.address}/shards").data)
+            server.requests = [one for one in server.requests if "val-" in one[1] and one[2]]
+            for *parts, mask in pipeline.evaluation(data, 100, None, rank, ranks):
+                labels += list(parts[1][mask > 0].numpy())
+        pairs = [
+            asked.removeprefix("bytes=").split("-") for _, path, asked in server.requests if "val-" in path and asked
+        ]
+    assert labels == whole
+    assert sum(int(last) - int(first) + 1 for first, last in pairs) <= int(local.val.length.sum()) + 16 * 360

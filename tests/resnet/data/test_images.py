@@ -78,6 +78,9 @@ KINDS = {
     "WEBP": (lambda p: p, "WEBP", {"quality": 95}),
     "BMP": (lambda p: p, "BMP", {}),
     "GIF": (lambda p: p.quantize(64), "GIF", {}),
+    "TIFF": (lambda p: p, "TIFF", {}),
+    "TIFF grey 16-bit": (sixteen_bits, "TIFF", {}),
+    "AVIF": (lambda p: p, "AVIF", {"quality": 95}),
 }
 
 
@@ -94,11 +97,67 @@ def test_what_is_not_rgb_jpeg_is_converted_and_named(picture, encoded, kind):
     assert images.convert(found.encoded).kind == "JPEG"  # once, and for all
 
 
-def test_sixteen_bits_lose_the_lower_eight(encoded):
-    deep = sixteen_bits(None)
-    found = images.convert(encoded(deep, "PNG"))
-    wanted = np.repeat((np.asarray(deep) >> 8)[..., None], 3, 2).astype(int)
-    assert close(pixels(found.encoded), wanted)
+def deep_png(values):
+    """A PNG of 16-bit values [height, width, 1 to 4 channels]."""
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = {b"IHDR": head, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    chunks = [struct.pack(">I", len(data)) + kind + data for kind, data in parts.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk + struct.pack(">I", zlib.crc32(chunk[4:])) for chunk in chunks)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_sixteen_bit_values_become_eight_by_the_range_that_they_fill(channels, bits):
+    """Against v * 255 / (2^bits - 1), rounded, on white by the share of alpha."""
+    top = 2**bits - 1
+    ramp = np.linspace(0, top, 48 * 64).round().astype(np.uint16).reshape(48, 64, 1)
+    values = np.concatenate([ramp, ramp[::-1], ramp.transpose(1, 0, 2).reshape(48, 64, 1), ramp][:channels], 2)
+    data = deep_png(values)
+    exact = np.floor(values * 255.0 / top + 0.5)
+    colours, alpha = (exact[..., :-1], exact[..., -1:] / 255) if channels in (2, 4) else (exact, 1.0)
+    wanted = np.broadcast_to(colours * alpha + 255 * (1 - alpha), (48, 64, 3))
+    found = np.asarray(images.upright(data)).astype(float)
+    assert np.abs(found - wanted).max() <= (1 if channels in (2, 4) else 0)
+    words = "PNG" + " grey" * (channels == 1) + f" {bits}-bit" + " alpha" * (channels in (2, 4))
+    assert images.convert(data).kind == words
+
+
+def test_values_whose_range_nobody_knows_are_refused(encoded):
+    with pytest.raises(images.Broken, match="floating-point values"):
+        images.convert(encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"))
+    with pytest.raises(images.Broken, match="32-bit values"):
+        images.convert(encoded(Image.fromarray(np.full((8, 8), 70_000, np.int32)), "TIFF"))
+
+
+def test_the_head_of_a_file_tells_its_format(picture, encoded):
+    for form in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"):
+        assert images.form_of(encoded(picture, form)[: images.HEAD]) == form
+    assert images.form_of(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf") == "HEIF"
+    assert images.form_of(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf") == "HEIF"
+    for other in (
+        b"",
+        b"BM",
+        b"BMW is a car, not an image of one",
+        b"\0\0\0\x20ftypisom\0\0\2\0isommp41",
+        b"RIFF....WAVE",
+    ):
+        assert images.form_of(other) == ""
+
+
+def test_a_format_without_its_decoder_names_the_package(monkeypatch):
+    heic = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(64)
+    monkeypatch.setattr(images, "decodes", lambda form: form != "HEIF")
+    with pytest.raises(images.NoDecoder, match=r"HEIF, which needs the package pillow-heif: pip install .*\[heic\]"):
+        images.convert(heic)
+
+
+def test_heic_is_converted(picture, encoded, rotated):
+    pytest.importorskip("pillow_heif")
+    assert images.decodes("HEIF")
+    found = images.convert(encoded(picture, "HEIF", quality=95, exif=rotated(6)))
+    assert found.kind == "HEIF" and close(pixels(found.encoded), np.rot90(np.asarray(picture).astype(int), -1))
 
 
 def test_what_is_transparent_lies_on_white(encoded):
@@ -111,7 +170,7 @@ def test_what_is_transparent_lies_on_white(encoded):
         assert np.abs(found[:, :24] - (0, 0, 255)).max() < 12
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("turn", range(2, 9))
 def test_exif_rotation_is_undone(picture, encoded, rotated, form, turn):
     from PIL import ImageOps
@@ -119,7 +178,7 @@ def test_exif_rotation_is_undone(picture, encoded, rotated, form, turn):
     data = encoded(picture, form, exif=rotated(turn))
     found = images.convert(data)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")).astype(int)
-    assert found.kind == f"{form} rotated"
+    assert found.kind == (form if form == "TIFF" else f"{form} rotated")
     assert (found.height, found.width) == upright.shape[:2] == ((64, 48) if turn >= 5 else (48, 64))
     assert close(pixels(found.encoded), upright)
     assert "exif" not in Image.open(io.BytesIO(found.encoded)).info
@@ -174,8 +233,8 @@ def test_what_is_no_image_is_broken(data):
 
 
 def test_formats_that_nobody_named_are_not_even_tried(picture, encoded):
-    for form in ("TIFF", "PPM", "ICO", "TGA"):
-        with pytest.raises(images.Broken, match="not a JPEG, PNG, WebP, BMP or GIF image"):
+    for form in ("PPM", "ICO", "TGA"):
+        with pytest.raises(images.Broken, match="not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC image"):
             images.convert(encoded(picture, form))
 
 

@@ -16,7 +16,7 @@ import pytest
 from resnet import UserError, files
 from resnet.data import indexes, manifest, shards
 from resnet.prepare import __main__ as prepare
-from resnet.prepare import state, writer
+from resnet.prepare import state, target, writer
 
 SHARDS = 12
 
@@ -68,7 +68,7 @@ def wait_for_shards(out, count, process):
 
 def recorded(out):
     """The shards that a later call does not write again."""
-    with state.claim(out) as claimed:
+    with state.claim(target.of(str(out))) as claimed:
         return claimed.finished()
 
 
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_is_told(slow, tmp_path):
 
 def test_two_at_once_in_one_folder_are_one_too_many(quick, tmp_path):
     with (
-        state.claim(tmp_path / "x"),
+        state.claim(target.of(str(tmp_path / "x"))),
         pytest.raises(UserError, match=f"^out={tmp_path}/x: another prepare is at work"),
     ):
         run(*quick)
@@ -286,7 +286,7 @@ def test_a_shard_that_was_lost_or_cut_is_made_again(quick, tmp_path, monkeypatch
     shards = sorted((tmp_path / "x" / "img_train").iterdir())
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:-1])
-    with state.claim(tmp_path / "x") as claimed, claimed.db:
+    with state.claim(target.of(str(tmp_path / "x"))) as claimed, claimed.db:
         claimed.forget(f"img_train/{shards[2].name}")
     made, make = [], writer.make
     monkeypatch.setattr(writer, "make", lambda job: (made.append(Path(job.file).name), make(job))[1])
@@ -315,11 +315,13 @@ def test_what_could_not_be_read_is_tried_again_and_what_is_broken_is_not(quick, 
     monkeypatch.setattr(writer, "make", lambda job: (made.append(job), make(job))[1])
     run(*quick, "max_rejected=0.1")
     assert len(made) == 1
-    assert (tmp_path / "x" / "rejected.tsv").read_text() == "cat/broken.jpg\tnot a JPEG, PNG, WebP, BMP or GIF image\n"
+    assert (
+        tmp_path / "x" / "rejected.tsv"
+    ).read_text() == "cat/broken.jpg\tnot a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC image\n"
 
 
 def test_a_shard_with_no_image_left_is_told(quick, tmp_path):
     for path in (tmp_path / "tree").glob("*/*.jpg"):
         path.write_text("no image")
-    with pytest.raises(UserError, match="every image of this shard was rejected"):
+    with pytest.raises(UserError, match="none of the 12 images can be read"):
         run(*quick, "max_rejected=1")

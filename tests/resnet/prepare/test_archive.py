@@ -187,15 +187,49 @@ def test_links_are_followed_within_the_tree_only(tmp_path):
     found = archive.folder(str(root / "cat"), str(root))
     assert [entry.name for entry in found.entries] == ["inside.jpg", "relative.jpg"]
     assert dict(found.refused) == {
-        "out.jpg": "a link that leads out of the tree",
-        "climbing.jpg": "a link that leads out of the tree",
-        "beside.jpg": "a link that leads out of the tree",
-        "folder": "a link that leads out of the tree",
-        "loop": "a link to a folder",
-        "broken.jpg": "cannot be read: No such file or directory",
-        "itself.jpg": "cannot be read: Too many levels of symbolic links",
+        "out.jpg": "a link that leads out of the tree (links=follow reads it)",
+        "climbing.jpg": "a link that leads out of the tree (links=follow reads it)",
+        "beside.jpg": "a link that leads out of the tree (links=follow reads it)",
+        "folder": "a link that leads out of the tree (links=follow reads it)",
+        "loop": "a link to a folder (links=follow reads it)",
+        "broken.jpg": "a broken link",
+        "itself.jpg": "a broken link",
         "pipe.jpg": "not a regular file",
     }
+    (outside / "more" / "deep.jpg").write_text("deep")
+    (outside / "more" / "up").symlink_to(outside / "more")
+    found = archive.folder(str(root / "cat"), str(root), follow=True)
+    inside = ["beside.jpg", "climbing.jpg", "folder/deep.jpg", "inside.jpg", "out.jpg", "relative.jpg"]
+    assert [entry.name for entry in found.entries] == inside
+    assert archive.read(found.entries[2]) == b"deep"
+    assert dict(found.refused) == {
+        "folder/up": "a link to a folder that it lies in",
+        "loop": "a link to a folder that it lies in",
+        "broken.jpg": "a broken link",
+        "itself.jpg": "a broken link",
+        "pipe.jpg": "not a regular file",
+    }
+
+
+def test_a_file_that_begins_as_an_image_is_one_whatever_its_ending(tmp_path, photo, encoded, tarred, monkeypatch):
+    data = {form: encoded(photo(1), form) for form in ("JPEG", "PNG", "TIFF")}
+    members = {
+        "a": data["JPEG"],
+        "b.JPG_large": data["PNG"],
+        "raw.cr2": data["TIFF"],
+        "c.txt": data["JPEG"],
+        "d.bin": b"no",
+    }
+    for name, content in members.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "e.heic").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf")
+    monkeypatch.setattr(archive.images, "decodes", lambda form: form != "HEIF")
+    found = archive.folder(str(tmp_path), str(tmp_path))
+    assert [entry.name for entry in found.entries] == ["a", "b.JPG_large"]
+    assert found.by_content == {"no ending": 1, ".jpg_large": 1}
+    assert found.ignored == {".cr2": 1, ".txt": 1, ".bin": 1, ".heic": 1}
+    tar = archive.tar(written(tmp_path / "x.tar", tarred([(name, content, {}) for name, content in members.items()])))
+    assert [entry.name for entry in tar.entries] == ["a", "b.JPG_large"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- reading

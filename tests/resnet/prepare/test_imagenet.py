@@ -110,7 +110,7 @@ def test_what_was_rejected_is_named_with_the_reason(imagenet, prepared):
     assert reasons["climbed.JPEG"] == "a name that climbs out of the archive"
     assert reasons["n01446626_link.JPEG"] == "a link"
     assert "truncated" in reasons["n01444672_3.JPEG"]
-    assert reasons["ILSVRC2012_val_00000009.JPEG"] == "not a JPEG, PNG, WebP, BMP or GIF image"
+    assert reasons["ILSVRC2012_val_00000009.JPEG"] == "not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC image"
 
 
 def test_the_manifest_says_what_is_there(imagenet, prepared):

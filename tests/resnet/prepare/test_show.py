@@ -77,7 +77,7 @@ def test_shards_of_others_are_shown_with_their_labels(plain, tmp_path, texts):
     shutil.copytree(plain, tmp_path / "x")
     (tmp_path / "x" / "classes.txt").unlink()
     (tmp_path / "x" / "manifest.json").unlink()
-    assert prepare.classes_and_kind(tmp_path / "x") == ([], "imagenet")
+    assert prepare.classes_and_kind(str(tmp_path / "x")) == ([], "imagenet")
     shown(f"show={tmp_path / 'x'}", f"out={tmp_path / 's.png'}", "images=3")
     assert {text for _, text in texts if text.startswith("label ")} <= {"label 1", "label 2", "label 3"}
 

@@ -6,10 +6,10 @@ import unicodedata
 
 import pytest
 
-from resnet import UserError, files
+from resnet import UserError, files, photos
 from resnet.data import manifest
 from resnet.prepare import __main__ as prepare
-from resnet.prepare import archive, splits
+from resnet.prepare import splits
 
 
 def run(*words):
@@ -117,10 +117,10 @@ def test_what_systems_leave_behind_is_neither_class_nor_image(tree, tmp_path):
     run("source=folder", f"dir={root}", f"out={tmp_path}/x")
     content = manifest.read(tmp_path / "x")
     assert content["classes"] == 2 and content["kinds"] == {"JPEG": 8} and content["ignored"] == {"hidden": 4}
-    assert archive.is_junk("@eaDir") and not archive.is_junk("cat")
+    assert photos.is_junk("@eaDir") and not photos.is_junk("cat")
 
 
-@pytest.mark.parametrize(("others", "allowed"), [({".tif": 8}, None), ({".tif": 6, "": 2}, "0.4"), ({".txt": 8}, True)])
+@pytest.mark.parametrize(("others", "allowed"), [({".psd": 8}, None), ({".psd": 6, "": 2}, "0.4"), ({".txt": 8}, True)])
 def test_files_left_out_for_their_endings_count_as_rejected(tree, tmp_path, others, allowed):
     root = tree({"cat": 4, "dog": 4})
     for ending, count in others.items():
@@ -130,7 +130,7 @@ def test_files_left_out_for_their_endings_count_as_rejected(tree, tmp_path, othe
     if allowed is True:  # texts beside images are none
         run(*words)
         return
-    told = {".tif": r"\.tif 8", "": r"\.tif 6, no ending 2"}[list(others)[-1]]
+    told = {".psd": r"\.psd 8", "": r"\.psd 6, no ending 2"}[list(others)[-1]]
     line = rf"^8 of 16 files are no images by their ending \({told}\), more than max_rejected={allowed or 0.001} allows; convert"
     with pytest.raises(UserError, match=line):
         run(*words, *([f"max_rejected={allowed}"] if allowed else []))

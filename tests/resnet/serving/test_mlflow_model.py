@@ -124,7 +124,10 @@ def test_as_many_classes_as_are_asked_for(loaded, jpegs, of_jpegs):
     ("image", "told"),
     [
         ("no base64!", r"image 1: text must be the base64 of an image file"),
-        (text(b"no image"), r"image 1: no image that can be decoded \(not a JPEG, PNG, WebP, BMP or GIF image"),
+        (
+            text(b"no image"),
+            r"image 1: no image that can be decoded \(not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC image",
+        ),
         (b"no image", r"image 1: no image that can be decoded"),
         ([[1, 2], [3]], r"image 1: neither base64 text nor pixels"),
         (np.zeros((4, 4)), r"image 1: pixels must be of shape \[height, width, 3\], not \[4, 4\]"),

@@ -7,11 +7,11 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import small_disk
 import tensorflow as tf
 from fake_step import FakeStep
 from run_files import lines, logged
@@ -26,37 +26,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 PAGE = 4096  # a tmpfs gives out whole ones
 
 
-@dataclass
-class Disk:
-    """A file system, and a file that takes its room away."""
-
-    path: Path
-
-    @property
-    def ballast(self):
-        return self.path / "ballast"
-
-    def fill(self, room=0):
-        """Leave so many bytes."""
-        status = os.statvfs(self.path)
-        size = status.f_bavail * status.f_frsize - room
-        with self.ballast.open("ab") as file:
-            os.posix_fallocate(file.fileno(), file.tell(), size)
-
-    def free(self):
-        self.ballast.unlink(missing_ok=True)
-
-
 @pytest.fixture
 def disk(tmp_path):
-    path = tmp_path / "a disk"
-    path.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("no mount here")
-    yield Disk(path)
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    with small_disk.mounted(tmp_path / "a disk") as disk:
+        yield disk
 
 
 @dataclass

@@ -191,7 +191,10 @@ def gathered(request):
         local.append(evaluation.concatenate([(*judged(*part), *part[1:]) for part in parts]))
     shared = {}
     for _ in range(2):  # the second time every part is there
-        found = [own.gather(images, FakeRanks(rank, ranks, shared)) for rank, own in enumerate(local)]
+        found = [
+            own.gather(images, np.arange(rank, images, ranks), FakeRanks(rank, ranks, shared))
+            for rank, own in enumerate(local)
+        ]
     return found, logits, labels
 
 

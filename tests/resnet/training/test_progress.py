@@ -5,11 +5,12 @@ import io
 import shlex
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from resnet.config.cluster import Cluster, Device
-from resnet.config.data import Synthetic
+from resnet.config.data import Cache, Records, Synthetic
 from resnet.config.model import Block, Dtype, Model, Policy
 from resnet.config.optim import Lars, LarsRow, Sgd
 from resnet.config.run import Run
@@ -43,6 +44,13 @@ def test_elsewhere_than_on_a_terminal_every_step_is_a_plain_line(plain):
     display.train_line(50, 2.5, 1.23456, 0.125, 1234.56)
     assert printed().startswith("step 50/100  epoch 2.50/5  loss 1.2346  lr 0.125  1,234.6 images/s  left 0:00:0")
     assert printed().count("\n") == 1 and "\x1b" not in printed()
+
+
+def test_the_share_of_waiting_for_data_is_shown_where_it_is_worth_a_word(plain):
+    display, printed = plain
+    display.train_line(50, 2.5, 1.0, 0.1, 1000.0, 0.123)
+    display.train_line(51, 2.5, 1.0, 0.1, 1000.0, 0.04)
+    assert printed().count("waiting for data") == 1 and "1,000.0 images/s  12% waiting for data" in printed()
 
 
 def test_the_first_step_has_no_speed_yet(plain):
@@ -159,6 +167,17 @@ def test_the_headline_says_what_is_about_to_happen_and_on_what():
 
 def test_the_headline_says_where_a_run_goes_on():
     assert "resuming at step 2,500, epoch 2.50" in headline(run(Sgd(lr=0.1)), step=2500)
+
+
+def test_the_headline_says_where_the_cache_is_and_whether_all_has_room():
+    half = SimpleNamespace(length=np.array([20e9]))
+    reader = SimpleNamespace(disk=SimpleNamespace(folder="/scratch/blocks"))
+    source = SimpleNamespace(train=half, val=half, train_reader=reader)
+    settings = Records(classes=10, dir="s3://bucket/x", cache=Cache.disk)
+    assert progress.cached(settings, source) == ["data.cache=disk: at most 100 GB in /scratch/blocks"]
+    settings.cache_gb = 30.0
+    (line,) = progress.cached(settings, source)
+    assert line.endswith("30 GB in /scratch/blocks, and the shards have 40.0 GB: some is read again")
 
 
 ROWS = [LarsRow(up_to=256, lr=2.5, source="one card"), LarsRow(up_to=None, lr=9.5, source="a paper")]

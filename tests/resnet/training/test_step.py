@@ -1,5 +1,6 @@
 """The compiled step: its loss against NumPy, under XLA, in float16, and as a Gaudi wants it."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,44 @@ def test_accumulated_steps_are_one_step_of_the_whole_batch(run_of, monkeypatch):
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
     for left, right in zip(steps[0].variables, steps[1].variables, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- waiting for data
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize(
+    ("loop", "parts"), [(1, 1), pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
+def test_the_wait_for_data_is_the_time_without_a_batch_to_work_on(run_of, monkeypatch, loop, parts):
+    """A batch takes `delay` s to make, two of them are made ahead, and its gradients take `busy` s."""
+    delay, busy = 0.0, 0.0
+    shapes = [([8 // parts, 8, 8, 3], tf.uint8), ([8 // parts], tf.int32), ([8 // parts], tf.bool)]
+
+    def late():
+        while True:
+            time.sleep(delay)
+            yield tuple(np.zeros(shape, kind.as_numpy_dtype) for shape, kind in shapes)
+
+    def slowly(batch, ratio):
+        loss, gradients = plain(batch, ratio)
+        slow = tf.numpy_function(lambda one: time.sleep(busy) or one, [gradients[-1]], tf.float32)
+        return loss, [*gradients[:-1], tf.ensure_shape(slow, gradients[-1].shape)]
+
+    kinds = tuple(tf.TensorSpec(*shape) for shape in shapes)
+    made = tf.data.Dataset.from_generator(late, output_signature=kinds).prefetch(2)
+    monkeypatch.setattr(pipeline, "train", lambda *_words: made)
+    sizes = (f"steps_per_loop={loop}", f"cluster.gradient_accumulation={parts}")
+    small = ("data.image_size=8", "data.eval_resize=8", "batch=8")
+    step = train_step_of(run_of("model=tiny", "data=digits", "track=off", *small, *sizes))
+    plain, step.gradients = step.gradients, slowly
+    call = 0
+    for times, calls in (((0, 0), 2), ((0.05, 0.2), 3), ((0.15, 0.03), 8)):
+        (delay, busy), begin = times, time.monotonic()
+        for _ in range(calls):
+            step.train(*step.inputs(call * loop, (call + 1) * loop), tf.constant(0.0))
+            call += 1
+        elapsed, waited, batches = time.monotonic() - begin, step.data_wait.take(), calls * loop * parts
+        assert 0 <= waited <= elapsed - busy * batches
+        if busy > delay:
+            assert waited < 0.05 * batches
+    assert waited > 0.4 * (delay - busy) * batches  # some were made before
+    step.close()

@@ -226,6 +226,21 @@ def test_records_of_something_else_are_named_with_their_features(tmp_path):
         opened(place)
 
 
+def test_a_record_of_something_else_is_skipped_as_a_damaged_one(tmp_path):
+    def write(path, own):
+        odd = writers.example(text=b"no image", length=3)
+        writers.records(path, [odd, *[writers.datasets(*pair) for pair in own]])
+
+    place = writers.halves(tmp_path / "x", writers.DATASETS, write, parts=1)
+    with pytest.raises(
+        UserError, match=r"byte 0: no record of an image \(its features are length, text, where an image has "
+    ):
+        opened(place)
+    data = opened(place, on_corrupt=OnCorrupt.skip)
+    assert examples(data.val_reader)[1:] == [(image, label + 1) for image, label in writers.pairs(writers.VAL)]
+    assert len(data.corrupt()) == 1
+
+
 def test_a_folder_of_empty_shards_is_refused(tmp_path):
     place = writers.halves(tmp_path / "x", writers.SLIM, lambda path, _: path.touch())
     with pytest.raises(UserError, match="no record in this shard, nor in the 1 beside it"):
@@ -288,6 +303,15 @@ def test_an_error_in_one_shard_ends_the_reading_of_the_others(folder, monkeypatc
 
 
 # ----------------------------------------------------------------------------------------------------------------- check
+def test_check_reads_tars_at_an_address(folder, capsys):
+    with far.Server(folder("tars")) as server:
+        prepare.do(prepare.parse([f"check={server.address}", "deep=true", "processes=1"]))
+        line = (
+            f"{server.address}: {writers.TRAIN + writers.VAL} records in 4 shards, without a fault, every image decoded"
+        )
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
 @pytest.mark.parametrize("kind", ["datasets, gzip", "tars", "slim from 0"])
 @pytest.mark.parametrize("damaged", [False, True])
 def test_check_reads_every_format(folder, tmp_path, capsys, kind, damaged):

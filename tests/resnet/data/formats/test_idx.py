@@ -160,4 +160,4 @@ def test_fashion_is_written_once_from_its_package(folder, tmp_path, monkeypatch)
     assert source.class_names(settings) == list(idx.FASHION)
     monkeypatch.setattr(idx, "FASHION_DIR", str(tmp_path / "no"))  # what is there needs no package
     assert source.open_source(settings).train_images == 12
-    assert prepare.classes_and_kind(tmp_path / "shards") == (list(idx.FASHION), "fashion")
+    assert prepare.classes_and_kind(str(tmp_path / "shards")) == (list(idx.FASHION), "fashion")
