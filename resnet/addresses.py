@@ -256,6 +256,9 @@ class Ranges:
     def seek(self, at: int) -> None:
         self.at = at
 
+    def tell(self) -> int:
+        return self.at
+
     def read(self, count: int) -> bytes:
         if not self.start <= self.at <= self.at + count <= self.start + len(self.data):
             self.start, self.data = self.at, read(self.address, self.at, self.at + max(count, self.ahead))

@@ -77,7 +77,7 @@ def names_notes(settings: Data) -> list[str]:
         return []
     names, place = class_names(settings), f"{settings.shards}/{files.CLASSES}"
     if names is None:
-        return [f"no {place}: {settings.classes:,} outputs, as data.classes says, whatever labels the shards have"]
+        return [f"no {place}: {settings.classes:,} outputs without names, as data.classes says"]
     return [
         f"{place} has {len(names):,} classes, and the network {settings.classes:,} outputs: data.classes={len(names)}, or "
         "data=folder, makes them equal"

@@ -74,12 +74,12 @@ def do(settings: Knobs) -> None:
             print(f"{out}: {totals}")
         case Check(check=folder, deep=deep, processes=processes):
             check.check(folder, deep, processes)
-        case Show(show=folder, out=out, images=images, seed=seed):
+        case Show(show=folder, out=out, images=images, seed=seed, label_offset=offset):
             from resnet.config import compose
             from resnet.data import source
 
             names, kind = classes_and_kind(folder)
-            data = source.open_source(compose.one_group("data", f"data={kind}", dir=folder))
+            data = source.open_source(compose.one_group("data", f"data={kind}", dir=folder, label_offset=offset))
             from resnet.prepare import show  # and TensorFlow, which what is wrong so far did not wait for
 
             title = f"{folder.rpartition('/')[2]}: {data.settings.classes:,} classes"

@@ -159,3 +159,4 @@ class Show(Knobs):
     out: str = knob("sheet.png", "PNG file to write")
     images: int = knob(24, "number of each")
     seed: int = knob(1, "seed of the order and of the crops")
+    label_offset: int | None = knob(None, "label of the first class in shards of another program, if it is unclear")

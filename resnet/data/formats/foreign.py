@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet import UserError, files
+from resnet import UserError, files, home
 from resnet.data import images, indexes, shards
 from resnet.data.formats import ahead, packed, tars, tfexample
 from resnet.data.shards import Index
@@ -54,7 +57,10 @@ def read_through(stamps: Sequence[packed.Stamp]) -> Index:
     if inflated := [path for path in paths if path not in known]:
         known |= {path: (size, version) for path, size, version in shards.stamps(inflated)}
     sizes, versions = [known[path][0] for path in paths], [f"{known[path][0]} {known[path][1]}" for path in paths]
-    parts = read_all(paths, sizes)
+    places = [part_of(stamp) for stamp in stamps]
+    parts = read_all(paths, sizes, places)
+    for place in places:
+        place.unlink(missing_ok=True)
     offsets, lengths, labels, crcs, established = (
         [part[:, column] for part in parts] for column in range(len(Record._fields))
     )
@@ -67,11 +73,17 @@ def read_through(stamps: Sequence[packed.Stamp]) -> Index:
     )
 
 
+def part_of(stamp: packed.Stamp) -> Path:
+    """Where the records of one shard are stored until those of all are known: a start that was stopped does not begin again."""
+    key = hashlib.sha256(json.dumps([VERSION, stamp]).encode()).hexdigest()[:24]
+    return home.cache() / "index" / "parts" / f"{key}.npz"
+
+
 def is_tar(path: str) -> bool:
     return path.endswith(".tar")
 
 
-def read_all(paths: Sequence[str], sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+def read_all(paths: Sequence[str], sizes: Sequence[int], places: Sequence[Path]) -> list[NDArray[np.int64]]:
     """The records of every shard, int64 [n, 5], several read at once; a line of progress now and then. Raises UserError."""
     stop, at, total = threading.Event(), [0] * len(paths), max(1, sum(sizes))
     depth = max(1, REQUESTS // len(paths))
@@ -83,8 +95,13 @@ def read_all(paths: Sequence[str], sizes: Sequence[int]) -> list[NDArray[np.int6
                 raise Stopped
 
         path, size = paths[number], sizes[number]
+        # Exception, because np.load raises half a dozen kinds for a damaged file; then the shard is read again.
+        with contextlib.suppress(Exception), np.load(places[number]) as saved:
+            return saved["records"]
         with files.explain_io_errors(path), ahead.open_file(path, size, requests, depth, stop) as file:
-            return read_shard(file, path, size, step)
+            records = read_shard(file, path, size, step)
+        store(records, places[number])
+        return records
 
     with ThreadPoolExecutor(REQUESTS) as requests, ThreadPoolExecutor(FILES) as pool:
         futures = [pool.submit(job, number) for number in range(len(paths))]
@@ -94,6 +111,16 @@ def read_all(paths: Sequence[str], sizes: Sequence[int]) -> list[NDArray[np.int6
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+def store(records: NDArray[np.int64], place: Path) -> None:
+    """Write what is known of one shard; where that is not possible, a start that was stopped begins again."""
+    packed_records = io.BytesIO()  # np.savez to a file on a full disk raises errors of zipfile's own
+    np.savez(packed_records, records=records)
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic_write(place) as file:
+            file.write(packed_records.getbuffer())
 
 
 def report_until_done(futures: Sequence[Future[NDArray[np.int64]]], position: Callable[[], int], total: int) -> None:

@@ -72,4 +72,4 @@ def test_empty_shards_and_names_that_are_not_those_of_the_outputs_are_told(setti
     assert "has 2 classes, and the network 1,000 outputs: data.classes=2" in line
     (tmp_path / files.CLASSES).unlink()
     (line,) = classes.notes(thousand)
-    assert line.startswith(f"no {tmp_path}/classes.txt: 1,000 outputs, as data.classes says")
+    assert line.startswith(f"no {tmp_path}/classes.txt: 1,000 outputs without names, as data.classes says")

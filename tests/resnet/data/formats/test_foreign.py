@@ -15,6 +15,7 @@ from resnet.config.data import OnCorrupt, Order, Records
 from resnet.data import classes, pipeline, source
 from resnet.data.formats import ahead, foreign, packed
 from resnet.prepare import __main__ as prepare
+from resnet.prepare import show
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,11 @@ def batches(data):
     return [part for batch in [*train, *pipeline.evaluation(data, 8).as_numpy_iterator()] for part in batch]
 
 
+@pytest.fixture(scope="module")
+def wanted(ours):
+    return batches(opened(ours))
+
+
 def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
@@ -86,21 +92,18 @@ def test_ours_are_read_without_looking_at_labels(ours, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["gzip", "datasets", "tars"])
-def test_batches_are_those_of_our_shards_on_the_disk_and_at_an_address(folder, ours, kind, monkeypatch):
+def test_batches_at_an_address_are_those_of_our_shards_on_the_disk(folder, wanted, kind, monkeypatch):
     monkeypatch.setattr(ahead, "PIECE", 3000)
-    wanted = batches(opened(ours))
     with far.Server(folder(kind)) as server:
-        remote = opened(server.address)
-        for data in (remote, opened(folder(kind))):
-            for one, other in zip(batches(data), wanted, strict=True):
-                np.testing.assert_array_equal(one, other)
-        remote.train_reader.close()
-        remote.val_reader.close()
+        data = opened(server.address)
+        for one, other in zip(batches(data), wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+        data.train_reader.close()
+        data.val_reader.close()
 
 
-@pytest.mark.parametrize("kind", ["datasets", "tars"])
-def test_block_order_reads_whole_blocks_of_them(folder, kind):
-    data = opened(folder(kind), order=Order.blocks, streams=3, block_mb=0.002)
+def test_block_order_reads_whole_blocks_of_them(folder):
+    data = opened(folder("tars"), order=Order.blocks, streams=3, block_mb=0.002)
     labels = [int(label) for _, found, _ in pipeline.train(data, 6, 3, 0).take(5) for label in found]
     assert sorted(labels) == sorted(label for _, label in writers.pairs(writers.TRAIN))
     data.train_reader.close()
@@ -223,6 +226,21 @@ def test_records_of_something_else_are_named_with_their_features(tmp_path):
         opened(place)
 
 
+def test_a_record_of_something_else_is_skipped_as_a_damaged_one(tmp_path):
+    def write(path, own):
+        odd = writers.example(text=b"no image", length=3)
+        writers.records(path, [odd, *[writers.datasets(*pair) for pair in own]])
+
+    place = writers.halves(tmp_path / "x", writers.DATASETS, write, parts=1)
+    with pytest.raises(
+        UserError, match=r"byte 0: no record of an image \(its features are length, text, where an image has "
+    ):
+        opened(place)
+    data = opened(place, on_corrupt=OnCorrupt.skip)
+    assert examples(data.val_reader)[1:] == [(image, label + 1) for image, label in writers.pairs(writers.VAL)]
+    assert len(data.corrupt()) == 1
+
+
 def test_a_folder_of_empty_shards_is_refused(tmp_path):
     place = writers.halves(tmp_path / "x", writers.SLIM, lambda path, _: path.touch())
     with pytest.raises(UserError, match="no record in this shard, nor in the 1 beside it"):
@@ -260,6 +278,22 @@ def test_a_long_walk_says_how_far_it_is(folder, capsys, monkeypatch):
     assert line in capsys.readouterr().err.splitlines()
 
 
+def test_a_start_that_was_stopped_goes_on_with_the_shards_that_it_has_read(folder, tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(foreign, "FILES", 1)  # one behind the other
+    place = copied(folder("slim"), tmp_path)
+    path = place / "train-00001-of-00002"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=f"^{path}: truncated record"):
+        opened(place)
+    assert len(list((cache / "index/parts").iterdir())) == 1
+    path.write_bytes(content)
+    read, walked = foreign.read_shard, []
+    monkeypatch.setattr(foreign, "read_shard", lambda file, name, *rest: walked.append(name) or read(file, name, *rest))
+    assert len(examples(opened(place).train_reader)) == writers.TRAIN
+    assert str(path) in walked and len(walked) == 3 and not list((cache / "index/parts").iterdir())
+
+
 def test_an_error_in_one_shard_ends_the_reading_of_the_others(folder, monkeypatch):
     monkeypatch.setattr(addresses, "PAUSE_S", 0.01)
     with far.Server(folder("tars")) as server:
@@ -269,6 +303,15 @@ def test_an_error_in_one_shard_ends_the_reading_of_the_others(folder, monkeypatc
 
 
 # ----------------------------------------------------------------------------------------------------------------- check
+def test_check_reads_tars_at_an_address(folder, capsys):
+    with far.Server(folder("tars")) as server:
+        prepare.do(prepare.parse([f"check={server.address}", "deep=true", "processes=1"]))
+        line = (
+            f"{server.address}: {writers.TRAIN + writers.VAL} records in 4 shards, without a fault, every image decoded"
+        )
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
 @pytest.mark.parametrize("kind", ["datasets, gzip", "tars", "slim from 0"])
 @pytest.mark.parametrize("damaged", [False, True])
 def test_check_reads_every_format(folder, tmp_path, capsys, kind, damaged):
@@ -289,3 +332,12 @@ def test_check_reads_every_format(folder, tmp_path, capsys, kind, damaged):
         prepare.do(prepare.parse(words))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "byte" in line]
     assert line.startswith(f"{index.files[0]}: byte {index.start(2):,}: ")
+
+
+def test_show_takes_the_offset_of_labels(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(show, "draw", lambda data, *_: drawn.append(data))
+    with pytest.raises(UserError, match=r"^data\.label_offset=null: "):
+        prepare.do(prepare.parse([f"show={folder('tars with json')}"]))
+    prepare.do(prepare.parse([f"show={folder('tars with json')}", "label_offset=1"]))
+    assert drawn[0].train.label.min() == 1
