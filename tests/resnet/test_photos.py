@@ -293,3 +293,16 @@ def test_a_start_that_is_killed_leaves_no_process_and_the_next_one_goes_on(
     prepare.do(prepare.parse(["source=folder", f"dir={shots}", f"out={tmp_path}/whole"]))
     made, whole = (manifest.read(path) for path in (photos.place(listing, None), tmp_path / "whole"))
     assert made["splits"] == whole["splits"]
+
+
+def test_the_original_s_mini_imagenet_is_a_layout_of_shards(tmp_path, prepared):
+    made = prepared({"cat": 4, "dog": 4}, tmp_path / "x")
+    for split in ("train", "val"):
+        name = f"imagenet_{split}_subset"
+        (tmp_path / "mini" / name).mkdir(parents=True)
+        shutil.copy(
+            made / f"img_{split}" / f"img_{split}-00000-of-00001", tmp_path / "mini" / name / f"{name}-00000-of-00001"
+        )
+    assert not photos.are_in(str(tmp_path / "mini"))
+    opened = source.open_source(compose.one_group("data", "data=imagenet", dir=str(tmp_path / "mini"), classes=2))
+    assert (opened.train_images, opened.eval_images) == (4, 4)
