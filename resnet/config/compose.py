@@ -144,11 +144,8 @@ def freeze(config: DictConfig) -> Run:
 def check_before_preparation(config: DictConfig) -> None:
     """Raise UserError for whatever else is wrong before photographs, whose classes are counted then, become shards for hours."""
     data = config.data
-    if (
-        OmegaConf.get_type(data) is Folder
-        and data._get_node("classes")._is_interpolation()
-        and not data._get_node("dir")._is_missing()
-    ):
+    counts = OmegaConf.get_type(data) is Folder and data._get_node("classes")._is_interpolation()
+    if counts and not OmegaConf.is_missing(data, "dir") and photos.are_in(files.absolute(data.dir, Path.cwd())):
         trial = copy.deepcopy(config)
         trial.data.classes = 2
         OmegaConf.to_object(trial)

@@ -90,7 +90,7 @@ def conclude(listing: Listing, max_rejected: float, count: int, seconds: float) 
     for reason, number in state.select(
         "reason, count(*) FROM rejected WHERE reason GLOB '*, which needs *' GROUP BY reason"
     ):
-        print(f"rejected: {number:,} images of {reason}, and the same command")
+        print(f"{number:,} images are {reason}")
     rejected = write_rejected(state)
     check_rejected(listing, max_rejected, rejected, kinds.total())
     for (file,) in state.select("file FROM shards WHERE NOT images ORDER BY file LIMIT 1"):

@@ -4,8 +4,10 @@ import functools
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from resnet import UserError, cli, photos, rundir
@@ -262,3 +264,45 @@ def test_a_preparation_is_a_process_whose_error_and_end_are_told(shots, monkeypa
         photos.stopped(cli.INTERRUPTED)
     with pytest.raises(cli.Stopped):
         photos.stopped(cli.STOPPED)
+
+
+@pytest.mark.slow
+def test_a_start_that_is_killed_leaves_no_process_and_the_next_one_goes_on(
+    shots, spawn, monkeypatch, tmp_path, photo, encoded
+):
+    for number in range(200):
+        (shots / "cat" / f"large{number}.png").write_bytes(encoded(photo(number, 900, 700), "PNG"))
+    start = spawn("resnet.train", *SMALL, "steps=1", f"data.dir='{shots}'", f"out={tmp_path}/run", cwd=tmp_path)
+
+    def preparing():
+        lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        return [line for line in lines if f"dir={shots}" in line]
+
+    until = time.monotonic() + 60
+    while not (preparing() and list(tmp_path.glob("cache/resnet/folders/*/.prepare/*.part"))):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    start.kill()
+    while preparing():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    known = photos.Photos(str(shots), None, None, "inside", 0.001, None)
+    listing = photos.prepare.__wrapped__(known)
+    prepare.do(prepare.parse(["source=folder", f"dir={shots}", f"out={tmp_path}/whole"]))
+    made, whole = (manifest.read(path) for path in (photos.place(listing, None), tmp_path / "whole"))
+    assert made["splits"] == whole["splits"]
+
+
+def test_the_original_s_mini_imagenet_is_a_layout_of_shards(tmp_path, prepared):
+    made = prepared({"cat": 4, "dog": 4}, tmp_path / "x")
+    for split in ("train", "val"):
+        name = f"imagenet_{split}_subset"
+        (tmp_path / "mini" / name).mkdir(parents=True)
+        shutil.copy(
+            made / f"img_{split}" / f"img_{split}-00000-of-00001", tmp_path / "mini" / name / f"{name}-00000-of-00001"
+        )
+    assert not photos.are_in(str(tmp_path / "mini"))
+    opened = source.open_source(compose.one_group("data", "data=imagenet", dir=str(tmp_path / "mini"), classes=2))
+    assert (opened.train_images, opened.eval_images) == (4, 4)

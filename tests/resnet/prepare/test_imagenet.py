@@ -378,7 +378,7 @@ def test_a_wrong_source_is_told_and_nothing_is_left_behind(source_of, spoil, sai
         ([("n1.tar", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})], r"its member 'n1.tar' is a link"),
         ([("a/n1.tar", {}), ("b/n1.tar", {})], r"holds 'n1' more than once"),
         ([("n1.tar", {})], r"one class only \('n1'\)"),
-        ([("n1.tar", {}), ("n2.tar", {})], r"no image .* in 'n1', 'n2'"),
+        ([("n1.tar", {}), ("n2.tar", {})], r"no image in 'n1', 'n2'"),
         ([], r"no tars of classes inside"),
     ],
 )

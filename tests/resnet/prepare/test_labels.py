@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from resnet import UserError, files
-from resnet.data import indexes, manifest, shards
+from resnet.data import images, indexes, manifest, shards
 from resnet.data.formats import tfexample
 from resnet.prepare import __main__ as prepare
 from resnet.prepare import labels
@@ -163,6 +163,22 @@ def test_a_class_that_validation_lacks_is_allowed_by_a_knob(tree, tmp_path):
         run(*words[:2], f"out={tmp_path}/y", "missing_classes=allow")
     with pytest.raises(UserError, match="missing_classes=allow: there is no validation tree"):
         run("source=folder", f"dir={tmp_path}/t/val", f"out={tmp_path}/y", "missing_classes=allow")
+
+
+def test_what_a_missing_package_would_read_is_named_once(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(images, "decodes", lambda form: form != "HEIF")
+    root, heic = tree({"cat": 4, "dog": 4}), b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf"
+    for number in range(3):
+        (root / "cat" / f"phone{number}.jpg").write_bytes(heic)
+    with pytest.raises(UserError, match=r"3 of 11 images were rejected, more than max_rejected=0.001 allows"):
+        run("source=folder", f"dir={root}", f"out={tmp_path}/x")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "HEIF" in line]
+    assert lines == ["3 images are HEIF, which needs the package pillow-heif: pip install 'resnet-experiments[heic]'"]
+    (root / "dog" / "more.heic").write_bytes(heic)
+    with pytest.raises(
+        UserError, match=r"1 of 12 files are no images .* \(.heic 1\), .*; HEIF needs the package pillow-heif: pip"
+    ):
+        run("source=folder", f"dir={root}", f"out={tmp_path}/y")
 
 
 # ------------------------------------------------------------------------------------------------------------------ ImageNet
