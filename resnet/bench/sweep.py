@@ -47,13 +47,14 @@ class Sweep(Knobs):
     trials: int = knob(16, "jobs of a search")
     search_epochs: int = knob(40, "epochs of a job of a search that is not pruned")
     prune_from: int = knob(8, "the first evaluation of a job after which it may be pruned")
+    reduction_factor: int = knob(4, "one job in so many goes on")
     many: int = knob(200, "jobs of one step")
     rounds: int = knob(3, "interleaved rounds, and seeds of the search")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_above(0, "epochs", "search_epochs", "prune_from", "trials")
-        self.check_above(1, "jobs", "count")
+        self.check_above(1, "jobs", "count", "reduction_factor")
         self.check("many", self.many > WARM, f"must be above {WARM}")
 
 
@@ -103,7 +104,9 @@ def search(knobs: Sweep, result: Result, outs: Iterator[Path]) -> None:
         out, seed = next(outs), 1 + len(best[pruner])
         words = [f"epochs={knobs.search_epochs}", "eval_every_epochs=1", f"sweep.trials={knobs.trials}", *SPACE]
         words += ["sweep.sampler=random", f"sweep.jobs={knobs.jobs}", f"seed={seed}"]
-        words += [] if pruner == "null" else [f"sweep.pruner={pruner}", f"sweep.prune_from={knobs.prune_from}"]
+        if pruner != "null":
+            words += [f"sweep.pruner={pruner}", f"sweep.prune_from={knobs.prune_from}"]
+            words += [f"sweep.reduction_factor={knobs.reduction_factor}"]
         seconds = run_sweep(out, *TINY, *words)
         contents = finished(out, None)
         best[pruner].append(100 * max(float(one["final/top1"]) for one in contents))

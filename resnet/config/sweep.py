@@ -87,6 +87,7 @@ class Sweep(Settings):
     startup: int | None = None  # of them at random, before the sampler or the pruner decides; null: Optuna's own number
     pruner: Pruner | None = None  # ends jobs early by the top-1 of their evaluations
     prune_from: int = 1  # the first evaluation of a job after which it may be pruned
+    reduction_factor: int | None = None  # of halving, hyperband: one in so many goes on; null: Optuna's 4, 3
     goals: list[str] = field(default_factory=lambda: ["final/top1"])  # the first counts for what is called the best job
     # Optuna's journal, which several sweeps may share; null: study.journal in the sweep's folder
     study: str | None = None
@@ -121,6 +122,9 @@ class Sweep(Settings):
         self.check("startup", self.startup is None or not random, way_out)
         self.check_above(0, "prune_from")
         self.check("prune_from", self.prune_from == 1 or self.pruner is not None, "add sweep.pruner=halving")
+        self.check_at_least(2, "reduction_factor")
+        halves = self.reduction_factor is None or self.pruner in (Pruner.halving, Pruner.hyperband)
+        self.check("reduction_factor", halves, "is of sweep.pruner=halving and hyperband")
 
     def check_goals(self) -> None:
         names = [goal.removeprefix("-") for goal in self.goals]

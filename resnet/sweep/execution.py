@@ -174,8 +174,8 @@ class Execution:
                 store.set_tags, job.run.track, supervisor.mlflow_run(job.run, job.out), {"pruned": "true"}
             )
         if job.code in (cli.DONE, cli.PRUNED):
-            top1 = job.latest.get("best/top1")
-            self.line(f"{job.name}: {job.status}" + ("" if top1 is None else f", top-1 {100 * top1:.2f} %"))
+            top1 = "" if job.top1 is None else f", top-1 {100 * job.top1:.2f} %"
+            self.line(f"{job.name}: {job.status}{top1}")
             return
         assert job.code is not None
         if self.display:

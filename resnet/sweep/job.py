@@ -54,6 +54,11 @@ class Job:
             return "pruned"
         return str(self.result.get("status", "failed"))
 
+    @property
+    def top1(self) -> float | None:
+        """The final top-1 of a job that ended well, the best of a pruned one as far as follow() has read it."""
+        return self.latest.get("best/top1") if self.code == cli.PRUNED else self.value(GOAL)
+
     def value(self, goal: str) -> float | None:
         """The metric of a goal, which stands with - before it if less is better."""
         value = self.result.get(goal.removeprefix("-"))
@@ -101,12 +106,11 @@ def table(jobs: Sequence[Job], goals: Sequence[str] = (GOAL,)) -> str:
     best_ones = front(jobs, goals) if len(goals) > 1 else []
     rows = []
     for job in jobs:
-        content, status, loss = job.result, job.status, job.loss(goals[0])
-        top1, speed = content.get(GOAL), content.get(SPEED)
+        content, status, loss, speed = job.result, job.status, job.loss(goals[0]), job.value(SPEED)
         if job.code == cli.PRUNED:
             job.follow()
-            top1 = job.latest.get("best/top1")
-            loss = math.inf if top1 is None else -top1
+            loss = math.inf if job.top1 is None else -job.top1
+        top1 = job.top1
         if "suggested_lr" in content:
             status = f"suggests lr {content['suggested_lr']:.3g}"
         shown = ["-" if top1 is None else f"{100 * top1:.2f} %", "-" if speed is None else f"{speed:,.1f}"]

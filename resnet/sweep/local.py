@@ -18,7 +18,7 @@ from resnet.sweep.job import Job
 from resnet.sweep.places import Place
 
 PROGRAM = "resnet.rank"
-PRELOAD = "resnet.launch.supervisor", "resnet.training.loop", "rich.progress"
+PRELOAD = "resnet.launch.supervisor", "resnet.training.loop", "rich.progress", "matplotlib.backends.backend_agg"
 TRACKING = "mlflow", "matplotlib.pyplot"
 LONGEST = 70  # characters of a temporary folder: a socket has 108 for its path
 LAST = "resnet.sweep.server"

@@ -264,12 +264,13 @@ def pruner(settings: Sweep) -> Any:
     """By the numbers of the evaluations, from 1 on; what is below `prune_from` decides nothing."""
     from optuna import pruners
 
+    factor = {} if settings.reduction_factor is None else {"reduction_factor": settings.reduction_factor}
     match settings.pruner:
         case Pruner.median:
             startup: dict[str, Any] = {} if settings.startup is None else {"n_startup_trials": settings.startup}
             return pruners.MedianPruner(n_warmup_steps=settings.prune_from, **startup)
         case Pruner.halving:
-            return pruners.SuccessiveHalvingPruner(min_resource=settings.prune_from)
+            return pruners.SuccessiveHalvingPruner(min_resource=settings.prune_from, **factor)
         case Pruner.hyperband:
-            return pruners.HyperbandPruner(min_resource=settings.prune_from)
+            return pruners.HyperbandPruner(min_resource=settings.prune_from, **factor)
     return pruners.NopPruner()

@@ -131,6 +131,13 @@ def test_the_best_job_is_that_of_the_first_goal():
 
 
 @pytest.mark.usefixtures("results")
+def test_a_finished_job_has_its_final_top1_and_a_pruned_one_the_best_that_it_had():
+    one, other = job(0, top1=0.5), job(1, code=cli.PRUNED)
+    one.latest = other.latest = {"best/top1": 0.75}
+    assert (one.top1, other.top1, job(2, code=1).top1) == (0.5, 0.75, None)
+
+
+@pytest.mark.usefixtures("results")
 def test_paretos_front_are_the_jobs_that_no_other_one_beats():
     draw = np.random.default_rng(1)
     points = draw.integers(0, 6, size=(30, 2)) / 5

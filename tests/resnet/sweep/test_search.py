@@ -103,6 +103,8 @@ def test_a_search_without_a_top1_is_refused(sweep, machine, home, word):
         ("sweep.sampler=cmaes", "sweep.sampler=cmaes: searches two knobs or more; use sweep.sampler=tpe or gp for one"),
         ("sweep.pruner=median", "sweep.pruner=median: jobs are evaluated only at their end, when nothing is left to "),
         ("sweep.prune_from=2", "sweep.prune_from=2: add sweep.pruner=halving"),
+        ("sweep.reduction_factor=2", "sweep.reduction_factor=2: is of sweep.pruner=halving and hyperband"),
+        ("sweep.reduction_factor=1", "sweep.reduction_factor=1: must be at least 2"),
         ("sweep.goals=[-final/seconds]", "sweep.goals=[-final/seconds]: must be some of final/top1, best/top1, "),
         ("model=resnet18,resnet5", "job 0 (optim.lr=0.001 model=resnet5): model=resnet5: no such option; "),
         ("batch=32,0", "job 0 (optim.lr=0.001 batch=0): batch=0: must be above 0"),

@@ -188,10 +188,10 @@ def asha(curves, first, eta=4):
     return pruned
 
 
-@pytest.mark.parametrize("first", [1, 2])
-def test_successive_halving_prunes_what_the_paper_does(first, tmp_path):
+@pytest.mark.parametrize(("first", "eta"), [(1, None), (2, None), (2, 2)])
+def test_successive_halving_prunes_what_the_paper_does(first, eta, tmp_path):
     curves = np.random.default_rng(3).uniform(size=(16, 1)) * np.linspace(0.3, 1, 9)
-    settings = Sweep(sampler=Sampler.random, trials=16, pruner=Pruner.halving, prune_from=first)
+    settings = Sweep(sampler=Sampler.random, trials=16, pruner=Pruner.halving, prune_from=first, reduction_factor=eta)
     one, pruned = study.Study(settings, knobs(*NUMBERS), 1, tmp_path), {}
     alive = [one.ask()[0] for _ in range(16)]
     for number in range(9):
@@ -200,7 +200,7 @@ def test_successive_halving_prunes_what_the_paper_does(first, tmp_path):
                 alive.remove(job)
                 pruned[job] = number + 1
                 one.tell(job, {}, pruned=True)
-    assert pruned == asha(curves, first) and len(pruned) > 8
+    assert pruned == asha(curves, first, eta or 4) and len(pruned) >= 8
     assert {t.user_attrs["job"] for t in one.mine() if t.state.name == "PRUNED"} == set(pruned)
 
 
