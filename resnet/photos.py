@@ -63,13 +63,16 @@ def are_in(dir: str) -> bool:
         names = [item.name for item in Path(dir).iterdir()]
         if {MANIFEST, files.CLASSES, ".prepare"} & set(names):
             return False
-        names += [
+        inside = [
             name
             for split in SPLITS
             if split in names and Path(dir, split).is_dir()
             for name in (item.name for item in Path(dir, split).iterdir())
         ]
-        tars = any(name.endswith(".tar") for name in names) and not any(Path(dir, name).is_dir() for name in names)
+        folders = any(Path(dir, name).is_dir() for name in names)  # beside which a tar is what they were unpacked from
+        outside = any(name.endswith(".tar") for name in names) and not folders
+        tars = outside or (bool(inside) and all(name.endswith(".tar") or is_junk(name) for name in inside))
+        names += inside
     except OSError:
         return False
     return not tars and not any(map(SHARD.search, names))

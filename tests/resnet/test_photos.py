@@ -199,7 +199,7 @@ def test_folders_that_do_not_do(shots, run_of, change, said):
 def test_what_looks_like_shards_is_not_prepared(tmp_path, shots):
     assert photos.are_in(str(shots))
     for number, name in enumerate(
-        ("img_train/img_train-00000-of-00001", "x.tfrecord", "train.tar", ".prepare", "classes.txt")
+        ("img_train/img_train-00000-of-00001", "x.tfrecord", "train.tar", "train/000.tar", ".prepare", "classes.txt")
     ):
         path = tmp_path / str(number) / name
         path.parent.mkdir(parents=True)
