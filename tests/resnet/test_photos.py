@@ -206,6 +206,9 @@ def test_what_looks_like_shards_is_not_prepared(tmp_path, shots):
         path.touch()
         assert not photos.are_in(str(tmp_path / str(number)))
     (shots / "photos.tar").touch()  # what it was unpacked from
+    (shots / "1-of-2.jpg").touch()
+    (shots / "cat" / "itself.jpg").symlink_to(shots / "cat" / "itself.jpg")
+    assert photos.listing_of(photos.Photos(str(shots), None, None, "follow", 0, None))[1] == 15
     assert (
         photos.are_in(str(shots)) and not photos.are_in("memory://bucket/x") and not photos.are_in(str(tmp_path / "no"))
     )
