@@ -23,7 +23,7 @@ from pathlib import Path
 from resnet import UserError, addresses, cli, files, home, shell
 
 MANIFEST = "manifest.json"  # of finished shards
-SHARD = re.compile(r"-of-\d+|\.tfrecords?\b")  # in the names of shards, whoever wrote them
+SHARD = re.compile(r"-of-\d{3,}|\.tfrecords?\b")  # in the names of shards, whoever wrote them
 SPLITS = ("img_train", "train", "imagenet_train_subset")  # folders that may hold them
 LISTING = re.compile(r"[\w-][\w.-]*-[0-9a-f]{16}")
 # Folders and files that systems and tools leave everywhere, beside those whose name begins with a dot.
@@ -87,7 +87,7 @@ def place(listing: str, prepared: str | None) -> Path:
 def prepare(photos: Photos) -> str:
     """The listing of these photographs, of which there are shards then. Raises UserError."""
     key, count, size = listing_of(photos)
-    name = re.sub(r"[^\w.-]", "_", Path(photos.dir).name).lstrip(".") or "photos"
+    name = re.sub(r"[^\w.-]", "_", Path(photos.dir).name).lstrip(".")[:80] or "photos"
     make(photos, f"{name}-{key}", f"{count:,} files, {size / 1e6:,.1f} MB,")
     return f"{name}-{key}"
 
@@ -141,8 +141,8 @@ def listing_of(photos: Photos) -> tuple[str, int, int]:
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """(bytes, time of the last change in ns) of a file; zeros for a broken link."""
-    with contextlib.suppress(FileNotFoundError):
+    """(bytes, time of the last change in ns) of a file; zeros for a broken link, and for what cannot be looked at."""
+    with contextlib.suppress(OSError):
         status = Path(path).stat()
         return status.st_size, status.st_mtime_ns
     return 0, 0

@@ -37,9 +37,7 @@ FREE = (
     "data.cache_gb",
     "data.disk",
     "data.fetch_mb",
-    "data.labels",  # data.listing is the hash of what they lead to
-    "data.label_column",
-    "data.links",
+    "data.labels",  # as data.dir: data.listing is the hash of what is there
     "data.max_rejected",
     "data.prepared",
 )
