@@ -133,7 +133,12 @@ class Records(Data):
             way_out = "changes nothing with data.order=images; leave out one of the two"
             check(self.order is Order.blocks, "data.disk", "hdd", way_out)
         used = self.cache is Cache.disk or (self.cache_dir, self.cache_gb) == (None, 100.0)
-        check(used, "data.cache", self.cache.name, "has no folder and no limit; use data.cache=disk")
+        check(
+            used,
+            "data.cache",
+            self.cache.name,
+            "has no folder or limit; use data.cache=disk, or data.cache_dir=null data.cache_gb=100",
+        )
         local = self.cache_dir is None or not addresses.is_remote(self.cache_dir)
         self.check("cache_dir", local, "must be a folder of this machine")
 

@@ -135,7 +135,7 @@ def cached(settings: Data, source: Source) -> list[str]:
         return []
     assert source.train_reader and source.train_reader.disk and source.train and source.val
     gigabytes = (int(source.train.length.sum()) + int(source.val.length.sum())) / 1e9
-    small = "" if gigabytes < settings.cache_gb else f", and the shards have {gigabytes:,.1f} GB: some is read again"
+    small = "" if gigabytes < settings.cache_gb else f", and the shards have {gigabytes:.3g} GB: some is read again"
     return [f"data.cache=disk: at most {settings.cache_gb:g} GB in {source.train_reader.disk.folder}{small}"]
 
 

@@ -149,7 +149,7 @@ BAD = [
     (records, {"order": Order.blocks, "fetch_mb": 0.0}, "data.fetch_mb", "above 0"),
     (records, {"order": Order.blocks, "cache": Cache.decoded}, "data.cache", "use data.cache=encoded"),
     (records, {"streams": 12}, "data.order", "use data.order=blocks"),
-    (records, {"cache_gb": 12.0}, "data.cache", "no folder and no limit; use data.cache=disk"),
+    (records, {"cache_gb": 12.0}, "data.cache", "no folder or limit; use data.cache=disk, or data.cache_dir=null"),
     (records, {"cache_dir": "x"}, "data.cache", "use data.cache=disk"),
     (records, {"cache": Cache.disk, "cache_gb": 0.0}, "data.cache_gb", "above 0"),
     (records, {"cache": Cache.disk, "cache_dir": "s3://bucket/x"}, "data.cache_dir", "a folder of this machine"),

@@ -177,7 +177,7 @@ def test_the_headline_says_where_the_cache_is_and_whether_all_has_room():
     assert progress.cached(settings, source) == ["data.cache=disk: at most 100 GB in /scratch/blocks"]
     settings.cache_gb = 30.0
     (line,) = progress.cached(settings, source)
-    assert line.endswith("30 GB in /scratch/blocks, and the shards have 40.0 GB: some is read again")
+    assert line.endswith("30 GB in /scratch/blocks, and the shards have 40 GB: some is read again")
 
 
 ROWS = [LarsRow(up_to=256, lr=2.5, source="one card"), LarsRow(up_to=None, lr=9.5, source="a paper")]

@@ -189,6 +189,6 @@ def test_the_wait_for_data_is_the_time_without_a_batch_to_work_on(run_of, monkey
         elapsed, waited, batches = time.monotonic() - begin, step.data_wait.take(), calls * loop * parts
         assert 0 <= waited <= elapsed - busy * batches
         if busy > delay:
-            assert waited < 0.05 * batches
-    assert waited > 0.4 * (delay - busy) * batches  # some were made before
+            assert waited < elapsed / 2  # a thousandth, but for what else the machine does
+    assert waited > 0.2 * (delay - busy) * batches  # some were made before
     step.close()
