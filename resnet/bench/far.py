@@ -69,8 +69,9 @@ class Handler(BaseHTTPRequestHandler):
         with path.open("rb") as file, contextlib.suppress(ConnectionError):
             began, start = time.monotonic(), begin
             while begin < end:
-                begin += os.sendfile(self.connection.fileno(), file.fileno(), begin, min(PIECE, end - begin))
-                time.sleep(max(0.0, began + (begin - start) / self.server.rate - time.monotonic()))
+                count = min(PIECE, end - begin)
+                time.sleep(max(0.0, began + (begin + count - start) / self.server.rate - time.monotonic()))
+                begin += os.sendfile(self.connection.fileno(), file.fileno(), begin, count)
 
     def head(self, status: int, length: int, kind: str = "application/octet-stream", span: str = "") -> None:
         self.send_response(status)

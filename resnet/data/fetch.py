@@ -43,7 +43,9 @@ class Fetcher:
         self.reading = 0  # threads that read
         self.awaited: list[int] = []  # records that calls wait for
         self.closed = threading.Event()
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)  # records are ready
+        self.room = threading.Condition(lock)  # another block may be read
         self.threads: list[threading.Thread] = []
 
     def plan(self, images: NDArray[np.int64], groups: NDArray[np.int64] | None = None) -> None:
@@ -68,7 +70,7 @@ class Fetcher:
             while len(self.threads) < min(THREADS, len(by_use)):
                 self.threads.append(threading.Thread(target=self.work, daemon=True, name="fetch"))
                 self.threads[-1].start()
-            self.changed.notify_all()
+            self.room.notify_all()
 
     def take(self, number: int) -> bytes:
         """The data of a record, checked against its CRC; one that is not planned is read alone. Raises UserError, ReadsClosed."""
@@ -76,7 +78,7 @@ class Fetcher:
             planned = self.pending[number] > 0
             if planned:
                 self.awaited.append(number)
-                self.changed.notify_all()
+                self.wake()
                 self.changed.wait_for(lambda: number in self.ready or not self.pending[number] or self.closed.is_set())
                 self.awaited.remove(number)
                 planned = number in self.ready
@@ -97,6 +99,7 @@ class Fetcher:
                 self.pop(number)
             elif self.pending[number]:
                 self.pending[number] -= 1
+                self.changed.notify_all()
 
     def close(self) -> None:
         """Read no more. Threads in the middle of a request end with it."""
@@ -104,13 +107,14 @@ class Fetcher:
             self.closed.set()
             self.ready.clear()
             self.changed.notify_all()
+            self.room.notify_all()
 
     # ------------------------------------------------------------------------------------------------------------ threads
     def work(self) -> None:
         """What a thread does."""
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.closed.is_set() or self.may_read())
+                self.room.wait_for(lambda: self.closed.is_set() or self.may_read())
                 if self.closed.is_set():
                     return
                 assert self.next
@@ -118,6 +122,7 @@ class Fetcher:
                 self.advance()
                 self.used += self.size(first, last)
                 self.reading += 1
+                self.wake()
             parts = self.read(first, last)
             with self.changed:
                 self.reading -= 1
@@ -127,6 +132,12 @@ class Fetcher:
                         self.ready.setdefault(number, []).append(data)
                         self.used += int(self.records.length[number])
                 self.changed.notify_all()
+                self.wake()
+
+    def wake(self) -> None:
+        """Have one more thread read, if it may; the caller holds the lock. One, because 32 would be woken a record."""
+        if self.may_read():
+            self.room.notify()
 
     def may_read(self) -> bool:
         if self.next is None:
@@ -157,7 +168,9 @@ class Fetcher:
             del self.ready[number]
         self.pending[number] -= 1
         self.used -= int(self.records.length[number])
-        self.changed.notify_all()
+        if number in self.awaited:  # by another call, which reads it alone
+            self.changed.notify_all()
+        self.wake()
         return data
 
     def read(self, first: int, last: int) -> list[tuple[int, bytes | UserError]]:

@@ -1,16 +1,19 @@
 """The input benchmark: the images it makes, and the table it prints."""
 
+import contextlib
 import io
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnet import UserError
+from resnet import UserError, addresses
 from resnet.bench import __main__ as bench
-from resnet.bench import children, images
+from resnet.bench import children, far, images
 from resnet.bench.input import Input, table
 from resnet.bench.pixels import Pixels
+from resnet.bench.result import Result
 from resnet.bench.workers import Wrong
 from resnet.config.data import Records
 from resnet.data.source import open_source
@@ -34,6 +37,51 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(UserError, match=r"^images=3: must be at least batch=64$"):
         Input(images=3)
+    with pytest.raises(UserError, match=r"^dir=s3://b/x: give a local folder"):
+        Input(dir="s3://b/x", far_ms=30)
+    with pytest.raises(UserError, match=r"^far_mb=50.0: is for far_ms=30$"):
+        Input(far_mb=50.0)
+
+
+def test_the_server_is_as_far_away_as_it_says(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "y").write_bytes(bytes(range(250)) * 4000)
+    facts, sides = far.server(str(tmp_path), "0.05", "1e7")
+    place = f"{facts['address']}/x"
+    assert list(addresses.listing(place)) == ["y"] and addresses.stamp(f"{place}/y")[0] == 1_000_000
+    began = time.monotonic()
+    assert addresses.read_exactly(f"{place}/y", 250, 1_000_000) == (tmp_path / "x" / "y").read_bytes()[250:]
+    assert time.monotonic() - began > 0.14
+    assert addresses.read(f"{place}/y", 999_000, 2_000_000) == (tmp_path / "x" / "y").read_bytes()[999_000:]
+    with pytest.raises(FileNotFoundError):
+        addresses.read(f"{place}/z", 0, 10)
+    assert 0 < sides[""](1) < time.process_time() + 1
+
+
+def test_the_rows_of_far_and_local_are_compared(tmp_path, monkeypatch):
+    """Without processes: what is asked of each, and how its answers become rows."""
+    seconds = {"server": 0.5, "first_batch http": 2.0, "first_batch": 0.5, "read http": 8.0, "read": 4.0}
+
+    class Fake(contextlib.AbstractContextManager):
+        def __init__(self, _module, words, **_cores):
+            self.name = words[0] + " http" * (words[0] != "server" and words[1].startswith("http"))
+            self.facts = {"address": f"http://host{words[1]}", "peak_mb": 900.0 if "http" in self.name else 700.0}
+
+        def __exit__(self, *_):
+            pass
+
+        def step_time(self, _steps):
+            return seconds[self.name]
+
+    monkeypatch.setattr(far, "Child", Fake)
+    result = Result()
+    far.measure(Input(dir=str(tmp_path), far_ms=30, rounds=2), tmp_path, [0], result)
+    assert [(list(row.ours), list(row.theirs)) for row in result.rows] == [
+        ([8.0, 8.0], [16.0, 16.0]),
+        ([900.0] * 2, [700.0] * 2),
+        ([2.0] * 2, [0.5] * 2),
+    ]
+    assert result.notes[0] == "200 MB more than from the local disk; the first batch 1.50 s later."
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,18 @@ def test_what_is_not_planned_or_dropped_is_read_alone(server, far_away):
     assert not fetcher.used and not fetcher.pending.any()
 
 
+def test_nobody_waits_for_a_record_that_another_took(server, far_away):
+    _, fetcher, data = far_away
+    server.delay_s, taken = 0.2, []
+    fetcher.plan(np.arange(3))
+    threads = [threading.Thread(target=lambda: taken.append(fetcher.take(1)), daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert taken == [data[1]] * 3
+
+
 # -------------------------------------------------------------------------------------------------------------- failures
 @pytest.mark.parametrize("trouble", ["fail", "truncate", "dead", "stalled"])
 def test_a_server_in_trouble_costs_time_and_nothing_else(server, far_away, monkeypatch, trouble):
