@@ -48,7 +48,7 @@ def open_cache(settings: Records) -> DiskCache | None:
             reason = error.strerror or error
             raise UserError(f"data.cache_dir={folder}: cannot be used ({reason}); give another folder") from error
     with contextlib.suppress(OSError):
-        if not addresses.is_remote(settings.dir) and Path(settings.dir).stat().st_dev == folder.stat().st_dev:
+        if not addresses.is_remote(settings.dir) and Path(settings.shards).stat().st_dev == folder.stat().st_dev:
             raise UserError(
                 f"data.cache_dir={folder}: on the same disk as data.dir={settings.dir}, so nothing is gained; give a folder of "
                 "a faster disk, or use data.cache=off"
