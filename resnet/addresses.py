@@ -1,4 +1,4 @@
-"""Files at addresses such as s3://bucket/shards, through fsspec: listed, read by ranges, and written, with retries.
+"""Files at addresses such as s3://bucket/shards, through fsspec: listed, read by ranges, and written.
 
 fsspec and its packages look for credentials as they always do: environment, configuration files, roles. An address never
 has any: one with a user, password or query is refused, so that none gets into a log, a configuration or an error.
@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
-import random
-import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from resnet import UserError, ranges, uris
-
-Result = TypeVar("Result")
+from resnet.retries import Unreachable, retried
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "az", "abfs": "az", "abfss": "az"}
-LOCAL = ("file", "local", "memory")  # what fails there, fails again
 THREADS = 32  # that ask for the sizes of files, where a listing has none
 TIMEOUT_S = 60.0  # of one request
-PAUSE_S, MAX_PAUSE_S, GIVE_UP_S = 0.2, 10.0, 180.0  # between tries, growing; without an answer for so long
-SAY_S = 5.0
 AHEAD = 1 << 16  # bytes that Ranges asks for at once: one record of a photograph, or many small ones
 SLOW_S = 4.0  # more for each megabyte that is sent
 CONNECTIONS = 64
@@ -36,14 +28,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": CONNECTIONS, "connect_timeout": 10, "read_timeout": TIMEOUT_S}},
     "http": {"client_kwargs": {"trust_env": True}},  # the proxies of the environment
 }
-NETWORK = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "azure", "requests", "urllib3")  # whose errors are no OSError
-PASSING = (408, 425, 429)  # statuses that pass, beside 5xx
-last_line = -1e9  # when say_rarely() printed
-REASONS = {401: "HTTP 401, unauthorized", 403: "HTTP 403, forbidden"}
-
-
-class Unreachable(OSError):
-    """What lies at an address cannot be read, and trying again does not help."""
 
 
 def is_remote(path: str) -> bool:
@@ -79,78 +63,6 @@ def system(address: str, knob: str = "") -> tuple[Any, str]:
         raise UserError(
             f"{knob}{address}: no address that can be read ({error}); give s3://, gs://, https:// or a path"
         ) from error
-
-
-# --------------------------------------------------------------------------------------------------------------- retries
-def retried(address: str, call: Callable[[], Result], stop: threading.Event | None = None) -> Result:
-    """What `call` returns, which is tried again, after growing pauses, for what passes: timeouts, resets, 5xx.
-
-    Raises FileNotFoundError, PermissionError and Unreachable at once for what does not pass, and Unreachable after GIVE_UP_S, or
-    once `stop` is set.
-    """
-    begin = time.monotonic()
-    local = address.partition("://")[0] in LOCAL
-    for attempt in itertools.count():
-        try:
-            return call()
-        except UserError:
-            raise
-        except Exception as error:
-            waited = time.monotonic() - begin
-            reason = explanation(error)
-            if reason or local:
-                raise reason or Unreachable(first_line(error)) from error
-            if waited > GIVE_UP_S or (stop and stop.is_set()):
-                raise Unreachable(f"{first_line(error)}, {attempt + 1} times in {waited:.0f} s") from error
-            say_rarely(f"{address}: {first_line(error)}; trying again for at most {GIVE_UP_S:.0f} s", waited)
-            pause = min(MAX_PAUSE_S, PAUSE_S * 2**attempt) * random.uniform(0.5, 1)
-            (stop.wait if stop else time.sleep)(pause)
-    raise AssertionError
-
-
-def say_rarely(line: str, waited: float) -> None:
-    """Print a line once something has waited for SAY_S seconds, one line every SAY_S seconds over all threads."""
-    global last_line
-    if waited > SAY_S and time.monotonic() - last_line > SAY_S:
-        last_line = time.monotonic()
-        print(line, file=sys.stderr, flush=True)
-
-
-def explanation(error: BaseException) -> OSError | None:
-    """The error to raise for what does not pass; None for what may."""
-    if isinstance(error, FileNotFoundError) and type(error.__cause__).__module__.partition(".")[0] in NETWORK:
-        error = error.__cause__ or error  # fsspec's HTTP calls everything so that a HEAD request does not answer
-    status = status_of(error)
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    if status and (status >= 500 or status in PASSING):
-        return None
-    if isinstance(error, PermissionError) or status in REASONS:
-        reason = REASONS.get(status or 0) or getattr(error, "strerror", None) or "access denied"
-        return PermissionError(errno.EACCES, uris.redact(reason))
-    if isinstance(error, FileExistsError) or status == 412:
-        return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    if isinstance(error, (IsADirectoryError, NotADirectoryError, Unreachable)):
-        return error
-    beyond = isinstance(error, OSError) and error.errno == errno.EINVAL  # of s3fs, for a range behind the end
-    network = type(error).__module__.partition(".")[0] in NETWORK and "Credential" not in type(error).__name__
-    if status or beyond or not (network or isinstance(error, (OSError, EOFError, TimeoutError))):
-        return Unreachable(f"HTTP {status}" if status else first_line(error))
-    return None
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an error of aiohttp, gcsfs or botocore, if it has one."""
-    response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None) or getattr(error, "code", None)
-    return int(str(status)) if str(status).isdigit() and int(str(status)) >= 400 else None
-
-
-def first_line(error: BaseException) -> str:
-    """An error for people: one line, nothing secret."""
-    text = uris.redact(str(error)).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def request(address: str, method: str, stop: threading.Event | None = None, **words: Any) -> Any:

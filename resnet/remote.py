@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnet import UserError, addresses, files, home
+from resnet import UserError, addresses, files, home, retries
 
 INCOMPLETE = "upload.incomplete"
 READ_ONLY = ("http", "https", "data", "github", "zip", "tar", "reference")
@@ -178,5 +178,5 @@ def copy(address: str, size: int, stamp: str) -> Path:
                     for start in range(0, size, CHUNK):
                         file.write(addresses.read_exactly(address, start, min(start + CHUNK, size)))
                 if addresses.stamp(address) != (size, stamp):
-                    raise addresses.Unreachable("it changed while it was read; start again")
+                    raise retries.Unreachable("it changed while it was read; start again")
     return place / name

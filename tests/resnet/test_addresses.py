@@ -9,14 +9,14 @@ import far
 import fsspec
 import pytest
 
-from resnet import UserError, addresses, files
+from resnet import UserError, addresses, files, retries
 
 CONTENT = bytes(range(256)) * 1000
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(addresses, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "PAUSE_S", 0.01)
     (tmp_path / "data" / "train").mkdir(parents=True)
     (tmp_path / "data" / "train" / "x").write_bytes(CONTENT)
     (tmp_path / "data" / "classes.txt").write_text("cat\ndog\n")
@@ -59,7 +59,7 @@ def test_what_passes_is_tried_again(server):
 
 
 def test_a_server_that_dies_for_a_while_is_waited_for(server, monkeypatch, capsys):
-    monkeypatch.setattr(addresses, "SAY_S", 0.2)
+    monkeypatch.setattr(retries, "SAY_S", 0.2)
     server.dead = True
     timer = threading.Timer(1.0, setattr, (server, "dead", False))
     timer.start()
@@ -72,9 +72,9 @@ def test_a_server_that_dies_for_a_while_is_waited_for(server, monkeypatch, capsy
 
 
 def test_a_server_that_stays_dead_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(addresses, "GIVE_UP_S", 0.3)
+    monkeypatch.setattr(retries, "GIVE_UP_S", 0.3)
     server.status = 503
-    with pytest.raises(addresses.Unreachable, match=r"503.*, \d+ times in \d s"):
+    with pytest.raises(retries.Unreachable, match=r"503.*, \d+ times in \d s"):
         addresses.read(f"{server.address}/data/train/x", 0, 100)
 
 
@@ -107,7 +107,7 @@ def test_what_does_not_pass_ends_at_once(server, status, error, line):
 
 def test_a_server_without_ranges_is_recognised(server):
     server.ranges = False
-    with pytest.raises(addresses.Unreachable, match="sends more than the range"):
+    with pytest.raises(retries.Unreachable, match="sends more than the range"):
         addresses.read(f"{server.address}/data/train/x", 10, 20)
 
 
@@ -115,7 +115,7 @@ def test_a_wait_ends_when_the_reading_does(server):
     server.dead, stop = True, threading.Event()
     threading.Timer(0.2, stop.set).start()
     start = time.monotonic()
-    with pytest.raises(addresses.Unreachable):
+    with pytest.raises(retries.Unreachable):
         addresses.read(f"{server.address}/data/train/x", 0, 10, stop)
     assert time.monotonic() - start < 2
 
@@ -144,20 +144,20 @@ class TransferError(Exception):
         (BotoError(429), None),
         (BotoError(403), PermissionError),
         (BotoError(404), FileNotFoundError),
-        (BotoError(400), addresses.Unreachable),
-        (NoCredentialsError("Unable to locate credentials"), addresses.Unreachable),
+        (BotoError(400), retries.Unreachable),
+        (NoCredentialsError("Unable to locate credentials"), retries.Unreachable),
         (TransferError("payload is not completed"), None),
         (ConnectionResetError(104, "reset"), None),
         (TimeoutError(), None),
         (asyncio.TimeoutError(), None),
         (OSError(16, "Please reduce your request rate"), None),
         (PermissionError(13, "denied"), PermissionError),
-        (OSError(22, "The requested range is not satisfiable"), addresses.Unreachable),
-        (KeyError("x"), addresses.Unreachable),
+        (OSError(22, "The requested range is not satisfiable"), retries.Unreachable),
+        (KeyError("x"), retries.Unreachable),
     ],
 )
 def test_errors_that_pass_are_told_from_those_that_do_not(error, kind):
-    reason = addresses.explanation(error)
+    reason = retries.explanation(error)
     assert reason is None if kind is None else type(reason) is kind
 
 
@@ -189,8 +189,8 @@ def test_errors_show_nothing_secret(monkeypatch):
     def fail():
         raise KeyError("hunter22 at http://me:swordfish@proxy:1\nand more")
 
-    with pytest.raises(addresses.Unreachable) as caught:
-        addresses.retried("s3://bucket/x", fail)
+    with pytest.raises(retries.Unreachable) as caught:
+        retries.retried("s3://bucket/x", fail)
     assert "hunter22" not in str(caught.value) and "swordfish" not in str(caught.value)
     assert str(caught.value).startswith("KeyError: ") and "\n" not in str(caught.value)
 

@@ -3,14 +3,14 @@
 import far
 import pytest
 
-from resnet import addresses, ranges
+from resnet import addresses, ranges, retries
 
 CONTENT = bytes(range(256)) * 1000
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(addresses, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "PAUSE_S", 0.01)
     monkeypatch.setattr(ranges, "elsewhere", set())
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -41,19 +41,19 @@ def test_faults_are_those_that_retries_know(server):
         (500, type(None)),
         (403, PermissionError),
         (404, FileNotFoundError),
-        (416, addresses.Unreachable),
+        (416, retries.Unreachable),
     ):
         server.status = status
         with pytest.raises(ranges.Status) as caught:
             ranges.read(server.place, 0, 5, 5)
-        assert type(addresses.explanation(caught.value)) is kind
+        assert type(retries.explanation(caught.value)) is kind
     server.status, server.truncate = None, 1
     with pytest.raises(ConnectionError) as cut:
         ranges.read(server.place, 0, 50_000, 5)
     server.truncate, server.stalled = 0, True
     with pytest.raises(TimeoutError) as silent:
         ranges.read(server.place, 0, 5, 0.1)
-    assert addresses.explanation(cut.value) is addresses.explanation(silent.value) is None
+    assert retries.explanation(cut.value) is retries.explanation(silent.value) is None
     server.stalled = False
     assert addresses.read_exactly(server.place, 0, 5) == CONTENT[:5]
 
@@ -62,7 +62,7 @@ def test_a_server_without_ranges_is_left_to_fsspec(server):
     server.ranges = False
     assert ranges.read(server.place, 10, 20, 5) is None
     assert not ranges.serves(server.place)
-    with pytest.raises(addresses.Unreachable, match="sends more than the range"):
+    with pytest.raises(retries.Unreachable, match="sends more than the range"):
         addresses.read_exactly(server.place, 10, 20)
 
 

@@ -7,7 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from resnet import UserError, addresses, home, remote
+from resnet import UserError, addresses, home, remote, retries
 from resnet.model import weights
 
 TENSORS = {"fc.bias": np.arange(3, dtype=np.float32), "fc.weight": np.eye(3, 4, dtype=np.float32)}
@@ -15,7 +15,7 @@ TENSORS = {"fc.bias": np.arange(3, dtype=np.float32), "fc.weight": np.eye(3, 4, 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(addresses, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "PAUSE_S", 0.01)
     monkeypatch.setattr(remote, "CHUNK", 100)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "there" / "model").mkdir(parents=True)

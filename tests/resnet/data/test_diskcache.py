@@ -16,7 +16,7 @@ import pytest
 import small_disk
 from far import COUNT, index_at
 
-from resnet import UserError, addresses
+from resnet import UserError, retries
 from resnet.config.data import Cache, Records
 from resnet.data import blocks, digits, diskcache, pipeline, shards, source
 from resnet.data.diskcache import DiskCache
@@ -234,7 +234,7 @@ def test_what_a_kill_leaves_goes_at_the_next_start_and_what_is_being_written_sta
 # ------------------------------------------------------------------------------------------------------------------ ranks
 @pytest.mark.parametrize("order", blocks.Order)
 def test_ranks_that_share_a_cache_read_the_same_global_batches_from_it_alone(folder, tmp_path, monkeypatch, order):
-    monkeypatch.setattr(addresses, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(retries, "GIVE_UP_S", 0.0)
     settings = Records(classes=10, dir="x", order=order, **({"streams": 12} if order is blocks.Order.blocks else {}))
     with far.Server(folder) as server:
         index = index_at(server.address)
@@ -268,7 +268,7 @@ def settings_of(folder, place="file:///x"):
 def test_ranks_that_share_a_cache_see_the_same_global_batches_with_the_server_dead(
     run_of, tmp_path, monkeypatch, order
 ):
-    monkeypatch.setattr(addresses, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(retries, "GIVE_UP_S", 0.0)
     digits.write(str(tmp_path / "shards"))
     words = [*SMALL, *(order or ["data.streams=12", "data.block_mb=0.01"]), f"data.cache_dir={tmp_path / 'cache'}"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from far import COUNT, index_at
 
-from resnet import UserError, addresses
+from resnet import UserError, addresses, retries
 from resnet.config.data import Records
 from resnet.data import blocks, digits, pipeline, shards, source
 from resnet.data.fetch import Fetcher, ReadsClosed
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def server(folder, monkeypatch):
-    monkeypatch.setattr(addresses, "PAUSE_S", 0.02)
+    monkeypatch.setattr(retries, "PAUSE_S", 0.02)
     with far.Server(folder) as running:
         yield running
 
@@ -271,7 +271,7 @@ def test_an_address_or_a_hard_disk_is_read_by_blocks_unless_the_user_says_otherw
 @pytest.mark.parametrize("order", [["data.order=images"], BLOCKS], ids=["images", "blocks"])
 def test_a_failing_network_is_never_a_corrupt_record(written, run_of, monkeypatch, order):
     for name in ("PAUSE_S", "GIVE_UP_S"):
-        monkeypatch.setattr(addresses, name, 0.05)
+        monkeypatch.setattr(retries, name, 0.05)
     words = "data=imagenet", "data.classes=10", "data.on_corrupt=skip", *SMALL
     with far.Server(written) as server:
         data = source.open_source(run_of(*words, *order, f"data.dir={server.address}/shards").data)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet import UserError, addresses
+from resnet import UserError, retries
 from resnet.config.data import OnCorrupt, Order, Records
 from resnet.data import classes, pipeline, source
 from resnet.data.formats import ahead, foreign, packed
@@ -295,7 +295,7 @@ def test_a_start_that_was_stopped_goes_on_with_the_shards_that_it_has_read(folde
 
 
 def test_an_error_in_one_shard_ends_the_reading_of_the_others(folder, monkeypatch):
-    monkeypatch.setattr(addresses, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "PAUSE_S", 0.01)
     with far.Server(folder("tars")) as server:
         server.status = 403
         with pytest.raises(UserError):
