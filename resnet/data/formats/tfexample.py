@@ -36,10 +36,10 @@ def image(encoded: bytes, height: int, width: int, label: int, synset: bytes, te
 
 
 def encode(features: dict[str, bytes | int]) -> bytes:
-    """One value a feature; ints must not be negative. The bytes of TensorFlow's SerializeToString(deterministic=True)."""
+    """One value a feature. The bytes of TensorFlow's SerializeToString(deterministic=True)."""
     entries = []
     for name, value in sorted(features.items()):
-        kind, content = (INTS, varint(value)) if isinstance(value, int) else (BYTES, value)
+        kind, content = (INTS, varint(value % (1 << 64))) if isinstance(value, int) else (BYTES, value)
         feature = field(kind, field(1, content))
         entries.append(field(1, field(1, name.encode()) + field(2, feature)))
     return field(1, b"".join(entries))
@@ -55,7 +55,8 @@ def decode(data: bytes | memoryview) -> dict[str, bytes | int]:
                 if kind in (BYTES, INTS) and (value := next(iter(values(content, 1)), None)) is not None:
                     # An int64 may be packed, in a field of bytes, or not.
                     packed = kind == INTS and not isinstance(value, int)
-                    result[str(name, "utf-8")] = number(value, 0)[0] if packed else value
+                    value = number(value, 0)[0] if packed else value
+                    result[str(name, "utf-8")] = signed(value) if kind == INTS else value
     return result
 
 
@@ -65,7 +66,7 @@ def sample(data: bytes) -> tuple[memoryview, int, bool]:
     for names in NAMES:
         encoded, label = (features.get(name) for name in names)
         if isinstance(encoded, memoryview) and isinstance(label, int):
-            return encoded, label - (1 << 64 if label >= 1 << 63 else 0), names == NAMES[0]
+            return encoded, label, names == NAMES[0]
     wanted = ", or ".join(map(" and ".join, NAMES))
     raise ValueError(f"its features are {', '.join(sorted(features)) or 'none'}, where an image has {wanted}")
 
@@ -107,6 +108,11 @@ def number(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise ValueError("a number has no end")
+
+
+def signed(value: int) -> int:
+    """The int64 that a varint stands for."""
+    return (value & (1 << 64) - 1 ^ 1 << 63) - (1 << 63)
 
 
 def walk(data: Any) -> Iterator[tuple[int, Any]]:

@@ -20,7 +20,7 @@ def of_tensorflow(features):
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("number", [0, 1, 127, 128, 16383, 16384, 2**31, 2**63 - 1])
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 16383, 16384, 2**31, 2**63 - 1, -1, -(2**63)])
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 70_000])
 def test_the_bytes_are_those_of_tensorflow(number, size):
     features = {"image/encoded": bytes(size), "b": number, "a": b"\xff\x00", "image/class/label": 7}
