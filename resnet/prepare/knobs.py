@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from resnet import addresses, home, remote
+from resnet import addresses, files, remote
 from resnet.cli import REQUIRED, knob
 from resnet.config.checks import check, check_range
 
@@ -45,7 +46,7 @@ class Knobs:
         """The absolute path, or the address, that a knob names. Raises UserError."""
         check(bool(value.strip()), name, repr(value), "give a path")
         if not addresses.is_remote(value):
-            return str(home.expand(value).absolute())
+            return files.absolute(value, Path.cwd())
         addresses.check(value, f"{name}=")
         check(name in (*self.READ, *self.WRITTEN), name, value, "give a path of this machine")
         if name in self.WRITTEN:
