@@ -193,9 +193,10 @@ def training(source: Source, batch: int, check: Callable[[Any], None]) -> Work:
 
 
 def records(folder: str, **knobs: Any) -> Records:
-    """Shards as training reads them: by blocks at an address."""
+    """Shards as training reads them: by blocks at an address. Labels, which nothing here learns, are taken from 0 on."""
     order = Order.blocks if addresses.is_remote(folder) else Order.images
-    return Records(dir=folder, classes=files.MAX_CLASSES, order=order, **knobs)
+    ours = beside(folder, manifest.NAME) or indexes.load(folder, None)
+    return Records(dir=folder, classes=files.MAX_CLASSES, order=order, label_offset=None if ours else 0, **knobs)
 
 
 def first_batch(folder: str, batch: str, size: str) -> Sides:
@@ -220,7 +221,7 @@ def first_batch(folder: str, batch: str, size: str) -> Sides:
 
 def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
     """Pipelines by name, of the shards in these folders; the naive one and `CROPS` are of `large`. A step is a batch."""
-    size, sides = int(batch), {}
+    size, sides, notes = int(batch), {}, list[str]()
     for name, folder in (("500x375", large), ("256 px, quality 75", small)):
         source = open_source(Records(dir=folder, classes=1000))
         pixels = Pixels(source, (size, 224, 224, 3))
@@ -233,13 +234,15 @@ def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
         sides[f"training, {name}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
         sides[f"evaluation, {name}"] = reading(pipeline.evaluation(source, size).repeat(), pixels.check)
     if own:
-        ours = beside(own, manifest.NAME) or indexes.load(own, None)
-        source = open_source(records(own, label_offset=None if ours else 0))
+        source = open_source(records(own))
         pixels = Pixels(source, (size, 224, 224, 3))
-        if not addresses.is_remote(own):
+        assert source.train
+        if source.train.crc is not None or not source.train.established:
+            notes.append(f"No naive side of {own}: it reads TFRecords with image/encoded alone.")
+        elif not addresses.is_remote(own):
             sides[f"naive, {own}"] = reading(naive(source, size), pixels.check_normalized)
         sides[f"training, {own}"] = training(source, size, pixels.check)
-    return {**VERSIONS, "pipelines": list(sides)}, sides
+    return {**VERSIONS, "pipelines": list(sides), "notes": notes}, sides
 
 
 def reading(dataset: Any, check: Callable[[Any], None], warm: int = 1) -> Work:

@@ -69,6 +69,7 @@ def measure(knobs: Input, result: Result) -> None:
                 return lambda: knobs.batch / child.step_time(knobs.images // knobs.batch, name) / knobs.cores
 
             names = child.facts["pipelines"]
+            result.notes += child.facts["notes"]
             rates = result.measure({name: rate(name) for name in names}, knobs.rounds, "images/s a core")
     naive, limit, ours = rates[names[0]], rates[names[1]], rates["training, 500x375"]
     result.rows.append(Row("reading to train, images/s a core", ours, naive, "naive tf.data", limit))

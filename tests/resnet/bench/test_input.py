@@ -4,6 +4,7 @@ import contextlib
 import io
 import time
 
+import foreign as writers
 import numpy as np
 import pytest
 from PIL import Image
@@ -124,3 +125,13 @@ def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio(tmp_path, mon
     naive, alone, resized = list(rates.values())[:3]
     assert 0 < max(alone, resized) < 20 * naive  # no matter how busy the machine is; 72 times when nothing was decoded
     assert "; cores 1; threads 1, as many as cores" in printed and "; commit " in printed
+
+
+@pytest.mark.slow
+def test_the_bench_of_pipelines_leaves_out_the_naive_side_of_tars(tmp_path):
+    ours = str(writers.of_this_suite(tmp_path / "ours"))
+    for kind, naive in (("tars", False), ("datasets", False), ("slim", True)):
+        place = str(writers.FORMATS[kind](tmp_path / kind))
+        facts, sides = children.pipelines(ours, ours, "6", place)
+        assert (f"naive, {place}" in sides, bool(facts["notes"])) == (naive, not naive)
+        assert f"training, {place}" in facts["pipelines"]
