@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from resnet import UserError, addresses, files
 from resnet.data import diskcache, shards
+from resnet.data.formats import packed
 from resnet.data.shards import Index
 
 THREADS = 32  # blocks that are read at once: most of the time of a request is waiting
@@ -28,7 +29,7 @@ class ReadsClosed(Exception):
 class Fetcher:
     """Reads the records of an index by blocks, of which `starts` has the first records. Safe to call from several threads.
 
-    `limit` is in bytes. With a `cache` whole blocks are read, and stored there.
+    `limit` is in bytes. With a `cache` whole blocks are read, and stored there, but for those of expanded shards.
     """
 
     def __init__(
@@ -178,7 +179,8 @@ class Fetcher:
         numbers = range(first, last + 1)
         path = self.path(first)
         try:
-            parts = self.through(self.cache, numbers) if self.cache else self.fetch(numbers)
+            cache = None if packed.is_expanded(path) else self.cache
+            parts = self.through(cache, numbers) if cache else self.fetch(numbers)
         except Exception as error:  # a thread that ends here would leave those that wait for its records
             fault = error if isinstance(error, UserError) else UserError(f"{path}: cannot be read ({error})")
             return [(number, fault) for number in numbers]

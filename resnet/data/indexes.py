@@ -144,7 +144,7 @@ def cached(key: str, build: Callable[[], Index]) -> Index:
             packed = io.BytesIO()  # np.savez to a file on a full disk raises errors of zipfile's own
             parts = {NPZ.get(name, name): value for name, value in vars(result).items() if value is not None}
             np.savez(packed, **parts)
-            with files.atomic_write(cache) as file:
+            with files.atomic_write(cache, cache.with_suffix(".part")) as file:  # one name: a kill leaves no other
                 file.write(packed.getbuffer())
         return result
 

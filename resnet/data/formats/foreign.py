@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -48,19 +49,23 @@ class Record(NamedTuple):
 def index(paths: Sequence[str]) -> Index:
     """The index of other people's shards, with labels as they are stored. Raises UserError."""
     stamps = shards.stamps(paths)
-    return indexes.cached(json.dumps([VERSION, stamps]), lambda: read_through(stamps))
+    parts = home.cache() / "index" / "parts" / key_of(paths)
+    result = indexes.cached(json.dumps([VERSION, stamps]), lambda: read_through(stamps, parts))
+    shutil.rmtree(parts, ignore_errors=True)  # only now: the whole index is stored
+    return result
 
 
-def read_through(stamps: Sequence[packed.Stamp]) -> Index:
+def read_through(stamps: Sequence[packed.Stamp], folder: Path) -> Index:
+    """The index of all these shards. In `folder` lie the records of each until those of all are stored.
+
+    So a start that was stopped does not begin again.
+    """
     paths = packed.expanded(stamps)
     known = {path: (size, version) for path, size, version in stamps}
     if inflated := [path for path in paths if path not in known]:
         known |= {path: (size, version) for path, size, version in shards.stamps(inflated)}
     sizes, versions = [known[path][0] for path in paths], [f"{known[path][0]} {known[path][1]}" for path in paths]
-    places = [part_of(stamp) for stamp in stamps]
-    parts = read_all(paths, sizes, places)
-    for place in places:
-        place.unlink(missing_ok=True)
+    parts = read_all(paths, sizes, [folder / f"{key_of(stamp)}.npz" for stamp in stamps])
     offsets, lengths, labels, crcs, established = (
         [part[:, column] for part in parts] for column in range(len(Record._fields))
     )
@@ -73,10 +78,8 @@ def read_through(stamps: Sequence[packed.Stamp]) -> Index:
     )
 
 
-def part_of(stamp: packed.Stamp) -> Path:
-    """Where the records of one shard are stored until those of all are known: a start that was stopped does not begin again."""
-    key = hashlib.sha256(json.dumps([VERSION, stamp]).encode()).hexdigest()[:24]
-    return home.cache() / "index" / "parts" / f"{key}.npz"
+def key_of(value: object) -> str:
+    return hashlib.sha256(json.dumps([VERSION, value]).encode()).hexdigest()[:24]
 
 
 def is_tar(path: str) -> bool:
@@ -119,7 +122,7 @@ def store(records: NDArray[np.int64], place: Path) -> None:
     np.savez(packed_records, records=records)
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic_write(place) as file:
+        with files.atomic_write(place, place.with_suffix(".part")) as file:  # one name: a kill leaves no other
             file.write(packed_records.getbuffer())
 
 

@@ -18,6 +18,7 @@ from resnet.data import shards
 THREADS = 32  # that look at the beginnings of shards
 EXPANDING = 8  # shards at once
 CHUNK = 8 << 20
+EXPANDED = "expanded"  # the folder in the cache
 LINE_S = 10.0  # between two lines of progress
 EITHER = 32 + zlib.MAX_WBITS  # of zlib: gzip's header or its own
 Stamp = tuple[str, int, int | str]  # as shards.stamps() returns them
@@ -27,12 +28,17 @@ def expanded(stamps: Sequence[Stamp]) -> list[str]:
     """The paths of these shards, or, of compressed ones, of their content in the cache. Raises UserError."""
     with ThreadPoolExecutor(THREADS) as pool:
         kinds = list(pool.map(kind_of, stamps))
-    folder = home.cache() / "expanded"
+    folder = home.cache() / EXPANDED
     places = [place_of(folder, stamp) if kind else None for kind, stamp in zip(kinds, stamps, strict=True)]
     new = [(stamp, place) for stamp, place in zip(stamps, places, strict=True) if place and not place.exists()]
     if new:
         expand_all(folder, new, next(filter(None, kinds)))
     return [str(place or path) for place, (path, _, _) in zip(places, stamps, strict=True)]
+
+
+def is_expanded(path: str) -> bool:
+    """Whether a file is the content of a compressed shard: it lies on the local disk already, wherever the shard does."""
+    return path.startswith(f"{home.cache() / EXPANDED}/")
 
 
 def kind_of(stamp: Stamp) -> str:
@@ -75,7 +81,9 @@ def expand_all(folder: Path, shards_to_expand: Sequence[tuple[Stamp, Path]], kin
         raise UserError(
             f"{place}: compressed by {kind}, and cannot be expanded into {folder} ({error}); {way_out}"
         ) from error
-    say(f"{place}: expanded, {packed / 1e9:,.2f} GB to {written / 1e9:,.2f} GB; {folder} may be removed at any time")
+    say(
+        f"{place}: expanded, {packed / 1e9:,.2f} GB to {written / 1e9:,.2f} GB; {folder} may be removed when no run reads it"
+    )
 
 
 def expand(stamp: Stamp, target: Path) -> int:

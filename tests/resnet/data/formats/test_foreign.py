@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import far
@@ -11,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from resnet import UserError, retries
-from resnet.config.data import OnCorrupt, Order, Records
+from resnet.config.data import Cache, OnCorrupt, Order, Records
 from resnet.data import classes, pipeline, source
 from resnet.data.formats import ahead, foreign, packed
 from resnet.prepare import __main__ as prepare
@@ -137,7 +140,9 @@ def test_compressed_shards_are_expanded_once_and_again_if_the_cache_is_emptied(f
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert re.search(r"gzip: 3 shards are compressed by GZIP; they are expanded into \S+/expanded, once$", lines[0])
-    assert re.search(r"gzip: expanded, 0.\d\d GB to 0.\d\d GB; \S+/expanded may be removed at any time$", lines[1])
+    assert re.search(
+        r"gzip: expanded, 0.\d\d GB to 0.\d\d GB; \S+/expanded may be removed when no run reads it$", lines[1]
+    )
     opened(folder("gzip"))
     assert not capsys.readouterr().err
     shutil.rmtree(cache / "expanded")
@@ -157,6 +162,14 @@ def test_a_damaged_compressed_shard_leaves_nothing_half_written(folder, tmp_path
         "train-00000-of-00003",
         "train-00002-of-00003",
     }
+
+
+def test_blocks_of_expanded_shards_are_not_stored_once_more(folder, tmp_path):
+    with far.Server(folder("gzip")) as server:
+        data = opened(server.address, order=Order.blocks, cache=Cache.disk, cache_dir=str(tmp_path / "blocks"))
+        assert len(list(pipeline.train(data, 6, 3, 2).take(5))) == 5
+        data.train_reader.close()
+    assert not [path for path in (tmp_path / "blocks").rglob("*") if path.is_file()]
 
 
 def test_too_little_room_for_what_is_compressed_is_an_error_with_the_figures(folder, monkeypatch):
@@ -286,12 +299,54 @@ def test_a_start_that_was_stopped_goes_on_with_the_shards_that_it_has_read(folde
     path.write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"^{path}: truncated record"):
         opened(place)
-    assert len(list((cache / "index/parts").iterdir())) == 1
+    assert len(list((cache / "index/parts").glob("*/*"))) == 1
     path.write_bytes(content)
     read, walked = foreign.read_shard, []
     monkeypatch.setattr(foreign, "read_shard", lambda file, name, *rest: walked.append(name) or read(file, name, *rest))
     assert len(examples(opened(place).train_reader)) == writers.TRAIN
     assert str(path) in walked and len(walked) == 3 and not list((cache / "index/parts").iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from resnet.config.data import Records
+from resnet.data import source
+from resnet.data.formats import foreign, packed
+packed.EXPANDING = foreign.FILES = 1  # one behind the other
+done = []
+
+def die(parts):
+    for part in parts:
+        yield part[:100] if done else part
+        if done:
+            os.kill(os.getpid(), signal.SIGKILL)
+    done.append(1)
+
+inflated, store = packed.inflated, foreign.store
+if sys.argv[2] == "expansion":
+    packed.inflated = lambda parts: die(inflated(parts))
+else:
+    foreign.store = lambda *words: (store(*words), os.kill(os.getpid(), signal.SIGKILL))
+source.open_source(Records(dir=sys.argv[1], classes=5))
+"""
+
+
+def test_after_kills_the_next_start_goes_on_and_nothing_half_written_is_used(folder, cache, monkeypatch):
+    place = folder("gzip")
+    for moment, names in (("expansion", ["00000"]), ("index", ["00000", "00001", "00002"])):
+        process = subprocess.run([sys.executable, "-c", KILLED, place, moment], capture_output=True, text=True)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        written = [
+            path.name[17:] for path in sorted((cache / "expanded").glob("[!.]*"), key=lambda path: path.name[17:])
+        ]
+        assert written == [f"train-{name}-of-00003" for name in names]
+    assert len(list((cache / "index/parts").glob("*/*.npz"))) == 1
+    read, walked = foreign.read_shard, []
+    monkeypatch.setattr(foreign, "read_shard", lambda file, name, *rest: walked.append(name) or read(file, name, *rest))
+    data = opened(place)
+    assert len(walked) == 5
+    assert examples(data.train_reader) == [(image, label + 1) for image, label in writers.pairs(writers.TRAIN)]
+    assert not list(cache.rglob("*.part")) and not list((cache / "index/parts").iterdir())
 
 
 def test_an_error_in_one_shard_ends_the_reading_of_the_others(folder, monkeypatch):
