@@ -19,6 +19,7 @@ from typing import IO, Any
 from resnet import UserError, addresses, home
 
 CLASSES = "classes.txt"
+LABELS = "label.labels.txt"  # of TensorFlow Datasets: line n is label n - 1
 MAX_CLASSES, MAX_NAME = 100_000, 1000  # names in it, and characters of one; ImageNet-21k has 21,841
 SMALL = 16 << 20  # bytes of a file that is read whole; a manifest of 1,152 shards and 1,000 classes has 0.2 MB
 KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
@@ -70,6 +71,21 @@ def read_classes(text: str, path: object = CLASSES) -> list[str]:
     if long := next((number for number, line in enumerate(lines, 1) if len(line) > MAX_NAME), None):
         raise UserError(f"{path}: line {long} has more than {MAX_NAME:,} characters; give one name of a class a line")
     return [unescape(line) for line in lines]
+
+
+def classes_beside(folder: str) -> tuple[list[str] | None, str]:
+    """(names of the classes of shards in a folder, their file); (None, that of ours) without one. Raises UserError."""
+    for name, parse in ((CLASSES, read_classes), (LABELS, read_labels)):
+        path = f"{folder.rstrip('/')}/{name}"
+        with contextlib.suppress(OSError):
+            return parse(read_text(path), path), path
+    return None, f"{folder.rstrip('/')}/{CLASSES}"
+
+
+def read_labels(text: str, path: str) -> list[str]:
+    """The names in the text of a label.labels.txt, where nothing is escaped. Raises UserError as read_classes()."""
+    lines = [line.strip() for line in text.split("\n")]
+    return read_classes("\n".join(line.replace("\\", "\\\\") for line in lines if line), path)
 
 
 # ---------------------------------------------------------------------------------------------------------- opening files

@@ -112,9 +112,9 @@ def images(request: Request) -> dict[str, str]:
     if place != folder:
         request.notes.append(f"{folder}: the shards lie in {place}")
     with contextlib.suppress(OSError, UserError):
-        text = "" if addresses.is_remote(place) else files.read_text(str(home.expand(place) / files.CLASSES))
-        if text and (classes := len(files.read_classes(text))) != 1000:
-            request.notes.append(f"{place}: {classes} classes, as its {files.CLASSES} says, so data=folder")
+        names, path = (None, "") if addresses.is_remote(place) else files.classes_beside(str(home.expand(place)))
+        if names and (classes := len(names)) != 1000:
+            request.notes.append(f"{place}: {classes} classes, as its {path.rpartition('/')[2]} says, so data=folder")
             return {"data": "folder", "data.dir": quoted(place)}
     return {"data": "imagenet", "data.dir": quoted(place)}
 

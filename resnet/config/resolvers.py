@@ -63,7 +63,7 @@ def tracking_store() -> str:
 
 
 def counted_classes(*, _parent_: DictConfig) -> int:
-    """How many classes the shards in data.dir are of: a line each in its classes.txt. Photographs are prepared first."""
+    """How many classes the shards in data.dir are of: as many as are named beside them. Photographs are prepared first."""
     if OmegaConf.is_missing(_parent_, "dir"):
         raise UserError("data.dir: must be given, as in data.dir=<folder of shards, or of photographs>")
     folder = files.absolute(_parent_.dir, Path.cwd())
@@ -74,15 +74,14 @@ def counted_classes(*, _parent_: DictConfig) -> int:
         )
         known = photos.Photos(folder, labels, _parent_.label_column, links, share, prepared)
         folder = str(photos.place(photos.prepare(known), prepared))
-    path = f"{folder}/{files.CLASSES}"
-    try:
-        return len(files.read_classes(files.read_text(path), path))
-    except OSError as error:
+    names, _ = files.classes_beside(folder)
+    if names is None:
         command = shell.command("resnet.prepare", "source=folder", "dir=IMAGES", f"out={folder}")
         raise UserError(
             f"data.dir={folder}: no {files.CLASSES} here to tell the classes; prepare images with: {command}; or give "
             "data.classes=<how many>"
-        ) from error
+        )
+    return len(names)
 
 
 def order_by_address(*, _parent_: DictConfig) -> str:

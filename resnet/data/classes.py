@@ -75,7 +75,7 @@ def notes(source: Source) -> list[str]:
 def names_notes(settings: Data) -> list[str]:
     if not isinstance(settings, Records) or of_data(settings):
         return []
-    names, place = class_names(settings), f"{settings.shards}/{files.CLASSES}"
+    names, place = files.classes_beside(settings.shards)
     if names is None:
         return [f"no {place}: {settings.classes:,} outputs without names, as data.classes says"]
     return [

@@ -155,11 +155,8 @@ def described(images: Source) -> dict[str, Any]:
 
 
 def class_names(settings: Data) -> list[str] | None:
-    """The names of the network's outputs: the lines of classes.txt beside the shards; None if there is none."""
-    if not isinstance(settings, Records):
-        return None
-    names = beside(settings.shards, files.CLASSES)
-    return None if names is None else files.read_classes(names, f"{settings.shards}/{files.CLASSES}")
+    """The names of the network's outputs, of the file beside the shards that has them; None if there is none."""
+    return files.classes_beside(settings.shards)[0] if isinstance(settings, Records) else None
 
 
 def check_memory(settings: Records, needed: int) -> None:

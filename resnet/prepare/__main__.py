@@ -88,13 +88,11 @@ def do(settings: Knobs) -> None:
 
 def classes_and_kind(folder: str) -> tuple[list[str], str]:
     """(names of the classes, none if not known; the option of `data` that reads such a folder)."""
-    content, path = manifest.read(folder) or {}, f"{folder}/{files.CLASSES}"
-    try:
-        text = files.read_text(path)
-    except OSError:
+    content, (classes, _) = manifest.read(folder) or {}, files.classes_beside(folder)
+    if classes is None:
         return [], "imagenet"
     texts = content.get("texts", {})
-    names = [texts.get(name, name) for name in files.read_classes(text, path)]
+    names = [texts.get(name, name) for name in classes]
     source = content.get("options", {}).get("source")
     return names, source if source in ("digits", "fashion") else "folder"
 

@@ -14,6 +14,7 @@ import google_crc32c
 from resnet import UserError, addresses, files, remote, shell
 from resnet.data import images, indexes, manifest, shards
 from resnet.data.formats import foreign, packed, tars, tfexample
+from resnet.data.formats.labels import names_of, unnamed
 from resnet.prepare import state
 from resnet.prepare.workers import Workers, progress, tick
 
@@ -66,6 +67,10 @@ def check(folder: str, deep: bool, processes: int | None) -> None:
             count += contents.images
     for line in folder_faults(folder, content, expected, None if faults else labels) if content else ():
         print(line)
+        faults += 1
+    names = names_of(folder) if content is None and labels else None
+    if names and (fault := unnamed(names, min(labels), max(labels))):
+        print(f"{folder}/{files.LABELS}: {fault}")
         faults += 1
     if faults:
         raise UserError(
@@ -135,6 +140,8 @@ def record_fault(record: bytes, classes: int | None, deep: bool, labels: Counter
     labels[label] += 1
     if classes is not None and not 1 <= label <= classes:
         return f"label {label} is not in 1..{classes}"
+    if label < 0:
+        return f"label {label} is below 0"
     sides = features.get("image/height"), features.get("image/width")
     unknown = classes is None and sides == (None, None)
     return image_fault(encoded, None if unknown else sides) if deep else None

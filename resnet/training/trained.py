@@ -103,8 +103,8 @@ def in_order_of(
     if places is None:
         raise UserError(
             f"data.dir={place}: not the classes of {path} ({classes.difference(own, names)}); choose the data that it was "
-            f"trained for, by data= and data.dir=. If only their names differ, remove {place}/{files.CLASSES}: labels are "
-            "then taken by number"
+            f"trained for, by data= and data.dir=. If only their names differ, remove {files.classes_beside(place)[1]}: "
+            "labels are then taken by number"
         )
     if places == sorted(places):
         return tensors, []

@@ -31,12 +31,15 @@ def first(settings: Records, halves: Sequence[Index]) -> int:
         raise UserError(f"data.dir={settings.dir}: no record here is of an image with a label that can be read")
     low, high, classes = int(labels.min()), int(labels.max()), settings.classes
     span = f"the labels in {settings.dir} are {low} to {high}"
+    named = names_of(settings.dir)
+    if named:
+        check_named(settings, named, low, high)
     if (chosen := settings.label_offset) is not None:
         if not chosen <= low <= high < chosen + classes:
             last = f"{chosen} to {chosen + classes - 1} are those of data.classes={classes}"
             raise UserError(f"data.label_offset={chosen}: {span}, and {last}; set data.classes, or another offset")
         return chosen
-    possible = [0] if is_class_label(settings.dir) else [0, 1]
+    possible = [0] if named or is_class_label(settings.dir) else [0, 1]
     fitting = [one for one in possible if one <= low <= high < one + classes]
     if len(fitting) == 1:
         return fitting[0]
@@ -48,6 +51,30 @@ def first(settings: Records, halves: Sequence[Index]) -> int:
         )
     wanted = " or ".join(f"{one} to {one + classes - 1}" for one in possible)
     raise UserError(f"data.classes={classes}: {span}, where {wanted} must be; set data.classes, or data.label_offset=")
+
+
+def names_of(folder: str) -> list[str] | None:
+    """The names of labels in TensorFlow Datasets' file beside the shards, None if nothing or classes.txt names them."""
+    names, path = files.classes_beside(folder)
+    return names if path.endswith(files.LABELS) else None
+
+
+def check_named(settings: Records, names: Sequence[str], low: int, high: int) -> None:
+    """Raise UserError if the shards have a label that is not named, or names are given to other labels."""
+    path = f"{settings.dir}/{files.LABELS}"
+    if settings.label_offset:
+        raise UserError(
+            f"data.label_offset={settings.label_offset}: {path} names the labels from 0 on; set data.label_offset=null, or "
+            "remove that file"
+        )
+    if fault := unnamed(names, low, high):
+        raise UserError(f"{path}: {fault}; copy it again with its shards, or remove it")
+
+
+def unnamed(names: Sequence[str], low: int, high: int) -> str:
+    """What is wrong with the names of labels from 0 on, if the shards have labels from `low` to `high`."""
+    fits = 0 <= low <= high < len(names)
+    return "" if fits else f"names labels 0 to {len(names) - 1}, and the labels in the shards are {low} to {high}"
 
 
 def is_class_label(folder: str) -> bool:

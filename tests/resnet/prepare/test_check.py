@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 
+import foreign as writers
 import numpy as np
 import pytest
 
@@ -233,3 +234,16 @@ def test_a_folder_without_shards_is_told(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"^check={folder}: no shards here"):
             run(f"check={folder}")
+
+
+def test_check_notices_labels_below_0_and_labels_without_a_name(tmp_path, capsys):
+    writers.halves(tmp_path, writers.SLIM, writers.of_slim(-1))
+    with pytest.raises(UserError, match="faults in 4 shards"):
+        run(f"check={tmp_path}")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(": label -1 is below 0")
+    writers.halves(tmp_path, writers.SLIM, writers.of_slim(0))
+    (tmp_path / "label.labels.txt").write_text("a\nb\nc\nd\n")
+    with pytest.raises(UserError, match="1 fault in 4 shards"):
+        run(f"check={tmp_path}")
+    line = f"{tmp_path}/label.labels.txt: names labels 0 to 3, and the labels in the shards are 0 to 4"
+    assert capsys.readouterr().out.splitlines()[-1] == line

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from resnet import UserError
-from resnet.config.data import Records
+from resnet import UserError, files
+from resnet.config import resolvers
+from resnet.config.data import Folder, Records
+from resnet.data import source
 from resnet.data.formats import labels
 
 
@@ -58,3 +61,25 @@ def test_any_offset_that_fits_may_be_chosen():
         UserError, match=r"^data\.label_offset=2: .* 1 to 10, and 2 to 11 are those of data\.classes=10;"
     ):
         first(1, 10, 10, offset=2)
+
+
+# ----------------------------------------------------------------------------------------------------------------- names
+def test_the_names_of_tensorflow_datasets_are_of_labels_from_0(tmp_path):
+    (tmp_path / "x-train.tfrecord-00000-of-00001").touch()
+    (tmp_path / "label.labels.txt").write_bytes("cat\r\nsea\\u000acow \n\nÜ\n".encode())
+    assert source.class_names(Records(classes=3, dir=str(tmp_path))) == ["cat", "sea\\u000acow", "Ü"]
+    assert resolvers.counted_classes(_parent_=OmegaConf.structured(Folder(dir=str(tmp_path), classes=3))) == 3
+    assert first(1, 2, 3, tmp_path) == 0  # without names, a question
+    for low, high in ((0, 3), (-1, 2)):
+        line = (
+            rf"label\.labels\.txt: names labels 0 to 2, and the labels in the shards are {low} to {high}; copy it again"
+        )
+        with pytest.raises(UserError, match=line):
+            first(low, high, 4, tmp_path)
+    with pytest.raises(
+        UserError, match=r"^data\.label_offset=1: \S+label\.labels\.txt names the labels from 0 on; set "
+    ):
+        first(1, 2, 3, tmp_path, 1)
+    files.write_classes(tmp_path, ["x", "y", "z"])
+    assert source.class_names(Records(classes=3, dir=str(tmp_path))) == ["x", "y", "z"]
+    assert first(1, 3, 3, tmp_path) == 1
