@@ -32,6 +32,7 @@ LAYOUTS = (
     # the original suite's mini_imagenet
     ("imagenet_train_subset/imagenet_train_subset-*-of-*", "imagenet_val_subset/imagenet_val_subset-*-of-*"),
     ("*-train.tfrecord-*-of-*", "*-validation.tfrecord-*-of-*"),  # TensorFlow Datasets
+    ("*-train.tfrecord-*-of-*", "*-test.tfrecord-*-of-*"),
     ("*train-*.tar", "*val-*.tar"),  # WebDataset
     ("*train-*.tar", "*validation-*.tar"),
     ("train/*.tar", "val/*.tar"),

@@ -123,7 +123,9 @@ FORMATS = {
         folder, DATASETS, lambda path, own: records(path, [datasets(*pair) for pair in own])
     ),
     "datasets, gzip": lambda folder: halves(
-        folder, DATASETS, lambda path, own: records(path, [datasets(*pair) for pair in own], "GZIP")
+        folder,
+        (DATASETS[0], DATASETS[1].replace("validation", "test")),
+        lambda path, own: records(path, [datasets(*pair) for pair in own], "GZIP"),
     ),
     "tars": lambda folder: halves(folder, ("imagenet-train-{:06d}.tar", "imagenet-val-{:06d}.tar"), webdataset),
     "tars with json": lambda folder: halves(
