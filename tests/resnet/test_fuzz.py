@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign import adopt
 from fuzzed import TARGETS, all_of, copied, opened, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,7 +226,7 @@ def test_an_image_that_would_fill_the_memory_is_refused_and_named(tmp_path, enco
         (tmp_path / half).mkdir()
         record = tfexample.encode({"image/encoded": image, "image/class/label": 1})
         (tmp_path / half / f"{half}-00000-of-00001").write_bytes(shards.encode_record(record))
-    found, before = opened(tmp_path), peak(anew=True)
+    found, before = opened(adopt(tmp_path)), peak(anew=True)
     with pytest.raises(tf.errors.InvalidArgumentError):
         list(pipeline.evaluation(found, 1))
     assert peak() - before < LITTLE

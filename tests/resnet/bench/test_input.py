@@ -44,6 +44,24 @@ def test_what_cannot_be_measured_is_refused():
         Input(far_mb=50.0)
 
 
+@pytest.fixture
+def closed_server(monkeypatch):
+    """The benchmark's server runs until its process ends: here it is closed at the end of the test."""
+    servers = []
+
+    class Server(far.Server):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            servers.append(self)
+
+    monkeypatch.setattr(far, "Server", Server)
+    yield
+    for one in servers:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.mark.usefixtures("closed_server")
 def test_the_server_is_as_far_away_as_it_says(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "y").write_bytes(bytes(range(250)) * 4000)

@@ -30,11 +30,11 @@ read_record, read_loss, after, count = shards.read, Meter.read, int(sys.argv.pop
 def slow(records, number):
     time.sleep(0.03 if count < after else 1e6)
     return read_record(records, number)
-def counted(meter):
+def counted(meter, *waited):
     global count
     count += 1
     time.sleep(0.1)  # the next reads begin
-    return read_loss(meter)
+    return read_loss(meter, *waited)
 shards.read, Meter.read = slow, counted
 runpy.run_module("resnet.train", run_name="__main__", alter_sys=True)
 """
