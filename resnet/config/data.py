@@ -84,7 +84,7 @@ class Records(Data):
     streams: int = 48  # of blocks, mixed one image of each in turn; the number of ranks must divide it
     block_mb: float = 1.0  # what is read at once, megabytes
     window: float = 4.0  # blocks of a stream among which its images are mixed
-    fetch_mb: float = 256.0  # of blocks, or images of an address, that each rank reads ahead, megabytes
+    fetch_mb: float = 192.0  # of blocks, or images of an address, that each rank reads ahead, megabytes
     disk: Disk = Disk.ssd  # that a local data.dir lies on. hdd: data.order is blocks, unless you say otherwise
     cache_dir: str | None = None  # of cache=disk; null: blocks/ in the user's cache
     cache_gb: float = 100.0  # that it holds at most; the least recently used goes
@@ -116,7 +116,7 @@ class Records(Data):
         self.check_at_most(1_000_000, "fetch_mb", "cache_gb")
         used = self.order is Order.blocks or (self.streams, self.block_mb, self.window) == (48, 1.0, 4.0)
         check(used, "data.order", self.order.name, "has no streams, blocks or window; use data.order=blocks")
-        used = self.fetches or self.fetch_mb == 256
+        used = self.fetches or self.fetch_mb == 192
         self.check(
             "fetch_mb",
             used,
