@@ -24,6 +24,8 @@ TIMEOUT_S = 60.0  # of one request
 AHEAD = 1 << 16  # bytes that Ranges asks for at once: one record of a photograph, or many small ones
 SLOW_S = 4.0  # more for each megabyte that is sent
 CONNECTIONS = 64
+# What a listing may say that changes with the content, in the words of s3fs, adlfs, HTTP, local files, gcsfs.
+VERSIONS = "ETag etag Content-MD5 LastModified Last-Modified mtime updated last_modified created".split()
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": CONNECTIONS, "connect_timeout": 10, "read_timeout": TIMEOUT_S}},
     "http": {"client_kwargs": {"trust_env": True}},  # the proxies of the environment
@@ -57,8 +59,8 @@ def system(address: str, knob: str = "") -> tuple[Any, str]:
 
         return fsspec.core.url_to_fs(address, **OPTIONS.get({"https": "http", "s3a": "s3"}.get(scheme, scheme), {}))
     except ImportError as error:
-        package = f"resnet-experiments[{EXTRAS[scheme]}]" if scheme in EXTRAS else error.name or "its package"
-        raise UserError(f"{knob}{address}: a package is not installed; pip install '{package}'") from error
+        package = f"-e '.[{EXTRAS[scheme]}]'" if scheme in EXTRAS else error.name or "its package"
+        raise UserError(f"{knob}{address}: a package is not installed; pip install {package}") from error
     except ValueError as error:
         raise UserError(
             f"{knob}{address}: no address that can be read ({error}); give s3://, gs://, https:// or a path"
@@ -139,18 +141,7 @@ def stamp(address: str, entry: dict[str, Any] | None = None) -> tuple[int, str]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if entry["size"] is None:
         raise Unreachable("the server does not say how large the file is")
-    names = (
-        "ETag",
-        "etag",
-        "Content-MD5",
-        "LastModified",
-        "Last-Modified",
-        "mtime",
-        "updated",
-        "last_modified",
-        "created",
-    )
-    return int(entry["size"]), str(next((entry[name] for name in names if entry.get(name)), ""))
+    return int(entry["size"]), str(next((entry[name] for name in VERSIONS if entry.get(name)), ""))
 
 
 class Ranges:

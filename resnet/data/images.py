@@ -26,7 +26,7 @@ MAX_ASPECT = 100
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 PACKAGES = {  # what decodes the formats that not every Pillow does, and the way to it
     "AVIF": "a Pillow with AVIF: pip install -U pillow",
-    "HEIF": "the package pillow-heif: pip install 'resnet-experiments[heic]'",
+    "HEIF": "the package pillow-heif: pip install -e '.[heic]'",
 }
 STARTS = {
     b"\xff\xd8\xff": "JPEG",

@@ -208,7 +208,7 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, scheme, p
     extra = addresses.EXTRAS[scheme]
     with pytest.raises(UserError) as caught:
         addresses.system(f"{scheme}://bucket/x", "data.dir=")
-    line = f"data.dir={scheme}://bucket/x: a package is not installed; pip install 'resnet-experiments[{extra}]'"
+    line = f"data.dir={scheme}://bucket/x: a package is not installed; pip install -e '.[{extra}]'"
     assert str(caught.value) == line
 
 

@@ -173,7 +173,7 @@ def test_what_a_missing_package_would_read_is_named_once(tree, tmp_path, capsys,
     with pytest.raises(UserError, match=r"3 of 11 images were rejected, more than max_rejected=0.001 allows"):
         run("source=folder", f"dir={root}", f"out={tmp_path}/x")
     lines = [line for line in capsys.readouterr().out.splitlines() if "HEIF" in line]
-    assert lines == ["3 images are HEIF, which needs the package pillow-heif: pip install 'resnet-experiments[heic]'"]
+    assert lines == ["3 images are HEIF, which needs the package pillow-heif: pip install -e '.[heic]'"]
     (root / "dog" / "more.heic").write_bytes(heic)
     with pytest.raises(
         UserError, match=r"1 of 12 files are no images .* \(.heic 1\), .*; HEIF needs the package pillow-heif: pip"
