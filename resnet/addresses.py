@@ -25,7 +25,17 @@ AHEAD = 1 << 16  # bytes that Ranges asks for at once: one record of a photograp
 SLOW_S = 4.0  # more for each megabyte that is sent
 CONNECTIONS = 64
 # What a listing may say that changes with the content, in the words of s3fs, adlfs, HTTP, local files, gcsfs.
-VERSIONS = "ETag etag Content-MD5 LastModified Last-Modified mtime updated last_modified created".split()
+VERSIONS = (
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "LastModified",
+    "Last-Modified",
+    "mtime",
+    "updated",
+    "last_modified",
+    "created",
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": CONNECTIONS, "connect_timeout": 10, "read_timeout": TIMEOUT_S}},
     "http": {"client_kwargs": {"trust_env": True}},  # the proxies of the environment

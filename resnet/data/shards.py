@@ -84,10 +84,8 @@ def find(folder: str, prepare: str, knob: str = "data.dir", known: Iterable[str]
     if arrays := listing(folder, "*.array_record*", knob):
         way_out = "have TensorFlow Datasets write TFRecord files: tfds build --file_format=tfrecord"
         raise UserError(f"{knob}={folder}: {os.path.basename(arrays[0])}: ArrayRecord files are not read; {way_out}")
-    tried = ", ".join(dict.fromkeys(pattern for pattern, _ in LAYOUTS))
-    raise UserError(
-        f"{knob}={folder}: no shards here; tried {tried}, and their validation halves; prepare them with: {prepare}"
-    )
+    tried = ", ".join(dict.fromkeys(pattern for pair in LAYOUTS for pattern in pair))
+    raise UserError(f"{knob}={folder}: no shards here; tried {tried}; prepare them with: {prepare}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- index
