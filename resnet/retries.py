@@ -87,10 +87,11 @@ def explanation(error: BaseException) -> OSError | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an error of aiohttp, gcsfs or botocore, if it has one."""
+    """The HTTP status of an error of aiohttp, gcsfs, botocore or azure, if it has one."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None) or getattr(error, "code", None)
+    names = ("status", "status_code", "code")
+    status = metadata.get("HTTPStatusCode") or next(filter(None, (getattr(error, name, None) for name in names)), None)
     return int(str(status)) if str(status).isdigit() and int(str(status)) >= 400 else None
 
 

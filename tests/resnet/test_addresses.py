@@ -136,9 +136,29 @@ class TransferError(Exception):
     __module__ = "aiohttp.client_exceptions"
 
 
+class AzureError(Exception):
+    __module__ = "azure.core.exceptions"
+
+    def __init__(self, status):
+        super().__init__("azure says")
+        self.status_code = status
+
+
+def missing(cause):
+    """What adlfs and fsspec's HTTP make of a request's error."""
+    error = FileNotFoundError("x")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
+        (AzureError(404), FileNotFoundError),
+        (AzureError(403), PermissionError),
+        (AzureError(503), None),
+        (missing(AzureError(404)), FileNotFoundError),
+        (missing(TransferError("no answer")), None),
         (BotoError(500), None),
         (BotoError(503), None),
         (BotoError(429), None),
