@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from resnet import UserError, files
 from resnet.config.data import Records
-from resnet.data import augment, pipeline
+from resnet.data import pipeline
+from resnet.data.augment import on_device
 from resnet.data.source import Source
 
 COLUMNS, CELL, GAP, MARGIN, CAPTION, HEADING = 8, 160, 12, 28, 22, 40  # pixels, but for the first
@@ -43,7 +44,7 @@ def pictures(source: Source, images: int, seed: int) -> list[Section]:
     assert isinstance(settings, Records)
     mean, std = np.asarray(settings.mean, np.float32), np.asarray(settings.std, np.float32)
     pixels, labels, flips = next(iter(pipeline.train(source, min(images, source.train_images), seed, 0)))
-    inputs = augment.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
+    inputs = on_device.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
     eval_pixels, eval_labels, _mask = next(iter(pipeline.evaluation(source, min(images, source.eval_images))))
     size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
     train = f"Training, {source.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them"

@@ -7,7 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from resnet.config.data import Data, Records
-from resnet.data.augment import prepare_images
+from resnet.data.augment.on_device import prepare_images
 from resnet.data.pipeline import centre_crop, within_limits
 from resnet.serving import upright
 

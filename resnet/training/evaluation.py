@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from resnet.config.data import Data
 from resnet.config.run import Run
 from resnet.data import pipeline
-from resnet.data.augment import prepare_images
+from resnet.data.augment.on_device import prepare_images
 from resnet.data.source import Source
 from resnet.distributed.ranks import Ranks
 from resnet.training.watchdog import Watchdog

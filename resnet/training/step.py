@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from resnet import cli
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
-from resnet.data import augment, pipeline
+from resnet.data import pipeline
+from resnet.data.augment import on_device
 from resnet.data.source import Source
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
@@ -80,7 +81,7 @@ class TrainStep:
         if lrs is None:
             lrs = self.plan.lr(np.arange(first, last)) * self.state.progress.lr_scale
         self.position = last
-        ratios = augment.mix_ratios(self.run.mixup, self.run.seed, range(first, last))
+        ratios = on_device.mix_ratios(self.run.mixup, self.run.seed, range(first, last))
         return self.batches, tf.constant(lrs, tf.float32), tf.constant(ratios)
 
     def train_steps(
@@ -122,10 +123,10 @@ class TrainStep:
         """In a graph: (softmax cross-entropy, its gradients) of images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]."""
         run, (images, labels, flip) = self.run, batch
         smoothing, classes = run.label_smoothing, run.data.classes
-        inputs = augment.prepare_images(images, flip, run.data.mean, run.data.std)
+        inputs = on_device.prepare_images(images, flip, run.data.mean, run.data.std)
         targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
         if run.mixup:
-            inputs, targets = augment.mix_up(inputs, targets, ratio)
+            inputs, targets = on_device.mix_up(inputs, targets, ratio)
         with tf.GradientTape() as tape:
             logits = self.state.network(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from resnet.data import augment, source
+from resnet.data import source
+from resnet.data.augment import on_device
 from resnet.distributed.ranks import Ranks
 from resnet.optim import schedule
 from resnet.training.state import TrainState
@@ -60,8 +61,8 @@ def train_step_of(run):
 
 
 def nan_ratios(steps, times=10**6):
-    """In place of augment.mix_ratios: NaN at these steps, so many times. It makes every pixel of the batch NaN."""
-    plain, left = augment.mix_ratios, dict.fromkeys(steps, times)
+    """In place of on_device.mix_ratios: NaN at these steps, so many times. It makes every pixel of the batch NaN."""
+    plain, left = on_device.mix_ratios, dict.fromkeys(steps, times)
 
     def ratios(alpha, seed, wanted):
         values = np.array(plain(alpha, seed, wanted))

@@ -11,7 +11,7 @@ from run_files import assert_same, logged, progress, tensors
 
 from resnet import UserError, rundir
 from resnet.config.optim import Sgd
-from resnet.data import augment
+from resnet.data.augment import on_device
 from resnet.optim import optimizers
 from resnet.optim import schedule as schedules
 from resnet.optim.loss_scale import LossScaleOptimizer
@@ -76,7 +76,7 @@ def test_a_run_that_stopped_goes_on_in_its_folder_under_another_policy(trained):
 @pytest.mark.parametrize("more", [(), ("steps_per_loop=3",), ("cluster.gradient_accumulation=2",), ("dtype=fp16",)])
 def test_skip_leaves_no_trace_of_a_step_but_its_number(run_of, monkeypatch, more):
     """Weights, velocities and moving statistics after a real step whose images are NaN are those from before it."""
-    monkeypatch.setattr(augment, "mix_ratios", nan_ratios([2]))
+    monkeypatch.setattr(on_device, "mix_ratios", nan_ratios([2]))
     step = train_step_of(run_of(*WORDS, "on_nan.policy=skip", *more))
 
     def values_after(*numbers):

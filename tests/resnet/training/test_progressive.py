@@ -10,7 +10,8 @@ import tensorflow as tf
 from fake_step import FakeStep
 from run_files import assert_same, logged, tensors
 
-from resnet.data import augment, pipeline, source
+from resnet.data import pipeline, source
+from resnet.data.augment import on_device
 from resnet.model import resnet
 from resnet.training import evaluation
 from resnet.training.loop import train
@@ -34,7 +35,7 @@ class Sizes:
 
 def watched(run):
     """Train `run`; its result, and the sizes of its images."""
-    sizes, prepare_images, pipeline_of = Sizes(), augment.prepare_images, pipeline.train
+    sizes, prepare_images, pipeline_of = Sizes(), on_device.prepare_images, pipeline.train
 
     def trained(images, *settings):
         sizes.graphs.append(images.shape[1])
@@ -52,7 +53,7 @@ def watched(run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "train", read)
-        patch.setattr(augment, "prepare_images", trained)
+        patch.setattr(on_device, "prepare_images", trained)
         patch.setattr(evaluation, "prepare_images", evaluated)
         return train(run, Path(run.out)), sizes
 

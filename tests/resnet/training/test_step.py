@@ -9,7 +9,8 @@ import tensorflow as tf
 from fake_step import train_step_of
 from run_files import logged
 
-from resnet.data import augment, pipeline, source
+from resnet.data import pipeline, source
+from resnet.data.augment import on_device
 from resnet.model import resnet
 from resnet.training.loop import train
 
@@ -18,7 +19,7 @@ from resnet.training.loop import train
 def restated(run, kernel, steps):
     """The loss of each step of a network that is one matrix [pixels, classes], with mixed images and mixed, smooth targets."""
     batches = iter(pipeline.train(source.open_source(run.data), run.batch, run.seed, 0))
-    losses, ratios = [], augment.mix_ratios(run.mixup, run.seed, range(steps))
+    losses, ratios = [], on_device.mix_ratios(run.mixup, run.seed, range(steps))
     for ratio in ratios.astype(np.float64):
         pixels, labels, flips = (part.numpy() for part in next(batches))
         pixels = np.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)

@@ -31,11 +31,11 @@ import small_network
 from fake_step import nan_ratios
 from resnet import UserError, cli, rundir
 from resnet.config import topology
-from resnet.data import augment
+from resnet.data.augment import on_device
 from resnet.model import resnet
 from resnet.training.loop import train
 resnet.build = small_network.build
-plain, rank = augment.mix_ratios, topology.process_rank()
+plain, rank = on_device.mix_ratios, topology.process_rank()
 
 def signalled(alpha, seed, steps):
     if 3 in steps and rank == 0:
@@ -44,20 +44,20 @@ def signalled(alpha, seed, steps):
 
 for out in map(Path, sys.argv[1:]):
     if out.name in ("whole", "resumed"):
-        augment.mix_ratios = signalled if out.name == "resumed" else plain
+        on_device.mix_ratios = signalled if out.name == "resumed" else plain
         try:
             train(rundir.load(out), out)
         except cli.Stopped as stopped:
             (out / f"stopped-{{rank}}").write_text(str(stopped))
-            augment.mix_ratios = plain
+            on_device.mix_ratios = plain
             train(rundir.load(out), out)
         continue
-    augment.mix_ratios = nan_ratios([6], 1) if rank == 1 and out.name != "range" else plain
+    on_device.mix_ratios = nan_ratios([6], 1) if rank == 1 and out.name != "range" else plain
     try:
         train(rundir.load(out), out)
     except UserError as error:
         (out / f"error-{{rank}}").write_text(str(error))
-    augment.mix_ratios = plain
+    on_device.mix_ratios = plain
 """
 
 
