@@ -50,7 +50,8 @@ class TrainStep:
             return False
         run, size, ranks = self.run, self.plan.size(step), self.ranks
         parts = run.cluster.gradient_accumulation
-        dataset = pipeline.train(self.source, run.batch, run.seed, step, ranks.rank, ranks.size, size, parts)
+        place = ranks.rank, ranks.size
+        dataset = pipeline.train(self.source, run.batch, run.seed, step, *place, size, parts, run.augment)
         self.batches = iter(device.prefetch_to_device(dataset, run.cluster))
         rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
         signature = [tf.data.IteratorSpec(self.batches.element_spec), rates, rates, tf.TensorSpec([], tf.float32)]
