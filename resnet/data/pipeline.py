@@ -62,7 +62,7 @@ def train(
     assert source.train_reader
     repeats = augment.repeats
     fetch_ahead = source.train_reader.fetch_ahead(settings.order is Order.blocks, repeats)
-    transform = policies.transform_of(augment, settings.mean, seed) if augment.changes_pixels else None
+    changed = host_augmentation(source, augment, seed, side) if augment.changes_pixels else None
 
     def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
@@ -83,19 +83,27 @@ def train(
     def decode(encoded: tf.Tensor, label: tf.Tensor, key: tf.Tensor, _intact: tf.Tensor) -> tf.Tensor:
         draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
         image, flip = random_crop(encoded, draws[:-1], settings, side), (draws[-1] < 0.5) & settings.flip
-        if transform is None:  # the device mirrors
+        if changed is None:  # the device mirrors
             return image, label, flip
-        image = tf.numpy_function(transformed, [image, flip, key], tf.uint8)
-        return tf.ensure_shape(image, [side, side, 3]), label, tf.constant(False)
-
-    def transformed(image: NDArray[np.uint8], flip: np.bool_, key: np.int64) -> NDArray[np.uint8]:
-        assert transform
-        with source.reads.call():
-            return transform(image, bool(flip), int(key))
+        return changed(image, flip, key), label, tf.constant(False)
 
     dataset = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(epoch_of)
     dataset = read(dataset, source, source.train_reader).map(decode, tf.data.AUTOTUNE)
     return finalize(dataset.batch(batch // ranks // parts, drop_remainder=True))
+
+
+def host_augmentation(source: Source, augment: Augment, seed: int, side: int) -> Callable[..., tf.Tensor]:
+    """In a graph: (image uint8 [side, side, 3], whether it is mirrored first, its key) -> the image after its operations."""
+    transform = policies.transform_of(augment, source.settings.mean, seed)
+
+    def in_python(image: NDArray[np.uint8], mirrored: np.bool_, key: np.int64) -> NDArray[np.uint8]:
+        with source.reads.call():
+            return transform(image, bool(mirrored), int(key))
+
+    def in_graph(image: tf.Tensor, mirrored: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(in_python, [image, mirrored, key], tf.uint8), [side, side, 3])
+
+    return in_graph
 
 
 def read(numbers: tf.data.Dataset, source: Source, reader: Reader | None) -> tf.data.Dataset:
