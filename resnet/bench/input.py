@@ -96,8 +96,8 @@ def augmented(knobs: Input, photos: list[bytes], cores: list[int], result: Resul
     """Our reading with a policy and without, and timm's transforms of the same JPEGs with the same policy."""
     policy = TIMM_POLICY if knobs.augment == "randaugment" else "trivialaugment"
     result.about = (
-        f"The training pipeline over the same JPEGs of 500x375, {knobs.images} images each in a round, with {policy} and without, "
-        "and timm's create_transform with Pillow and the same policy, image by image in one process. All bilinear, to uint8."
+        f"The training pipeline over the same JPEGs of 500x375, {knobs.images} images each in a round, with {policy} and "
+        "without, and timm's create_transform with Pillow and the same policy, image by image. All bilinear, to uint8."
     )
     words = f"augment={knobs.augment}" + f" augment.timm={policy} augment.interpolation=bilinear" * (
         policy == TIMM_POLICY
