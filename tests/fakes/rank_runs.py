@@ -5,11 +5,12 @@ The ranks do as they are told instead of training (STUB), and a launcher does wh
 
 import contextlib
 import os
-import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
 
+import forked
 import psutil
 
 from resnet.config.cluster import Cluster
@@ -173,15 +174,18 @@ def later(condition, deed):
     return thread
 
 
-def run_program(number, *words):
-    """Run a command as so many ranks of this host, with nothing in between."""
+def run_program(number, program, *words):
+    """Execute a program as so many ranks of this host, with nothing in between."""
     cluster = Cluster("x", ranks=number)
-    with rendezvous.serve(cluster) as variables:
+    with tempfile.TemporaryDirectory() as folder, rendezvous.serve(cluster) as variables:
         own = rendezvous.on_this_host(cluster)
         # As launchers.device_environment() does: with Horovod's own 1 ms a rank that waits needs a core.
         variables["HOROVOD_CYCLE_TIME"] = "5"
-        ranks = [subprocess.Popen(words, env={**os.environ, **variables, **rank}) for rank in own]
-        assert [rank.wait(600) for rank in ranks] == [0] * number
+        ranks = [
+            forked.Process(None, words, Path.cwd(), {**os.environ, **variables, **rank}, program, [f"{folder}/{n}"] * 2)
+            for n, rank in enumerate(own)
+        ]
+        assert [rank.wait(600) for rank in ranks] == [0] * number, [rank.stdout for rank in ranks]
 
 
 def listeners(pid):

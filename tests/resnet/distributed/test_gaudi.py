@@ -110,16 +110,6 @@ def test_operations_that_end_up_elsewhere_are_told(monkeypatch):
         device.assert_placement(GAUDI)
 
 
-def trained(where, *words, fake=None):
-    """Run a training in a process of its own; what it said."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if fake:
-        environment |= {"PYTHONPATH": f"{FAKE}{os.pathsep}{ROOT}", "FAKE_GAUDI": str(fake)}
-    command = [sys.executable, "-m", "resnet.train", *TINY, f"out={where}", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=where.parent, timeout=300)
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_without_a_card_a_run_is_refused_before_tensorflow_is_imported(tmp_path):
     program = "import atexit, sys; from resnet import train; "
     program += "atexit.register(lambda: print('tensorflow' in sys.modules)); train.main()"
@@ -149,12 +139,27 @@ def assert_alike(left, right, share):
 @pytest.mark.timeout(300)
 def test_a_training_on_one_card_is_the_one_on_the_cpu(spawn, tmp_path):
     fake = cards(tmp_path / "machine", "GAUDI2")
-    code, said = trained(tmp_path / "card", "cluster=gaudi1", "dtype.gaudi_conversion=full", fake=fake)
-    assert code == 0, said
-    assert "the fake Gaudi was loaded full" in said and "Gaudi2" in said
+    before = (
+        f"import sys; sys.path.insert(0, {str(FAKE)!r}); from pathlib import Path; "
+        f"from resnet.distributed import gaudi; gaudi.ROOT = Path({str(fake)!r})"
+    )
+    words = ("cluster=gaudi1", "dtype.gaudi_conversion=full", f"out={tmp_path / 'card'}")
+    card = spawn("resnet.train", *TINY, *words, before=before).finish()
+    assert card.returncode == 0, card.stdout + card.stderr
+    assert "the fake Gaudi was loaded full" in card.stdout and "Gaudi2" in card.stdout
     cpu = spawn("resnet.train", *TINY, f"out={tmp_path / 'cpu'}").finish()
     assert cpu.returncode == 0, cpu.stderr
     assert_alike(tmp_path / "card", tmp_path / "cpu", share=1e-4)
+
+
+def trained(where, *words, fake=None):
+    """Run a training whose ranks are processes of their own; what it said."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if fake:
+        environment |= {"PYTHONPATH": f"{FAKE}{os.pathsep}{ROOT}", "FAKE_GAUDI": str(fake)}
+    command = [sys.executable, "-m", "resnet.train", *TINY, f"out={where}", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=where.parent, timeout=300)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -111,8 +111,7 @@ def trained(shared, run_at):
                         patch.setattr(resnet, "build", small_network.build)
                     train(run, Path(run.out))
         if number > 1:
-            (folder / "program.py").write_text(PROGRAM)
-            run_program(number, sys.executable, folder / "program.py", *outs)
+            run_program(number, PROGRAM, *outs)
 
     def of(number, name):
         with shared(f"ranks-{number}") as folder:

@@ -1,7 +1,6 @@
 """Two real ranks, started once for all cases: the policies of on_nan, and the range test."""
 
 import csv
-import sys
 from pathlib import Path
 
 import fake_step
@@ -75,8 +74,7 @@ def on_two_ranks(tmp_path_factory, run_at):
     for name, words in more.items():
         out = outs[name] = top / name
         rundir.save(run_at(top, *COMMON, *words, "cluster.ranks=2", f"out={out}"), out)
-    (top / "program.py").write_text(PROGRAM)
-    run_program(2, sys.executable, top / "program.py", *outs.values())
+    run_program(2, PROGRAM, *outs.values())
     return outs
 
 
