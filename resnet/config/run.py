@@ -129,8 +129,8 @@ class Run(Settings):
         )
         least = min(self.data.image_size, self.train_size, start or full)
         mirrors = self.model.antialias is Antialias.blurpool and self.model.stem is not Stem.small
-        way_out = f"mirrors the edges of 2 pixels at least, and of {least} px the last stage has 1; use 17 px or more"
-        self.model.check("antialias", not mirrors or least > 16, way_out)
+        way_out = f"mirrors the edge, and the last stage of an image of {least} px has one pixel; use 17 px or more"
+        check(not mirrors or least > 16, "model.antialias", self.model.antialias.name, way_out)
         if isinstance(self.schedule, Horizon):
             horizon, warmup = self.schedule.horizon_epochs or self.epochs, self.schedule.warmup_epochs
             way_out = f"add schedule.warmup_epochs={self.epochs / 5:g}, or use more than {warmup:g} epochs"

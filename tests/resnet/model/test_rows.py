@@ -9,10 +9,13 @@ import pytest
 import tensorflow as tf
 from torch_layout import row
 
+from resnet.config.data import Synthetic
 from resnet.config.model import Antialias, Block, Model, Stem
 from resnet.model import drop, resnet, weights
 from resnet.model.blocks import Blur
 from resnet.model.norm import RowNorm
+from resnet.serving import saved_model
+from resnet.training.trained import read
 
 GOLDEN = dict(np.load(Path(__file__).parents[2] / "golden" / "model.npz"))
 ROWS = [name.partition("/")[0] for name in GOLDEN if name.endswith("/parameters")]
@@ -186,3 +189,18 @@ def test_the_last_gammas_start_at_zero_with_gates_too():
         "fc/bias:0",
         *(f"layer1.{block}.se.fc{number}/bias:0" for block in (0, 1) for number in (1, 2)),
     }
+
+
+def test_a_saved_model_answers_as_the_network(tmp_path):
+    settings = small("rs_blurpool", stochastic_depth=0.6, dropout=0.3)
+    settings.depths = [1, 1]
+    data = Synthetic(name="synthetic", classes=10, image_size=32, mean=[0, 0, 0], std=[1, 1, 1])
+    network = filled(settings)
+    saved_model.write(network, data, None, tmp_path / "saved")
+    images = tf.constant(inputs(3, 32, 32))
+    answer = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"](images)["logits"]
+    np.testing.assert_allclose(answer, network(images, training=False), rtol=0, atol=1e-5)
+    tensors = read(str(tmp_path / "saved"))
+    assert tensors.keys() == weights.shapes(settings, 10).keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, named_tensors.tensor(name, tensor.shape))
