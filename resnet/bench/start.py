@@ -48,7 +48,7 @@ def measure(knobs: Start, result: Result) -> None:
 def first_steps(knobs: Start, result: Result) -> None:
     """To the end of the first step."""
     row = asdict(compose.for_inference([f"model={knobs.model}"]).model)
-    network = json.dumps({**row, "block": row["block"].name, "stem": row["stem"].name})
+    network = json.dumps(row, default=lambda option: option.name)
     with tempfile.TemporaryDirectory() as place:
 
         def ours(*words: str) -> float:

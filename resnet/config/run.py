@@ -13,7 +13,7 @@ from resnet import addresses
 from resnet.config.checks import MISSING, Settings, check
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Data, Digits, Fashion, Folder, Order, Records, Synthetic
-from resnet.config.model import Dtype, Model, Policy
+from resnet.config.model import Antialias, Dtype, Model, Policy, Stem
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
 from resnet.config.track import Mlflow, Off, Track
@@ -142,6 +142,10 @@ class Run(Settings):
             f"grows to {full} px (data.train_size, or data.image_size), which must not be smaller, and a multiple of "
             f"progressive.multiple={multiple}",
         )
+        least = min(self.data.image_size, self.train_size, start or full)
+        mirrors = self.model.antialias is Antialias.blurpool and self.model.stem is not Stem.small
+        way_out = f"mirrors the edge, and the last stage of an image of {least} px has one pixel; use 17 px or more"
+        check(not mirrors or least > 16, "model.antialias", self.model.antialias.name, way_out)
         if isinstance(self.schedule, Horizon):
             horizon, warmup = self.schedule.horizon_epochs or self.epochs, self.schedule.warmup_epochs
             way_out = f"add schedule.warmup_epochs={self.epochs / 5:g}, or use more than {warmup:g} epochs"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet.config.data import Order, Records
+from resnet.config.data import Data, Order, Records
 from resnet.data import shards
 from resnet.data.shards import Index
 
@@ -30,14 +30,14 @@ def order(index: Index, settings: Records, seed: int, epoch: int) -> Numbers:
     return mixed(cut(index, settings.block_mb), seed, epoch, settings.streams, settings.window)
 
 
-def positions(settings: Records, count: int, batch: int, rank: int, ranks: int, skip: int = 0) -> Numbers:
+def positions(settings: Data, count: int, batch: int, rank: int, ranks: int, skip: int = 0) -> Numbers:
     """Positions in an epoch's order that `rank` of `ranks` reads, from step `skip` on, step after step.
 
     Step s is positions s*batch .. (s+1)*batch-1 whatever the number of ranks; the incomplete last one is dropped.
     """
-    if settings.order is Order.images:
-        return shards.positions_of_rank(count, batch, rank, ranks, skip)
-    return np.arange(skip * batch + rank, count // batch * batch, ranks, dtype=np.int64)
+    if isinstance(settings, Records) and settings.order is Order.blocks:
+        return np.arange(skip * batch + rank, count // batch * batch, ranks, dtype=np.int64)
+    return shards.positions_of_rank(count, batch, rank, ranks, skip)
 
 
 # ----------------------------------------------------------------------------------------------------------------- blocks

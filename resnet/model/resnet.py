@@ -12,10 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from resnet import UserError
-from resnet.config.model import Block, Model, Stem
-from resnet.model.conv import Conv
-from resnet.model.norm import RowNorm
-from resnet.model.relu import AddRelu
+from resnet.config.model import Block, Model
+from resnet.model.blocks import Parts
+from resnet.model.drop import HEAD_STREAM, Drop, depth_rates
 
 HEAD = "fc"
 layers = tf.keras.layers
@@ -29,55 +28,21 @@ def build(
     `policy` is a Keras mixed-precision policy, given to each layer; the head is float32 under all of them. `batch_norm` is
     the batch norm layer; a RowNorm includes the ReLU that follows it. `amx` is that of `Conv`.
     """
-
-    def norm(x: tf.Tensor, name: str, act: str = "", last: bool = False) -> tf.Tensor:
-        within = bool(act) and batch_norm is RowNorm
-        x = batch_norm(
-            momentum=model.batch_norm_momentum,
-            epsilon=model.batch_norm_epsilon,
-            gamma_initializer="zeros" if last and model.zero_init_residual else "ones",
-            dtype=policy,
-            name=name,
-            **({"relu": True} if within else {}),
-        )(x)
-        return relu(x, act) if act and not within else x
-
-    def conv(x: tf.Tensor, filters: int, size: int, stride: int, name: str, groups: int = 1) -> tf.Tensor:
-        return Conv(filters, size, stride, groups, amx, dtype=policy, name=name)(x)
-
-    def relu(x: tf.Tensor, name: str) -> tf.Tensor:
-        return layers.Activation("relu", dtype=policy, name=name)(x)
-
-    def block(
-        x: tf.Tensor, shortcut: tf.Tensor, inner: int, outer: int, stride: int, name: str, first: bool
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        if first:
-            shortcut = norm(conv(shortcut, outer, 1, stride, f"{name}.downsample.0"), f"{name}.downsample.1")
-        convs = [(inner, 3, stride, 1), (outer, 3, 1, 1)]
-        if model.block is Block.bottleneck:
-            convs = [(inner, 1, 1, 1), (inner, 3, stride, model.groups), (outer, 1, 1, 1)]
-        for number, (filters, size, step, groups) in enumerate(convs, 1):
-            last = number == len(convs)
-            x = conv(x, filters, size, step, f"{name}.conv{number}", groups)
-            x = norm(x, f"{name}.bn{number}", "" if last else f"{name}.act{number}", last)
-        if batch_norm is RowNorm and policy == "mixed_bfloat16":
-            return AddRelu(dtype=policy, name=f"{name}.act")([x, shortcut])
-        return (relu(layers.Add(dtype=policy, name=f"{name}.add")([x, shortcut]), f"{name}.act"),) * 2
-
     images = layers.Input([None, None, 3], name="images")
-    shortcut = x = norm(conv(images, model.filters, *model.stem.value, "conv1"), "bn1", "act1")
-    if model.stem is Stem.imagenet:
-        x = layers.ZeroPadding2D(1, dtype=policy, name="pad")(x)  # as good as -inf: after a ReLU nothing is below 0
-        shortcut = x = layers.MaxPooling2D(3, 2, "valid", dtype=policy, name="maxpool")(x)
+    parts, rates = Parts(model, policy, batch_norm, amx), depth_rates(model.stochastic_depth, sum(model.depths))
+    x = shortcut = parts.stem(images)
     for stage, depth in enumerate(model.depths):
-        inner = model.width * model.groups * 2**stage
-        outer = model.filters * model.block.value * 2**stage
+        filters = model.width * model.groups * 2**stage, model.filters * model.block.value * 2**stage
         for number in range(depth):
             stride = 2 if stage > 0 and number == 0 else 1
             # Basic blocks of the first stage keep shape, and have no projection in the published parameter counts.
-            first = number == 0 and (stage > 0 or model.block is Block.bottleneck)
-            x, shortcut = block(x, shortcut, inner, outer, stride, f"layer{stage + 1}.{number}", first)
+            projects = number == 0 and (stage > 0 or model.block is Block.bottleneck)
+            place = sum(model.depths[:stage]) + number
+            drop = rates[place], place
+            x, shortcut = parts.block(x, shortcut, filters, stride, f"layer{stage + 1}.{number}", projects, drop)
     x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    if model.dropout:
+        x = Drop(model.dropout, HEAD_STREAM, each=True, dtype="float32", name="drop")(x)
     kernel = tf.keras.initializers.RandomNormal(stddev=0.01)
     logits = layers.Dense(classes, kernel_initializer=kernel, dtype="float32", name=HEAD)(x)
     return tf.keras.Model(images, logits, name=model.name)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from resnet import UserError, files, home
-from resnet.config.model import Block, Model
+from resnet.config.model import Antialias, Block, Model, se_channels
 from resnet.model import resnet
 
 Tensors = dict[str, NDArray[Any]]
@@ -233,7 +233,7 @@ def detect_model(tensors: Tensors) -> str | None:
     classes = tensors[f"{resnet.HEAD}.bias"].size if f"{resnet.HEAD}.bias" in tensors else 0
     for path in sorted((files.tree("conf") / "model").glob("*.yaml")):
         row = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        knobs = {knob: row[knob] for knob in ("block", "stem", "depths", "groups", "width", "filters") if knob in row}
+        knobs = {knob: value for knob, value in row.items() if knob not in ("defaults", "name")}
         if "block" in row and "depths" in row:
             settings = Model.of_row({"name": path.stem, **knobs})
             if not misfits(shapes(settings, classes), tensors):
@@ -249,11 +249,20 @@ def shapes(settings: Model, classes: int) -> dict[str, tuple[int, ...]]:
         tensors[f"{name}.weight"] = (outer, inner, size, size)
         tensors.update({f"{norm}.{kind}": (outer,) for kind in ("weight", "bias", "running_mean", "running_var")})
 
-    conv("conv1", "bn1", settings.filters, 3, settings.stem.value[0])
-    before = settings.filters
+    convolutions, side, _, pool = settings.stem.value
+    filters, blurs = settings.filters, settings.antialias is Antialias.blurpool
+    if convolutions == 1:
+        conv("conv1", "bn1", filters, 3, side)
+    else:
+        conv("conv1.0", "conv1.1", filters // 2, 3, side)
+        conv("conv1.3", "conv1.4", filters // 2, filters // 2, side)
+        conv("conv1.6", "bn1", filters, filters // 2, side)
+    if pool == "conv":
+        conv("maxpool.0", "maxpool.2" if blurs else "maxpool.1", filters, filters, 3)
+    before, projection = filters, (1, 2) if settings.avg_down else (0, 1)
     for stage, depth in enumerate(settings.depths):
         width, inner = settings.width * 2**stage, settings.width * settings.groups * 2**stage
-        outer = settings.filters * settings.block.value * 2**stage
+        outer = filters * settings.block.value * 2**stage
         for number in range(depth):
             name = f"layer{stage + 1}.{number}"
             if settings.block is Block.bottleneck:
@@ -262,7 +271,12 @@ def shapes(settings: Model, classes: int) -> dict[str, tuple[int, ...]]:
                 convs = [(inner, before, 3), (outer, inner, 3)]
             for place, sizes in enumerate(convs, 1):
                 conv(f"{name}.conv{place}", f"{name}.bn{place}", *sizes)
+            if settings.se_ratio:
+                hidden = se_channels(outer, settings.se_ratio)
+                for dense, out, into in (("fc1", hidden, outer), ("fc2", outer, hidden)):
+                    tensors.update({f"{name}.se.{dense}.weight": (out, into, 1, 1), f"{name}.se.{dense}.bias": (out,)})
             if number == 0 and (stage > 0 or settings.block is Block.bottleneck):
-                conv(f"{name}.downsample.0", f"{name}.downsample.1", outer, before, 1)
+                kernel, norm = (f"{name}.downsample.{part}" for part in projection)
+                conv(kernel, norm, outer, before, 1)
             before = outer
     return {**tensors, f"{resnet.HEAD}.weight": (classes, before), f"{resnet.HEAD}.bias": (classes,)}

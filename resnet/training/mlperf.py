@@ -16,7 +16,7 @@ from typing import Any
 
 from resnet import UserError
 from resnet.config.data import Records
-from resnet.config.model import Block, Stem
+from resnet.config.model import Antialias, Block, Stem
 from resnet.config.optim import Lars
 from resnet.config.run import Run
 from resnet.config.schedule import Horizon, Polynomial
@@ -35,6 +35,11 @@ CLOSED: dict[str, tuple[Any, ...]] = {
     "model.groups": (1,),
     "model.width": (64,),
     "model.filters": (64,),
+    "model.avg_down": (False,),
+    "model.se_ratio": (0,),
+    "model.antialias": (Antialias.none,),
+    "model.stochastic_depth": (0,),
+    "model.dropout": (0,),
     "data.name": ("imagenet", "folder"),
     "data.classes": (1000, 1001),
     "data.image_size": (224,),

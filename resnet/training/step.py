@@ -13,11 +13,13 @@ from numpy.typing import ArrayLike
 from resnet import cli
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
-from resnet.data import pipeline
+from resnet.data import blocks, pipeline
 from resnet.data.augment import on_device
 from resnet.data.source import Source
 from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
+from resnet.model import drop
+from resnet.model.drop import Draws
 from resnet.optim.schedule import Plan
 from resnet.training.meter import Batch, DataWait
 from resnet.training.nonfinite import SkipNonFinite
@@ -54,7 +56,8 @@ class TrainStep:
         dataset = pipeline.train(self.source, run.batch, run.seed, step, *place, size, parts, run.augment)
         self.batches = iter(device.prefetch_to_device(dataset, run.cluster))
         rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
-        signature = [tf.data.IteratorSpec(self.batches.element_spec), rates, rates, tf.TensorSpec([], tf.float32)]
+        numbers, flag = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.float32)
+        signature = [tf.data.IteratorSpec(self.batches.element_spec), rates, rates, numbers, flag]
         self.train = tf.function(self.train_steps, input_signature=signature)
         return True
 
@@ -77,31 +80,34 @@ class TrainStep:
 
     def inputs(
         self, first: int, last: int, lrs: ArrayLike | None = None
-    ) -> tuple[Iterator[Batch], tf.Tensor, tf.Tensor]:
+    ) -> tuple[Iterator[Batch], tf.Tensor, tf.Tensor, tf.Tensor]:
         """Arguments of train() for the steps from `first` up to `last`; `lrs` replace the schedule's learning rates."""
         if lrs is None:
             lrs = self.plan.lr(np.arange(first, last)) * self.state.progress.lr_scale
         self.position = last
         ratios = on_device.mix_ratios(self.run.mixup, self.run.seed, range(first, last))
-        return self.batches, tf.constant(lrs, tf.float32), tf.constant(ratios)
+        return self.batches, tf.constant(lrs, tf.float32), tf.constant(ratios), tf.range(first, last)
 
     def train_steps(
-        self, batches: Iterator[Batch], lrs: tf.Tensor, ratios: tf.Tensor, flag: tf.Tensor
+        self, batches: Iterator[Batch], lrs: tf.Tensor, ratios: tf.Tensor, steps: tf.Tensor, flag: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """In a graph: an update for each learning rate [k] and MixUp ratio [k]; (losses [k], `flag` summed over the ranks).
+        """In a graph: an update for each learning rate [k], MixUp ratio [k] and number of a step, int32 [k].
 
-        Losses are of this rank's images, NaN where on_nan.policy=skip skipped the update.
+        Returns (losses [k], `flag` summed over the ranks). Losses are of this rank's images, NaN where on_nan.policy=skip
+        skipped the update.
         """
         losses = tf.TensorArray(tf.float32, tf.size(lrs))
         # A while loop in a graph costs time: none for one step.
         for number in range(1) if self.run.steps_per_loop == 1 else tf.range(tf.size(lrs)):
             before = self.skip.snapshot() if self.skip else []
-            loss, gradients = self.gradients(self.data_wait.next(batches), ratios[number])
+            loss, gradients = self.gradients(
+                self.data_wait.next(batches), ratios[number], steps[number], tf.constant(0)
+            )
             self.data_wait.computed(loss, gradients)
             parts = self.run.cluster.gradient_accumulation
             if parts > 1:
-                for _ in tf.range(parts - 1):
-                    more_loss, more = self.gradients(self.data_wait.next(batches), ratios[number])
+                for part in tf.range(1, parts):
+                    more_loss, more = self.gradients(self.data_wait.next(batches), ratios[number], steps[number], part)
                     self.data_wait.computed(more_loss, more)
                     loss, gradients = loss + more_loss, [a + b for a, b in zip(gradients, more, strict=True)]
                 loss, gradients = loss / parts, [gradient / parts for gradient in gradients]
@@ -120,7 +126,17 @@ class TrainStep:
         return tf.where(self.skip.apply(gradients, mean, lr, before), loss, float("nan"))
 
     @pipeline.do_not_convert
-    def loss_and_gradients(self, batch: Batch, ratio: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def draws(self, step: tf.Tensor, part: tf.Tensor) -> Draws:
+        """In a graph: the random numbers of this rank's images, which are the accumulated step `part` of the step."""
+        run, count = self.run, self.run.local_batch // self.run.cluster.gradient_accumulation
+        positions = blocks.positions(run.data, run.batch, run.batch, self.ranks.rank, self.ranks.size)
+        here = tf.slice(tf.constant(positions, tf.int32), [part * count], [count])
+        return Draws(run.seed, step, run.batch, here)
+
+    @pipeline.do_not_convert
+    def loss_and_gradients(
+        self, batch: Batch, ratio: tf.Tensor, step: tf.Tensor, part: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """In a graph: (softmax cross-entropy, its gradients) of images uint8 [B, S, S, 3], labels int32 [B], flip bool [B]."""
         run, (images, labels, flip) = self.run, batch
         smoothing, classes = run.label_smoothing, run.data.classes
@@ -128,7 +144,7 @@ class TrainStep:
         targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
         if run.mixup:
             inputs, targets = on_device.mix_up(inputs, targets, ratio)
-        with tf.GradientTape() as tape:
+        with drop.drawing(self.draws(step, part)), tf.GradientTape() as tape:
             logits = self.state.network(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
             target = self.state.optimizer.scaled(loss)

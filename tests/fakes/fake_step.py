@@ -30,7 +30,7 @@ class FakeStep(TrainStep):
         self.prepared.append((step, self.plan.size(step)))
         return True
 
-    def train_steps(self, _batches, lrs, _ratios, flag):
+    def train_steps(self, _batches, lrs, _ratios, _steps, flag):
         first = self.position - len(lrs)
         self.calls.append((first, self.position))
         losses = [self.update(first + number, float(lr)) for number, lr in enumerate(lrs)]

@@ -12,7 +12,7 @@ import pytest
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Cache, Data, Digits, Disk, Folder, Order, Records, Synthetic
-from resnet.config.model import Block, Dtype, Model, Policy
+from resnet.config.model import Antialias, Block, Dtype, Model, Policy, Stem
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.run import VARIANTS, Run
 from resnet.config.schedule import Constant, Cosine, Piecewise, Polynomial, Schedule
@@ -74,7 +74,12 @@ def run(**knobs):
 
 
 GOOD = {  # values at the edge of what is allowed
-    model: [{"depths": [1, 1, 1, 1]}, {"groups": 32, "width": 4}, {"batch_norm_momentum": 0.0}],
+    model: [
+        {"se_ratio": 1.0, "stochastic_depth": 0.99, "dropout": 0.99},
+        {"depths": [1, 1, 1, 1]},
+        {"groups": 32, "width": 4},
+        {"batch_norm_momentum": 0.0},
+    ],
     Sgd: [{"lr": 0.0}, {"lr": 1e6, "momentum": 0.0, "weight_decay": 0.0}],
     Lars: [{"lr": 1.0, "epsilon": 0.0}],
     Constant: [{"warmup_epochs": 0.0}],
@@ -106,6 +111,13 @@ BAD = [
     (model, {"filters": 0}, "model.filters", "above 0"),
     (model, {"block": Block.basic, "groups": 2}, "model.groups", "block=bottleneck"),
     (model, {"block": Block.basic, "width": 4}, "model.groups", "block=bottleneck"),
+    (model, {"stem": Stem.deep, "width": 63, "filters": 63}, "model.filters", "an even number"),
+    (model, {"se_ratio": -0.1}, "model.se_ratio", "at most 1"),
+    (model, {"se_ratio": 1.1}, "model.se_ratio", "at most 1"),
+    (model, {"stochastic_depth": 1.0}, "model.stochastic_depth", "below 1"),
+    (model, {"stochastic_depth": -0.1}, "model.stochastic_depth", "at least 0"),
+    (model, {"dropout": 1.0}, "model.dropout", "below 1"),
+    (model, {"dropout": NAN}, "model.dropout", "below 1"),
     (model, {"batch_norm_momentum": 1.0}, "model.batch_norm_momentum", "below 1"),
     (model, {"batch_norm_momentum": -0.1}, "model.batch_norm_momentum", "at least 0"),
     (model, {"batch_norm_epsilon": 0.0}, "model.batch_norm_epsilon", "above 0"),
@@ -211,6 +223,7 @@ BAD = [
     (mlflow, {"tags": ["owner"]}, "track.tags", "{owner: me}"),
     (mlflow, {"tags": {"owner": {"of": "it"}}}, "track.tags", "{owner: me}"),
     (mlflow, {"system_metrics_s": 0.0}, "track.system_metrics_s", "above 0"),
+    (run, {"model": model(antialias=Antialias.blurpool), "data": records(image_size=16)}, "model.antialias", "17 px"),
     (run, {"batch": 0}, "batch", "above 0"),
     (run, {"log_every_steps": 0}, "log_every_steps", "above 0"),
     (run, {"keep_checkpoints": 0}, "keep_checkpoints", "above 0"),

@@ -169,8 +169,8 @@ def test_the_wait_for_data_is_the_time_without_a_batch_to_work_on(run_of, monkey
             time.sleep(delay)
             yield tuple(np.zeros(shape, kind.as_numpy_dtype) for shape, kind in shapes)
 
-    def slowly(batch, ratio):
-        loss, gradients = plain(batch, ratio)
+    def slowly(*inputs):
+        loss, gradients = plain(*inputs)
         slow = tf.numpy_function(lambda one: time.sleep(busy) or one, [gradients[-1]], tf.float32)
         return loss, [*gradients[:-1], tf.ensure_shape(slow, gradients[-1].shape)]
 
