@@ -83,7 +83,9 @@ class Records(Data):
     )
     # Short side before the centre crop, pixels; null: by eval_crop. 232 for 224: published +0.22 (TorchVision)
     eval_resize: int | None = 256
-    eval_crop: float | None = None  # instead of eval_resize: share of the short side that the crop takes, timm's crop_pct
+    eval_crop: float | None = (
+        None  # instead of eval_resize: share of the short side that the crop takes, timm's crop_pct
+    )
     eval_resample: Resample = Resample.original  # antialias: as torchvision and timm resize
     eval_interpolation: Interpolation = Interpolation.bilinear
     eval_flip: bool = False  # average the logits of an image and of its mirror image, as FFCV does
@@ -149,7 +151,9 @@ class Records(Data):
 
     def check_eval(self) -> None:
         if self.eval_crop is None:
-            self.check("eval_resize", self.eval_resize is not None, "give data.eval_resize=256, or data.eval_crop=0.875")
+            self.check(
+                "eval_resize", self.eval_resize is not None, "give data.eval_resize=256, or data.eval_crop=0.875"
+            )
             self.check_at_most(8192, "eval_resize")
             fits = self.eval_short >= self.image_size
             self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")

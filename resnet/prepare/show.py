@@ -48,7 +48,7 @@ def pictures(source: Source, images: int, seed: int) -> list[Section]:
     eval_pixels, eval_labels, _mask = next(iter(pipeline.evaluation(source, min(images, source.eval_images))))
     size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
     train = f"Training, {source.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them"
-    val = f"Evaluation, {source.eval_images:,} images: short side {settings.eval_resize} px, centre {size} px"
+    val = f"Evaluation, {source.eval_images:,} images: short side {settings.eval_short} px, centre {size} px"
     return [
         (train, inputs.round().clip(0, 255).astype(np.uint8), labels.numpy().tolist()),
         (val, eval_pixels.numpy(), eval_labels.numpy().tolist()),
