@@ -19,20 +19,33 @@ def centre(image: tf.Tensor, short: int, side: int, interpolation: Interpolation
     The long side is truncated, and half a pixel of an offset rounded to even, as torchvision's Resize and CenterCrop do.
     """
     with tf.device("/CPU:0"):  # a GPU's product with a sparse matrix is not deterministic
-        rows, columns = tf.unstack(tf.shape(image)[:2])
-        cubic = interpolation is Interpolation.bicubic
-        new = short * tf.shape(image)[:2] // tf.minimum(rows, columns)
+        old = tf.shape(image)[:2]
+        new = short * old // tf.reduce_min(old)
         first = tf.cast(tf.round(tf.cast(new - side, tf.float32) / 2), tf.int32)
-        top, bottom, down = matrix(rows, new[0], first[0], side, cubic, 1)
-        left, right, across = matrix(columns, new[1], first[1], side, cubic, CHANNELS)
-        pixels = tf.cast(image[top:bottom, left:right], tf.float32)
-        pixels = tf.reshape(pixels, [bottom - top, (right - left) * CHANNELS])
-        if cubic:  # Pillow clips what overshoots between its two passes, of which the horizontal one is the first
-            pixels = tf.clip_by_value(horizontal(across, pixels), 0, 255)
-            pixels = tf.clip_by_value(tf.sparse.sparse_dense_matmul(down, pixels), 0, 255)
-        else:  # the faster order
-            pixels = horizontal(across, tf.sparse.sparse_dense_matmul(down, pixels))
-        return tf.reshape(tf.cast(pixels + 0.5, tf.uint8), [side, side, CHANNELS])
+
+        def cropped() -> tf.Tensor:
+            return image[first[0] : first[0] + side, first[1] : first[1] + side]
+
+        unchanged = tf.reduce_min(old) == short  # as in shards prepared with resize=256
+        pixels = tf.cond(unchanged, cropped, lambda: resized(image, old, new, first, side, interpolation))
+        return tf.ensure_shape(pixels, [side, side, CHANNELS])
+
+
+def resized(
+    image: tf.Tensor, old: tf.Tensor, new: tf.Tensor, first: tf.Tensor, side: int, interpolation: Interpolation
+) -> tf.Tensor:
+    """The square of `side` pixels from `first` on of an image of size `old` resized to `new`, uint8; int32 [2] each."""
+    cubic = interpolation is Interpolation.bicubic
+    top, bottom, down = matrix(old[0], new[0], first[0], side, cubic, 1)
+    left, right, across = matrix(old[1], new[1], first[1], side, cubic, CHANNELS)
+    pixels = tf.cast(image[top:bottom, left:right], tf.float32)
+    pixels = tf.reshape(pixels, [bottom - top, (right - left) * CHANNELS])
+    if cubic:  # Pillow clips what overshoots between its two passes, of which the horizontal one is the first
+        pixels = tf.clip_by_value(horizontal(across, pixels), 0, 255)
+        pixels = tf.clip_by_value(tf.sparse.sparse_dense_matmul(down, pixels), 0, 255)
+    else:  # the faster order
+        pixels = horizontal(across, tf.sparse.sparse_dense_matmul(down, pixels))
+    return tf.reshape(tf.cast(pixels + 0.5, tf.uint8), [side, side, CHANNELS])
 
 
 def horizontal(across: tf.SparseTensor, pixels: tf.Tensor) -> tf.Tensor:
