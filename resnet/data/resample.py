@@ -6,6 +6,7 @@ columns are computed: three times as fast as TensorFlow's ScaleAndTranslate.
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from resnet.config.data import Interpolation
@@ -36,10 +37,14 @@ def resized(
 ) -> tf.Tensor:
     """The square of `side` pixels from `first` on of an image of size `old` resized to `new`, uint8; int32 [2] each."""
     cubic = interpolation is Interpolation.bicubic
-    top, bottom, down = matrix(old[0], new[0], first[0], side, cubic, 1)
-    left, right, across = matrix(old[1], new[1], first[1], side, cubic, CHANNELS)
-    pixels = tf.cast(image[top:bottom, left:right], tf.float32)
-    pixels = tf.reshape(pixels, [bottom - top, (right - left) * CHANNELS])
+    sources, weights = filters(old, new, first, side, cubic)
+    start, stop = sources[:, 0, 0], sources[:, -1, -1] + 1
+    size = stop - start
+    sources -= start[:, None, None]
+    down = matrix(sources[0], weights[0], size[0], 1)
+    across = matrix(sources[1], weights[1], size[1], CHANNELS)
+    pixels = tf.cast(image[start[0] : stop[0], start[1] : stop[1]], tf.float32)
+    pixels = tf.reshape(pixels, [size[0], size[1] * CHANNELS])
     if cubic:  # Pillow clips what overshoots between its two passes, of which the horizontal one is the first
         pixels = tf.clip_by_value(horizontal(across, pixels), 0, 255)
         pixels = tf.clip_by_value(tf.sparse.sparse_dense_matmul(down, pixels), 0, 255)
@@ -53,30 +58,33 @@ def horizontal(across: tf.SparseTensor, pixels: tf.Tensor) -> tf.Tensor:
     return tf.transpose(tf.sparse.sparse_dense_matmul(across, tf.transpose(pixels)))
 
 
-def matrix(
-    old: tf.Tensor, new: tf.Tensor, first: tf.Tensor, side: int, cubic: bool, channels: int
-) -> tuple[tf.Tensor, tf.Tensor, tf.SparseTensor]:
-    """(start, stop, matrix) that make pixels first..first + side of `new` from pixels start..stop of `old`; all int32.
+def filters(old: tf.Tensor, new: tf.Tensor, first: tf.Tensor, side: int, cubic: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """(sources int64, weights float32), [2, side, n]: pixel first + i of the size `new` is a sum of n pixels of `old`.
 
-    The sparse matrix is float32 [side * channels, (stop - start) * channels], for pixels whose channels lie side by side.
+    For both directions at once: there are a hundred operations of a few numbers each.
     """
-    scale = tf.cast(old, tf.float64) / tf.cast(new, tf.float64)
+    last = tf.cast(old, tf.float64)[:, None, None] - 1
+    scale = (last + 1) / tf.cast(new, tf.float64)[:, None, None]
     stretch = tf.maximum(scale, 1)  # the filter's; it does not shrink where the image grows
     support = (2.0 if cubic else 1.0) * stretch
-    centres = tf.cast(first + tf.range(side), tf.float64) * scale + scale / 2
-    lowest = tf.cast(tf.floor(centres - support), tf.int32)
-    taps = lowest[:, None] + tf.range(tf.cast(tf.math.ceil(2 * support), tf.int32) + 1)  # [side, taps of a pixel]
-    distance = tf.abs(tf.cast(taps, tf.float64) + 0.5 - centres[:, None]) / stretch
-    inside = tf.cast((taps >= 0) & (taps < old), tf.float64)
-    weights = (keys(distance) if cubic else tf.maximum(1 - distance, 0)) * inside
-    weights = tf.cast(weights / tf.reduce_sum(weights, axis=1, keepdims=True), tf.float32)
-    start, stop = tf.maximum(taps[0, 0], 0), tf.minimum(taps[-1, -1] + 1, old)
-    sources = tf.clip_by_value(taps, start, stop - 1) - start
-    pairs = tf.stack([tf.broadcast_to(tf.range(side)[:, None], tf.shape(taps)), sources], axis=-1)
-    pairs = pairs[:, :, None] * channels + tf.range(channels)[:, None]
-    values = tf.repeat(tf.reshape(weights, [-1]), channels)
-    shape = tf.cast(tf.stack([side, stop - start]) * channels, tf.int64)
-    return start, stop, tf.SparseTensor(tf.cast(tf.reshape(pairs, [-1, 2]), tf.int64), values, shape)
+    centres = (tf.cast(first, tf.float64)[:, None, None] + (np.arange(side) + 0.5)[:, None]) * scale
+    taps = tf.floor(centres - support) + tf.range(tf.reduce_max(tf.math.ceil(2 * support)) + 1)
+    sources = tf.clip_by_value(taps, 0, last)
+    distance = tf.abs(taps + 0.5 - centres) / stretch
+    weights = (keys(distance) if cubic else tf.maximum(1 - distance, 0)) * tf.cast(sources == taps, tf.float64)
+    weights /= tf.reduce_sum(weights, axis=2, keepdims=True)
+    return tf.cast(sources, tf.int64), tf.cast(weights, tf.float32)
+
+
+def matrix(sources: tf.Tensor, weights: tf.Tensor, size: tf.Tensor, channels: int) -> tf.SparseTensor:
+    """float32 [side * channels, size * channels], for pixels whose channels lie side by side; of filters [side, n]."""
+    numbers = np.arange(channels, dtype=np.int64)
+    rows = np.arange(sources.shape[0])[:, None, None] * channels + numbers
+    columns = sources[..., None] * channels + numbers
+    pairs = tf.stack([tf.broadcast_to(rows, tf.shape(columns)), columns], axis=-1)
+    values = weights[..., None] * np.ones(channels, np.float32)
+    shape = tf.stack([sources.shape[0], size]) * channels
+    return tf.SparseTensor(tf.reshape(pairs, [-1, 2]), tf.reshape(values, [-1]), shape)
 
 
 def keys(distance: tf.Tensor) -> tf.Tensor:
