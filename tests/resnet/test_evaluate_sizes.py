@@ -12,6 +12,7 @@ import pytest
 from resnet import UserError, evaluate
 from resnet.data import pipeline, source
 from resnet.model import resnet, weights
+from resnet.training import artifacts
 from resnet.training.trained import read as read_weights
 
 
@@ -41,6 +42,7 @@ def test_each_size_is_evaluated_with_mirror_images_and_the_files_are_of_the_netw
 ):
     words = [trained.out, "eval_sizes=[40]", "data.eval_flip=true", f"out={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["resnet.evaluate", *words])
+    monkeypatch.setattr(artifacts, "of_predictions", lambda *_: [])  # the plots
     evaluate.main()
     found = json.loads((tmp_path / "scores.json").read_text())
     assert [(one["image_size"], one["eval_resize"]) for one in found["sizes"]] == [(40, 47), (48, 56)]
