@@ -19,7 +19,7 @@ you trust. DIR gets
                         serving_default  images   float32 [B, S, S, 3] in 0..255, S the data.image_size
                         uint8            images   uint8 [B, S, S, 3]
                         jpeg             encoded  string [B]: JPEG bytes, resized and cropped as in evaluation
-  model.safetensors   timm's names and layout, with model, classes and normalization in its metadata
+  model.safetensors   timm's names and layout, with model, classes and preprocessing in its metadata
   classes.txt         one class name per line, if known
   mlflow_model/       if mlflow=true: MLflow's format, for `mlflow models serve` (docs/serving.md)
 
@@ -61,7 +61,7 @@ def export(path: str, overrides: Sequence[str], out: Path, mlflow: bool = False)
     metadata = {
         "model": run.model.name,
         "classes": str(data.classes),
-        "image_size": str(data.image_size),
+        **{name: str(value) for name, value in saved_model.preprocessing(data).items()},
         "mean": json.dumps([value / 255 for value in data.mean]),  # of pixels in 0..1, as PyTorch has them
         "std": json.dumps([value / 255 for value in data.std]),
     }

@@ -20,7 +20,7 @@ from resnet.bench import flops, workers
 from resnet.bench.pixels import Pixels, crops_alone, naive
 from resnet.bench.workers import Sides, Work, moving, require, timed
 from resnet.config import compose
-from resnet.config.data import Order, Records
+from resnet.config.data import Order, Records, Resample
 from resnet.config.run import Run
 from resnet.config.track import Mlflow
 from resnet.config.training import Ema
@@ -233,6 +233,8 @@ def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
             )
         sides[f"training, {name}"] = reading(pipeline.train(source, size, 1, 0), pixels.check)
         sides[f"evaluation, {name}"] = reading(pipeline.evaluation(source, size).repeat(), pixels.check)
+        source = open_source(Records(dir=folder, classes=1000, eval_resample=Resample.antialias))
+        sides[f"evaluation antialiased, {name}"] = reading(pipeline.evaluation(source, size).repeat(), pixels.check)
     if own:
         source = open_source(records(own))
         pixels = Pixels(source, (size, 224, 224, 3))

@@ -35,7 +35,8 @@ from resnet.config.track import Mlflow
 from resnet.config.training import Progressive
 
 GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
-PREPROCESSING = ("image_size", "eval_resize", "mean", "std")  # of the trained network: kept with another data=
+EVALUATION = ("eval_resize", "eval_crop", "eval_resample", "eval_interpolation", "eval_flip")
+PREPROCESSING = ("image_size", *EVALUATION, "mean", "std")  # of the trained network: kept with another data=
 INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # in a string that OmegaConf would not take as it is; see escape()
 SWEEPER = "hydra_plugins.resnet.ProcessSweeper"  # sweep.command puts it there
 

@@ -34,6 +34,16 @@ class Links(Enum):
     follow = "follow"  # all, those to folders too
 
 
+class Resample(Enum):
+    original = "original"  # each pixel from four, whatever the scale; sides rounded
+    antialias = "antialias"  # as Pillow does, from all that it covers; sides and offsets as torchvision has them
+
+
+class Interpolation(Enum):
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+
+
 class Order(Enum):
     images = "images"  # any image may follow any other
     blocks = "blocks"  # neighbouring records are read together, then mixed with those of other places
@@ -71,7 +81,14 @@ class Records(Data):
     label_offset: int | None = (
         None  # label of the first class in other people's shards; null: 0 or 1, as all labels tell
     )
-    eval_resize: int = 256  # short side before the centre crop, pixels. 232 for 224: published +0.22 (TorchVision)
+    # Short side before the centre crop, pixels; null: by eval_crop. 232 for 224: published +0.22 (TorchVision)
+    eval_resize: int | None = 256
+    eval_crop: float | None = (
+        None  # instead of eval_resize: share of the short side that the crop takes, timm's crop_pct
+    )
+    eval_resample: Resample = Resample.original  # antialias: as torchvision and timm resize
+    eval_interpolation: Interpolation = Interpolation.bilinear
+    eval_flip: bool = False  # average the logits of an image and of its mirror image, as FFCV does
     min_area: float = 0.08  # random resized crop: least share of the image (arXiv:1409.4842 sec. 6)
     max_aspect: float = 4 / 3  # and its aspect ratio, log-uniform in [1/max_aspect, max_aspect]
     flip: bool = True  # mirror half of the training images left to right
@@ -95,6 +112,14 @@ class Records(Data):
         return self.dir
 
     @property
+    def eval_short(self) -> int:
+        """The short side before the centre crop, pixels; by a share it is truncated, as timm does."""
+        if self.eval_crop is not None:
+            return math.floor(self.image_size / self.eval_crop)
+        assert self.eval_resize is not None
+        return self.eval_resize
+
+    @property
     def fetches(self) -> bool:
         """Whether records are read ahead of their use."""
         return self.order is Order.blocks or self.cache is Cache.disk or addresses.is_remote(self.dir)
@@ -105,9 +130,7 @@ class Records(Data):
             addresses.check(self.dir, "data.dir=")
         self.check_at_least(0, "label_offset")
         self.check_at_most(100_000, "label_offset")
-        self.check_at_most(8192, "eval_resize")
-        fits = self.eval_resize >= self.image_size
-        self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")
+        self.check_eval()
         self.check("min_area", 0 < self.min_area <= 1, "must be above 0 and at most 1")
         self.check_at_least(1, "max_aspect")
         self.check_at_least(0, "max_corrupt", "window")
@@ -125,6 +148,24 @@ class Records(Data):
         way_out = "nothing is read ahead for it; use data.cache=encoded, or data.order=images and a local data.dir"
         check(not self.fetches or self.cache is not Cache.decoded, "data.cache", self.cache.name, way_out)
         self.check_disk()
+
+    def check_eval(self) -> None:
+        if self.eval_crop is None:
+            self.check(
+                "eval_resize", self.eval_resize is not None, "give data.eval_resize=256, or data.eval_crop=0.875"
+            )
+            self.check_at_most(8192, "eval_resize")
+            fits = self.eval_short >= self.image_size
+            self.check("eval_resize", fits, f"the centre crop of data.image_size={self.image_size} must fit in")
+        else:
+            way_out = f"is for data.eval_resize=null, and it is {self.eval_resize}; leave out one of the two"
+            self.check("eval_crop", self.eval_resize in (None, 256), way_out)
+            least = self.image_size / 8192
+            way_out = f"must be at most 1, the whole short side, and at least {least:.3g}, of 8192 pixels"
+            self.check("eval_crop", least <= self.eval_crop <= 1, way_out)
+        used = self.eval_resample is Resample.antialias or self.eval_interpolation is Interpolation.bilinear
+        way_out = "is for data.eval_resample=antialias; leave out one of the two"
+        check(used, "data.eval_interpolation", self.eval_interpolation.name, way_out)
 
     def check_disk(self) -> None:
         if self.disk is Disk.hdd:

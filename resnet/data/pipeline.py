@@ -14,9 +14,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet import UserError
-from resnet.config.data import Cache, Order, Records
+from resnet.config.data import Cache, Order, Records, Resample
 from resnet.config.training import Augment
-from resnet.data import blocks
+from resnet.data import blocks, resample
 from resnet.data.augment import policies
 from resnet.data.images import MAX_ASPECT, MAX_PIXELS
 from resnet.data.reader import Reader
@@ -279,15 +279,17 @@ def evaluation(source: Source, batch: int, steps: int | None = None, rank: int =
 
 
 def centre_crop(image: tf.Tensor, settings: Records) -> tf.Tensor:
-    """Short side of a JPEG or of uint8 [H, W, 3] to eval_resize keeping the aspect, then the centre: uint8 [S, S, 3]."""
+    """Short side of a JPEG or of uint8 [H, W, 3] to eval_short keeping the aspect, then the centre: uint8 [S, S, 3]."""
     if image.dtype == tf.string:
         with tf.control_dependencies([jpeg_shape(image)]):
             image = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")
-    size = tf.cast(tf.shape(image)[:2], tf.float32)
-    scaled = tf.cast(tf.round(size * (settings.eval_resize / tf.reduce_min(size))), tf.int32)
-    image = resize(image, scaled)
-    top, left = tf.unstack((scaled - settings.image_size) // 2)
     side = settings.image_size
+    if settings.eval_resample is Resample.antialias:
+        return resample.centre(image, settings.eval_short, side, settings.eval_interpolation)
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    scaled = tf.cast(tf.round(size * (settings.eval_short / tf.reduce_min(size))), tf.int32)
+    image = resize(image, scaled)
+    top, left = tf.unstack((scaled - side) // 2)
     return to_uint8(image[top : top + side, left : left + side], side)
 
 

@@ -51,7 +51,7 @@ def pictures(source: Source, augment: Augment, images: int, seed: int) -> list[S
     size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
     mirrored += f", {augment.name}" if augment.name != "none" else ""
     train = f"Training, {source.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them"
-    val = f"Evaluation, {source.eval_images:,} images: short side {settings.eval_resize} px, centre {size} px"
+    val = f"Evaluation, {source.eval_images:,} images: short side {settings.eval_short} px, centre {size} px"
     return [
         (train, inputs.round().clip(0, 255).astype(np.uint8), labels.numpy().tolist()),
         (val, eval_pixels.numpy(), eval_labels.numpy().tolist()),

@@ -62,7 +62,8 @@ def package(saved: Path, run: Run, folder: Path) -> Path:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             requirements.append(f"{name}=={metadata.version(name)}")
-    model = Model(metadata={"model": run.model.name, "classes": run.data.classes, "image_size": size})
+    facts = {"model": run.model.name, "classes": run.data.classes, **saved_model.preprocessing(run.data)}
+    model = Model(metadata=facts)
     with files.atomic_dir(folder, replace=True) as aside, quiet():
         mlflow.pyfunc.save_model(
             str(aside),

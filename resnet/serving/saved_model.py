@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,6 +11,15 @@ from resnet.config.data import Data, Records
 from resnet.data.augment.on_device import prepare_images
 from resnet.data.pipeline import centre_crop, within_limits
 from resnet.serving import upright
+
+
+def preprocessing(data: Data) -> dict[str, Any]:
+    """How `jpeg` and `cropped` prepare images, for the metadata of what is exported. data.eval_flip is evaluation's alone."""
+    facts: dict[str, Any] = {"image_size": data.image_size}
+    if isinstance(data, Records):
+        facts |= {"eval_resize": data.eval_short, "eval_resample": data.eval_resample.name}
+        facts |= {"eval_interpolation": data.eval_interpolation.name}
+    return facts
 
 
 def write(network: tf.keras.Model, data: Data, names: list[str] | None, path: Path) -> None:

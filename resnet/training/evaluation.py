@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet.config.data import Data
+from resnet.config.data import Data, Records
 from resnet.config.run import Run
 from resnet.data import pipeline
 from resnet.data.augment.on_device import prepare_images
@@ -83,16 +83,22 @@ def counts(logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 def step(network: tf.keras.Model, mean: tf.keras.Model | None, data: Data) -> EvalStep:
     """The compiled function (images, labels, mask) -> (counts [1, 4], predicted int32 [B], probability float32 [B]).
 
-    With the network `mean` of averaged weights counts are [2, 4], and the predictions are those of `mean`.
+    With the network `mean` of averaged weights counts are [2, 4], and the predictions are those of `mean`. With data.eval_flip
+    the logits are the mean of those of an image and of its mirror image (FFCV's lr_tta, which takes the sum).
     """
     networks = [network, mean] if mean else [network]
+    flips = isinstance(data, Records) and data.eval_flip
+
+    def logits_of(evaluated: tf.keras.Model, inputs: tf.Tensor) -> tf.Tensor:
+        logits = evaluated(inputs, training=False)
+        return (logits + evaluated(tf.reverse(inputs, [2]), training=False)) / 2 if flips else logits
 
     @tf.function(reduce_retracing=True, autograph=False)
     def evaluation_step(
         images: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         inputs = prepare_images(images, None, data.mean, data.std)
-        logits = [evaluated(inputs, training=False) for evaluated in networks]
+        logits = [logits_of(evaluated, inputs) for evaluated in networks]
         totals = tf.stack([counts(each, labels, mask) for each in logits])
         probability = tf.reduce_max(tf.nn.softmax(logits[-1]), axis=1)
         return totals, tf.argmax(logits[-1], axis=1, output_type=tf.int32), probability

@@ -59,7 +59,15 @@ CLOSED: dict[str, tuple[Any, ...]] = {
     "eval_offset_epochs": (0, 1, 2, 3),
     "stop_at_top1": (None, TARGET),
 }
-CROPS = {"data.min_area": (0.05,), "data.max_aspect": (4 / 3,), "data.eval_resize": (256,), "data.flip": (True,)}
+CROPS = {
+    "data.min_area": (0.05,),
+    "data.max_aspect": (4 / 3,),
+    "data.flip": (True,),
+    "data.eval_resize": (256,),
+    "data.eval_crop": (None,),
+    "data.eval_resample": ("original",),
+    "data.eval_flip": (False,),
+}
 CURVE = {"schedule.power": (2,), "schedule.end_lr": (1e-4,)}
 LARS = {"optim.epsilon": (0,), "optim.trust_coefficient": (0.001,)}
 

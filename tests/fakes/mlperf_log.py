@@ -19,6 +19,7 @@ REFERENCE = (
     "data.dir=/nowhere",
     "data.std=[1,1,1]",
     "data.min_area=0.05",
+    "data.eval_resample=original",
     "track=off",
     "eval_every_epochs=4",
     "stop_at_top1=0.759",

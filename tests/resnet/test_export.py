@@ -179,6 +179,7 @@ def test_the_folder_tells_names_and_how_images_are_prepared(exported):
     with safe_open(exported / "model.safetensors", "np") as file:
         told = file.metadata()
     assert (told["model"], told["classes"], told["image_size"], told["format"]) == ("tiny", "3", "48", "pt")
+    assert (told["eval_resize"], told["eval_resample"], told["eval_interpolation"]) == ("56", "antialias", "bilinear")
     np.testing.assert_allclose(json.loads(told["mean"]), np.divide(MEAN, 255))
     np.testing.assert_allclose(json.loads(told["std"]), np.divide(STD, 255))
 

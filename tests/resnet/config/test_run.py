@@ -11,7 +11,7 @@ import pytest
 
 from resnet import UserError
 from resnet.config.cluster import Cluster, Device
-from resnet.config.data import Cache, Data, Digits, Disk, Folder, Order, Records, Synthetic
+from resnet.config.data import Cache, Data, Digits, Disk, Folder, Interpolation, Order, Records, Resample, Synthetic
 from resnet.config.model import Antialias, Block, Dtype, Model, Policy, Stem
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.run import VARIANTS, Run
@@ -85,7 +85,11 @@ GOOD = {  # values at the edge of what is allowed
     Constant: [{"warmup_epochs": 0.0}],
     Piecewise: [{"boundaries_epochs": []}, {"warmup_epochs": 3.0, "boundaries_epochs": [3.5]}],
     Polynomial: [{"horizon_epochs": None}, {"warmup_epochs": 3.0, "horizon_epochs": 3.5}],
-    records: [{"classes": 2}, {"image_size": 8, "eval_resize": 8}, {"min_area": 1.0, "max_aspect": 1.0}],
+    records: [
+        *({"classes": 2}, {"image_size": 8, "eval_resize": 8}, {"min_area": 1.0, "max_aspect": 1.0}),
+        *({"eval_crop": 1.0}, {"eval_crop": 224 / 8192}, {"eval_crop": 0.95, "eval_resize": None}),
+        {"eval_resample": Resample.antialias, "eval_interpolation": Interpolation.bicubic},
+    ],
     cluster: [{"threads": None}, {"threads": 1}, {"device": Device.gpu}],
     on_nan: [{"max_skips": 0, "max_rollbacks": 0, "lr_factor": 1.0}],
     mlflow: [{"uri": "http://127.0.0.1:5000"}, {"parent_run": "abc"}],
@@ -147,6 +151,12 @@ BAD = [
     (records, {"std": [1.0, 1.0, 0.0]}, "data.std", "above 0"),
     (records, {"std": [1.0] * 4}, "data.std", "three numbers"),
     (records, {"eval_resize": 223}, "data.eval_resize", "data.image_size=224"),
+    (records, {"eval_resize": None}, "data.eval_resize", "or data.eval_crop=0.875"),
+    (records, {"eval_resize": 232, "eval_crop": 0.95}, "data.eval_crop", "leave out one of the two"),
+    (records, {"eval_crop": 1.01}, "data.eval_crop", "must be at most 1"),
+    (records, {"eval_crop": 0.027}, "data.eval_crop", "at least 0.0273"),
+    (records, {"eval_crop": NAN}, "data.eval_crop", "must be at most 1"),
+    (records, {"eval_interpolation": Interpolation.bicubic}, "data.eval_interpolation", "data.eval_resample=antialias"),
     (records, {"min_area": 0.0}, "data.min_area", "above 0"),
     (records, {"min_area": 1.1}, "data.min_area", "at most 1"),
     (records, {"max_aspect": 0.9}, "data.max_aspect", "at least 1"),

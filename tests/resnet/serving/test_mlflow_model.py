@@ -168,7 +168,8 @@ def test_the_folder_says_what_goes_in_and_comes_out_and_what_it_needs(place, loa
     assert needed == {name: importlib.metadata.version(name) for name in needed}
     assert needed.get("tensorflow") or needed.get("tensorflow-cpu")
     told = (place / "MLmodel").read_text()
-    assert yaml.safe_load(told)["metadata"] == {"model": "tiny", "classes": 3, "image_size": 48}
+    images = {"image_size": 48, "eval_resize": 56, "eval_resample": "antialias", "eval_interpolation": "bilinear"}
+    assert yaml.safe_load(told)["metadata"] == {"model": "tiny", "classes": 3, **images}
     assert str(Path(mlflow_model.__file__).parent) not in told and Path(trained.out).parent.name not in told
     Image.open(io.BytesIO(base64.b64decode(loaded.input_example["image"][0]))).verify()
 

@@ -184,6 +184,7 @@ def changed(run, knob, value):
         (LARS, "data.train_size", 176, "None or 224"),
         (LARS, "data.std", [58.0, 57.0, 57.0], "[1, 1, 1]"),
         (LARS, "data.min_area", 0.08, "0.05"),
+        (LARS, "data.eval_flip", True, "False"),
         (LARS, "optim.weight_decay", 3e-4, "0.0004"),
         (LARS, "optim.weight_decay", 0.0, "0.0001"),
         (LARS, "optim.momentum", 0.94, "0.9"),
