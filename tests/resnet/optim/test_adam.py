@@ -1,15 +1,19 @@
 """AdamW, LAMB, decoupled decay and clipping against loops of NumPy over 50 steps, and their state."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from run_files import assert_same, tensors
 
 from resnet.config.optim import AdamW, Lamb, Lars, Sgd
+from resnet.model import resnet
 from resnet.optim import optimizers
 from resnet.optim.loss_scale import LossScaleOptimizer
+from resnet.training.loop import train as train_run
 
 ORACLE = runpy.run_path(str(Path(__file__).parents[2] / "golden" / "oracle_optim.py"))
 STEPS, LRS, draw = ORACLE["STEPS"], ORACLE["LRS"], ORACLE["draw"]
@@ -148,3 +152,21 @@ def test_what_is_decayed_can_be_chosen(settings):
     chosen = type(settings)(lr=1, decay_norm=True, decay_bias=False)
     assert list(optimizers.build(chosen, ours).decayed) == [True, False, True, True]
     assert not any(optimizers.build(type(settings)(lr=1, weight_decay=0.0), ours).decayed)
+
+
+def test_a_run_with_lamb_is_the_same_when_resumed(run_at, tmp_path, small_build, monkeypatch):
+    """With skipped updates, layer-wise rates and an average; each is part of the state or of the step."""
+    monkeypatch.setattr(resnet, "build", small_build)
+    words = ["model=tiny", "batch=96", "track=off", "optim=lamb", "optim.lr=0.1", "on_nan.policy=skip"]
+    words += ["schedule=linear", "schedule.warmup_epochs=0.1", "schedule.warmup_start=0.1", "epochs=1", "eval=false"]
+    words += ["finetune.layer_decay=0.5", "ema.torchvision_decay=0.999", "ema.every_steps=1", "ema.start=copy"]
+    whole, resumed = (run_at(tmp_path / name, *words, "steps=5", "save_every_steps=3") for name in ("whole", "resumed"))
+    train_run(whole, Path(whole.out))
+    shutil.copytree(whole.out, resumed.out)
+    shutil.rmtree(Path(resumed.out) / "checkpoints" / "step-00000005")
+    train_run(resumed, Path(resumed.out))
+    for part in ("network", "average", "optimizer"):
+        one, other = (tensors(run.out, 5, part) for run in (whole, resumed))
+        assert_same(one, other)
+        assert len(one) > 3, part
+    assert [value for name, value in one.items() if "steps" in name] == [5]
