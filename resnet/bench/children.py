@@ -65,13 +65,15 @@ def step(words: str, optim: str = "sgd", variant: str = "", folder: str = "") ->
     """The compiled train step on synthetic images, called as the training loop calls it.
 
     `variant`: `plain` has Keras's batch norm, and gradients by oneDNN alone; `tracked` also averages weights, logs and shows
-    progress, with MLflow's store in `folder`.
+    progress, with MLflow's store in `folder`; `clip` clips the gradients.
     """
     if variant == "plain":
         device.uses_amx = lambda cluster, dtype: False  # noqa: ARG005
         vars(state)["batch_norm_class"] = lambda cluster, hvd=None: tf.keras.layers.BatchNormalization  # noqa: ARG005
     run = compose.for_inference(words.split())
     run = replace(run, optim=compose.one_group("optim", f"optim={optim}", f"batch={run.batch}"))
+    if variant == "clip":
+        run = replace(run, optim=replace(run.optim, clip_norm=1.0))
     if variant == "tracked":
         settings = Mlflow(uri=f"sqlite:///{folder}/mlflow.db", run_name="bench")
         run = replace(run, ema=Ema(half_life_steps=1000.0), track=settings, out=folder)

@@ -18,6 +18,8 @@ from resnet.config.training import Ema
 VARIANTS = {
     "onednn": ("step, images/s", ["sgd", ""], ["sgd", "plain"], "plain layers (no gradients of conv.py, no RowNorm)"),
     "lars": ("LARS step, s", ["lars", ""], ["sgd", ""], "SGD step"),
+    "lamb": ("LAMB step, s", ["lamb", ""], ["sgd", ""], "SGD step"),
+    "clip": ("step with clipping, s", ["sgd", "clip"], ["sgd", ""], "without"),
     "all": ("step with EMA, metrics, MLflow and progress, s", ["sgd", "tracked"], ["sgd", ""], "without"),
 }
 GROUPS = "keras", "timm", *VARIANTS

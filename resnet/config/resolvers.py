@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,11 @@ def linear_lr(one_server: float, several: float | None = None, *, _root_: DictCo
     if several is not None and (_root_.sweep.slurm.nodes if by_slurm else topology.host_count(_root_.cluster)) > 1:
         return float(several) * int(_root_.batch) / 256
     return float(one_server) * int(_root_.batch) / 256
+
+
+def sqrt_lr(peak: float, batch: int, *, _root_: DictConfig) -> float:
+    """Peak lr that grows by the square root of the batch, from that for `batch` images (arXiv:1904.00962 sec. 4)."""
+    return float(peak) * math.sqrt(int(_root_.batch) / int(batch))
 
 
 def lars_row(column: str, *, _root_: DictConfig) -> Any:
@@ -105,6 +111,7 @@ def scratch() -> str:
 
 ALL: dict[str, Callable[..., object]] = {  # by their names in option files
     "linear_lr": linear_lr,
+    "sqrt_lr": sqrt_lr,
     "lars_row": lars_row,
     "slurm_tasks": topology.allocated_tasks,
     "must_be_given": require,

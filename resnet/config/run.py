@@ -14,8 +14,8 @@ from resnet.config.checks import MISSING, Settings, check
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Data, Digits, Fashion, Folder, Order, Records, Synthetic
 from resnet.config.model import Antialias, Dtype, Model, Policy, Stem
-from resnet.config.optim import Lars, Optim, Sgd
-from resnet.config.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
+from resnet.config.optim import AdamW, Lamb, Lars, Momentum, Optim, Sgd
+from resnet.config.schedule import Constant, Cosine, Exponential, Horizon, Linear, Piecewise, Polynomial, Schedule
 from resnet.config.track import Mlflow, Off, Track
 from resnet.config.training import Augment, Ema, Finetune, OnNan, Progressive, RandAugment, TrivialAugment
 
@@ -96,6 +96,8 @@ class Run(Settings):
         self.check("lr_find_steps", self.lr_find_steps >= 20, "must be at least 20, or there is no curve")
         way_out = "MLPerf's log is of a training, and lr_find=true is none; use mlperf=false"
         self.check("mlperf", not (self.lr_find and self.mlperf), way_out)
+        way_out = f"MLPerf's log has no keys for optim={self.optim.name}; use optim=lars or sgd, or mlperf=false"
+        self.check("mlperf", not self.mlperf or isinstance(self.optim, Momentum), way_out)
         self.check_groups()
 
     def check_augment(self) -> None:
@@ -150,6 +152,8 @@ class Run(Settings):
             horizon, warmup = self.schedule.horizon_epochs or self.epochs, self.schedule.warmup_epochs
             way_out = f"add schedule.warmup_epochs={self.epochs / 5:g}, or use more than {warmup:g} epochs"
             self.check("epochs", horizon > warmup, f"the curve would end within its warm-up; {way_out}")
+            way_out = f"the curve would end within its warm-up; must be below {horizon - warmup:g} epochs"
+            self.schedule.check("cooldown_epochs", horizon - self.schedule.cooldown_epochs > warmup, way_out)
             way_out = (
                 f"the curve ends at schedule.horizon_epochs={horizon:g}; add schedule.horizon_epochs={self.epochs:g}"
             )
@@ -159,8 +163,15 @@ class Run(Settings):
 # The variants of each group by the name that config.yaml keeps; a group of one variant has free names.
 VARIANTS: dict[str, dict[str, type]] = {
     "model": {"": Model},
-    "optim": {"sgd": Sgd, "lars": Lars},
-    "schedule": {"constant": Constant, "piecewise": Piecewise, "polynomial": Polynomial, "cosine": Cosine},
+    "optim": {"sgd": Sgd, "lars": Lars, "adamw": AdamW, "lamb": Lamb},
+    "schedule": {
+        "constant": Constant,
+        "piecewise": Piecewise,
+        "polynomial": Polynomial,
+        "linear": Linear,
+        "cosine": Cosine,
+        "exponential": Exponential,
+    },
     "dtype": {"": Dtype},
     "data": {"digits": Digits, "fashion": Fashion, "imagenet": Records, "folder": Folder, "synthetic": Synthetic},
     "cluster": {"": Cluster},

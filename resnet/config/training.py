@@ -143,9 +143,16 @@ class TrivialAugment(Augment):
         self.check("num_magnitude_bins", self.num_magnitude_bins > 1, "must be at least 2")
 
 
+class EmaStart(Enum):
+    """How the average starts: with a decay that rises to the full one, or as a copy of the weights."""
+
+    rise = "rise"
+    copy = "copy"
+
+
 @dataclass
 class Ema(Settings):
-    """Exponential moving average of all weights, evaluated and saved beside them; off while the first two are null.
+    """Exponential moving average of all weights, evaluated and saved beside them; off while the first three are null.
 
     Published +0.25 in short schedules (MosaicML, Methodology of ResNet-50 recipes, 2022).
     """
@@ -153,23 +160,31 @@ class Ema(Settings):
     GROUP = "ema."
     decay: float | None = None  # decay of the average over one step
     half_life_steps: float | None = None  # the same, as the steps after which a weight's share has halved
+    # --model-ema-decay of torchvision's train.py: decay of an update is 1 - (1 - this) * batch * every_steps / epochs
+    torchvision_decay: float | None = None
     every_steps: int = 10  # an update so often, by decay ** every_steps
+    # rise: decay at most (1 + step) / (10 + step); copy: the weights themselves to the end of the warm-up, as torchvision
+    start: EmaStart = EmaStart.rise
 
     @property
     def on(self) -> bool:
         """Whether there is an average at all."""
-        return self.decay is not None or self.half_life_steps is not None
+        return not self.decay is self.half_life_steps is self.torchvision_decay is None
 
     @property
     def per_step(self) -> float:
-        """Decay over one step."""
+        """Decay over one step, by the first two knobs."""
         return self.decay if self.decay is not None else 0.5 ** (1 / (self.half_life_steps or math.inf))
 
     def __post_init__(self) -> None:
         way_out = f"ema.half_life_steps={self.half_life_steps} says it already; give one of the two"
         self.check("decay", self.decay is None or self.half_life_steps is None, way_out)
-        self.check_above(0, "decay", below=1)
+        alone = self.torchvision_decay is None or self.decay is self.half_life_steps is None
+        self.check("torchvision_decay", alone, "give it, or ema.decay, or ema.half_life_steps, and no two of them")
+        self.check_above(0, "decay", "torchvision_decay", below=1)
         self.check_above(0, "half_life_steps", "every_steps")
+        way_out = "there is no average; add ema.decay, ema.half_life_steps or ema.torchvision_decay"
+        check(self.on or self.start is EmaStart.rise, "ema.start", self.start.name, way_out)
 
 
 @dataclass
@@ -206,8 +221,15 @@ class Finetune(Settings):
     freeze: Any = "none"
     # by the longest name that fits, as in {layer4: 0.5, fc: 10}; 1 for the others
     lr_multipliers: Any = None
+    # times this for each block further from the head: 1 for the head, 0.75 for the last block, 0.75^2 for the one before
+    layer_decay: float | None = None
 
     def __post_init__(self) -> None:
+        self.check(
+            "layer_decay", self.layer_decay is None or 0 < self.layer_decay <= 1, "must be above 0 and at most 1"
+        )
+        way_out = "changes nothing where only the head is trained (finetune.freeze=head); leave one of the two out"
+        self.check("layer_decay", self.layer_decay is None or self.freeze != "head", way_out)
         names = isinstance(self.freeze, list) and all(isinstance(name, str) and name for name in self.freeze)
         way_out = "must be none, head (only the head is trained) or a list of layers' names, such as [conv1,bn1,layer1]"
         self.check("freeze", names or self.freeze in ("none", "head"), way_out)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
-from resnet.optim.optimizers import Momentum
+from resnet.optim.optimizers import Optimizer
 
 INITIAL = 2.0**15
 GROWTH_STEPS = 2000  # updates before the scale doubles; both are those of tf.keras.mixed_precision.LossScaleOptimizer
@@ -23,7 +23,7 @@ class LossScaleOptimizer(tf.Module):
     The scale is halved when gradients overflow, and that update is skipped; it is doubled after GROWTH_STEPS updates without.
     """
 
-    def __init__(self, inner: Momentum) -> None:
+    def __init__(self, inner: Optimizer) -> None:
         super().__init__("loss_scaled")
         self.inner = inner
         self.scale = tf.Variable(INITIAL, trainable=False, name="scale")

@@ -14,25 +14,33 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet import UserError
 from resnet.config.run import Run
-from resnet.config.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
-from resnet.config.training import Progressive
+from resnet.config.schedule import Constant, Cosine, Exponential, Horizon, Linear, Piecewise, Polynomial, Schedule
+from resnet.config.training import EmaStart, Progressive
 
 Curve = Callable[[ArrayLike], NDArray[np.float64]]  # steps, any shape -> learning rates of that shape
 
 
-def warmed_up(step: ArrayLike, peak: float, warmup_steps: float, after: Curve) -> NDArray[np.float64]:
-    """peak * step / warmup_steps before `warmup_steps`, `after(step)` from there on (arXiv:1706.02677 sec. 2.2)."""
-    steps = np.asarray(step, np.float64)
-    return np.where(steps < warmup_steps, peak * steps / max(warmup_steps, 1e-9), after(steps))
+@dataclass(frozen=True)
+class Warmup:
+    """The first steps, in which the learning rate rises along a line from the share `start` of its peak."""
+
+    steps: float
+    start: float = 0.0
 
 
-def constant(step: ArrayLike, peak: float, warmup_steps: float) -> NDArray[np.float64]:
+def warmed_up(step: ArrayLike, peak: float, warmup: Warmup, after: Curve) -> NDArray[np.float64]:
+    """A line from peak * start to `peak` during the warm-up, `after(step)` from there on (arXiv:1706.02677 sec. 2.2)."""
+    steps, low = np.asarray(step, np.float64), peak * warmup.start
+    return np.where(steps < warmup.steps, low + (peak - low) * steps / max(warmup.steps, 1e-9), after(steps))
+
+
+def constant(step: ArrayLike, peak: float, warmup: Warmup) -> NDArray[np.float64]:
     """`peak` after the warm-up."""
-    return warmed_up(step, peak, warmup_steps, lambda steps: np.full_like(steps, peak))
+    return warmed_up(step, peak, warmup, lambda steps: np.full_like(steps, peak))
 
 
 def piecewise(
-    step: ArrayLike, peak: float, warmup_steps: float, boundaries: Sequence[float], factor: float
+    step: ArrayLike, peak: float, warmup: Warmup, boundaries: Sequence[float], factor: float
 ) -> NDArray[np.float64]:
     """`peak` times `factor` for every boundary reached; at step == boundary it has been."""
     edges = np.asarray(boundaries)
@@ -40,7 +48,20 @@ def piecewise(
     def stairs(steps: ArrayLike) -> NDArray[np.float64]:
         return np.asarray(peak * factor ** np.searchsorted(edges, steps, side="right"), np.float64)
 
-    return warmed_up(step, peak, warmup_steps, stairs)
+    return warmed_up(step, peak, warmup, stairs)
+
+
+def exponential(
+    step: ArrayLike, peak: float, warmup: Warmup, decay_steps: float, decay_rate: float, staircase: bool
+) -> NDArray[np.float64]:
+    """peak * decay_rate ** (steps since the warm-up / decay_steps), the exponent rounded down with `staircase`."""
+
+    def falling(steps: ArrayLike) -> NDArray[np.float64]:
+        times = (np.asarray(steps, np.float64) - warmup.steps) / decay_steps
+        # Rounded first, or step 55 could be 0.9999999999999999 times 0.55 epochs of 100 steps.
+        return np.asarray(peak * decay_rate ** (np.floor(np.round(times, 9)) if staircase else times))
+
+    return warmed_up(step, peak, warmup, falling)
 
 
 def progress(steps: ArrayLike, warmup_steps: float, end: float) -> NDArray[np.float64]:
@@ -49,27 +70,28 @@ def progress(steps: ArrayLike, warmup_steps: float, end: float) -> NDArray[np.fl
 
 
 def polynomial(
-    step: ArrayLike, peak: float, warmup_steps: float, end: float, end_lr: float, power: float
+    step: ArrayLike, peak: float, warmup: Warmup, end: float, end_lr: float, power: float
 ) -> NDArray[np.float64]:
     """end_lr + (peak - end_lr) * (1 - progress) ** power."""
     height = peak - end_lr
-    return warmed_up(
-        step, peak, warmup_steps, lambda s: end_lr + height * (1 - progress(s, warmup_steps, end)) ** power
-    )
+    return warmed_up(step, peak, warmup, lambda s: end_lr + height * (1 - progress(s, warmup.steps, end)) ** power)
 
 
-def cosine(step: ArrayLike, peak: float, warmup_steps: float, end: float, end_lr: float) -> NDArray[np.float64]:
+def cosine(step: ArrayLike, peak: float, warmup: Warmup, end: float, end_lr: float) -> NDArray[np.float64]:
     """end_lr + (peak - end_lr) * (1 + cos(pi * progress)) / 2 (arXiv:1608.03983 eq. 5, one cycle)."""
     half = (peak - end_lr) * 0.5
     return warmed_up(
-        step, peak, warmup_steps, lambda s: end_lr + half * (1 + np.cos(math.pi * progress(s, warmup_steps, end)))
+        step, peak, warmup, lambda s: end_lr + half * (1 + np.cos(math.pi * progress(s, warmup.steps, end)))
     )
 
 
 def curve(schedule: Schedule, peak: float, epochs: float, steps_per_epoch: int) -> Curve:
     """The learning rate of a step under `schedule`, which counts in epochs."""
-    warmup = schedule.warmup_epochs * steps_per_epoch
-    horizon = (schedule.horizon_epochs or epochs) if isinstance(schedule, Horizon) else epochs
+    warmup = Warmup(schedule.warmup_epochs * steps_per_epoch, schedule.warmup_start)
+    horizon, end_lr = epochs, 0.0
+    if isinstance(schedule, Horizon):
+        horizon = (schedule.horizon_epochs or epochs) - schedule.cooldown_epochs
+        end_lr = schedule.end_lr
     end = horizon * steps_per_epoch
     match schedule:
         case Constant():
@@ -79,9 +101,14 @@ def curve(schedule: Schedule, peak: float, epochs: float, steps_per_epoch: int) 
             boundaries = [round(epoch * steps_per_epoch, 6) for epoch in schedule.boundaries_epochs]
             return lambda step: piecewise(step, peak, warmup, boundaries, schedule.factor)
         case Polynomial():
-            return lambda step: polynomial(step, peak, warmup, end, schedule.end_lr, schedule.power)
+            return lambda step: polynomial(step, peak, warmup, end, end_lr, schedule.power)
+        case Linear():
+            return lambda step: polynomial(step, peak, warmup, end, end_lr, 1.0)
         case Cosine():
-            return lambda step: cosine(step, peak, warmup, end, schedule.end_lr)
+            return lambda step: cosine(step, peak, warmup, end, end_lr)
+        case Exponential():
+            decay = schedule.decay_epochs * steps_per_epoch
+            return lambda step: exponential(step, peak, warmup, decay, schedule.decay_rate, schedule.staircase)
     raise AssertionError(schedule)
 
 
@@ -103,6 +130,29 @@ def ema_decay(decay: float, every: int, step: int) -> float:
     Warmed up as tf.train.ExponentialMovingAverage does, or the initial weights would stay in it for long.
     """
     return float(min(decay, (1 + step) / (10 + step)) ** every)
+
+
+def torchvision_decay(decay: float, batch: int, every: int, epochs: float) -> float:
+    """Decay of each update, `every` steps after the one before, for --model-ema-decay of torchvision's references/classification.
+
+    So one `decay` fits batches and runs of other sizes: 1 - decay is the weight of an image, in a run of one epoch.
+    """
+    return 1 - min(1.0, (1 - decay) * batch * every / epochs)
+
+
+def average_decay(run: Run, steps_per_epoch: int) -> Callable[[int], float]:
+    """The decay of the average in its update after a step; 0 makes it a copy of the weights.
+
+    With ema.start=copy that is so in every update of the warm-up, and in the first after it, as in torchvision's train.py.
+    """
+    ema, every = run.ema, run.ema.every_steps
+    per_step = ema.per_step
+    if ema.torchvision_decay is not None:
+        per_step = torchvision_decay(ema.torchvision_decay, run.batch, every, run.epochs) ** (1 / every)
+    if ema.start is EmaStart.rise:
+        return lambda step: ema_decay(per_step, every, step)
+    warmup_steps = run.schedule.warmup_epochs * steps_per_epoch
+    return lambda step: 0.0 if step - every <= warmup_steps else per_step**every
 
 
 @dataclass(frozen=True)
@@ -187,6 +237,6 @@ def plan(run: Run, train_images: int) -> Plan:
         loop=run.steps_per_loop,
         lr=curve(run.schedule, run.optim.lr, run.epochs, per_epoch),
         average_every=run.ema.every_steps if run.ema.on else None,
-        decay=lambda step: ema_decay(run.ema.per_step, run.ema.every_steps, step),
+        decay=average_decay(run, per_epoch),
         size=lambda step: crop_size(step // per_epoch, run.train_size, run.progressive),
     )

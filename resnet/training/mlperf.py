@@ -17,7 +17,7 @@ from typing import Any
 from resnet import UserError
 from resnet.config.data import Records
 from resnet.config.model import Antialias, Block, Stem
-from resnet.config.optim import Lars
+from resnet.config.optim import Lars, Momentum
 from resnet.config.run import Run
 from resnet.config.schedule import Horizon, Polynomial
 from resnet.distributed.ranks import Ranks
@@ -46,13 +46,17 @@ CLOSED: dict[str, tuple[Any, ...]] = {
     "data.train_size": (None, 224),
     "data.mean": ([123.68, 116.78, 103.94],),
     "data.std": ([1, 1, 1],),
+    "optim.clip_norm": (None,),
+    "optim.decay_norm": (False,),
     "schedule.name": ("polynomial",),
+    "schedule.warmup_start": (0,),
     "label_smoothing": (0, 0.1),
     "mixup": (0,),
     "ema.on": (False,),
     "progressive.start_size": (None,),
     "finetune.freeze": ("none",),
     "finetune.lr_multipliers": (None, {}),
+    "finetune.layer_decay": (None,),
     "init": (None,),
     "eval": (True,),
     "eval_every_epochs": (4,),
@@ -68,8 +72,9 @@ CROPS = {
     "data.eval_resample": ("original",),
     "data.eval_flip": (False,),
 }
-CURVE = {"schedule.power": (2,), "schedule.end_lr": (1e-4,)}
-LARS = {"optim.epsilon": (0,), "optim.trust_coefficient": (0.001,)}
+CURVE = {"schedule.power": (2,), "schedule.end_lr": (1e-4,), "schedule.cooldown_epochs": (0,)}
+LARS = {"optim.epsilon": (0,), "optim.trust_coefficient": (0.001,), "optim.decay_bias": (False,)}
+SGD = {"optim.nesterov": (False,), "optim.decoupled": (False,), "optim.decay_bias": (True,)}
 
 
 def open_division_reasons(run: Run, train_images: int, eval_images: int) -> list[str]:
@@ -83,7 +88,7 @@ def open_division_reasons(run: Run, train_images: int, eval_images: int) -> list
     if isinstance(optim, Lars):
         rules |= LARS | ({"optim.momentum": (optim.momentum,)} if run.batch >= 32768 else {})
     else:
-        rules |= {"optim.nesterov": (False,), "optim.lr": (round(optim.lr, 3),)}
+        rules |= SGD | {"optim.lr": (round(optim.lr, 3),)}
         rules["schedule.warmup_epochs"] = (round(schedule.warmup_epochs),)
     doublings = round(math.log2(optim.weight_decay / 1e-4)) if optim.weight_decay else 0
     rules["optim.weight_decay"] = (1e-4 * 2.0**doublings,)
@@ -100,6 +105,7 @@ def open_division_reasons(run: Run, train_images: int, eval_images: int) -> list
 def hyperparameters(run: Run, plan: Plan) -> dict[str, Any]:
     """The optimizer's keys of training_3.1.0/closed_resnet_lars.yaml or closed_resnet_sgd.yaml; lengths in epochs or steps."""
     optim, schedule = run.optim, run.schedule
+    assert isinstance(optim, Momentum)
     name = "lars" if isinstance(optim, Lars) else "sgd"
     keys: dict[str, Any] = {
         "opt_name": name,
@@ -113,7 +119,7 @@ def hyperparameters(run: Run, plan: Plan) -> dict[str, Any]:
     else:
         keys["opt_learning_rate_warmup_epochs"] = schedule.warmup_epochs
     if isinstance(schedule, Horizon):
-        falling = (schedule.horizon_epochs or run.epochs) - schedule.warmup_epochs
+        falling = (schedule.horizon_epochs or run.epochs) - schedule.cooldown_epochs - schedule.warmup_epochs
         keys[f"{name}_opt_learning_rate_decay_steps"] = round(falling * plan.steps_per_epoch)
         keys[f"{name}_opt_end_learning_rate"] = schedule.end_lr
     if isinstance(schedule, Polynomial):

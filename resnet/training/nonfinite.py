@@ -12,7 +12,7 @@ from resnet import UserError
 from resnet.config.run import Run
 from resnet.config.training import NanPolicy
 from resnet.optim.loss_scale import LossScaleOptimizer, all_finite
-from resnet.optim.optimizers import Momentum
+from resnet.optim.optimizers import Optimizer
 from resnet.optim.schedule import Plan
 from resnet.training import checkpoint
 from resnet.training.checkpoint import CheckpointWriter
@@ -28,7 +28,7 @@ class SkipNonFinite:
     Whether a step counts is decided in the graph by means over the ranks, so that all ranks decide the same.
     """
 
-    def __init__(self, optimizer: Momentum | LossScaleOptimizer, network: tf.keras.Model) -> None:
+    def __init__(self, optimizer: Optimizer | LossScaleOptimizer, network: tf.keras.Model) -> None:
         self.optimizer, self.statistics = optimizer, network.non_trainable_weights
 
     def snapshot(self) -> list[tf.Tensor]:

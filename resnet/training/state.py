@@ -19,7 +19,7 @@ from resnet.distributed import device
 from resnet.distributed.ranks import Ranks
 from resnet.model import resnet
 from resnet.model.norm import batch_norm_class
-from resnet.optim import optimizers
+from resnet.optim import layer_decay, optimizers
 from resnet.optim.ema import Ema
 from resnet.optim.loss_scale import LossScaleOptimizer, all_finite
 from resnet.training import checkpoint, trained
@@ -85,6 +85,9 @@ class TrainState:
             self.network = resnet.build(*settings)
             resnet.freeze(self.network, run.finetune.freeze)
             factors = resnet.lr_factors(self.network, run.finetune.lr_multipliers or {})
+            if run.finetune.layer_decay is not None:
+                decays = layer_decay.factors(self.network, run.finetune.layer_decay)
+                factors = [one * other for one, other in zip(factors, decays, strict=True)]
             optimizer = optimizers.build(run.optim, self.network.trainable_variables, factors)
             scaled = run.dtype.policy is Policy.mixed_float16
             self.optimizer = LossScaleOptimizer(optimizer) if scaled else optimizer

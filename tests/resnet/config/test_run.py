@@ -13,11 +13,11 @@ from resnet import UserError
 from resnet.config.cluster import Cluster, Device
 from resnet.config.data import Cache, Data, Digits, Disk, Folder, Interpolation, Order, Records, Resample, Synthetic
 from resnet.config.model import Antialias, Block, Dtype, Model, Policy, Stem
-from resnet.config.optim import Lars, Optim, Sgd
+from resnet.config.optim import AdamW, Lamb, Lars, Optim, Sgd
 from resnet.config.run import VARIANTS, Run
-from resnet.config.schedule import Constant, Cosine, Piecewise, Polynomial, Schedule
+from resnet.config.schedule import Constant, Cosine, Exponential, Linear, Piecewise, Polynomial, Schedule
 from resnet.config.track import Mlflow, Off, Track
-from resnet.config.training import Ema, Finetune, OnNan, Progressive
+from resnet.config.training import Ema, EmaStart, Finetune, OnNan, Progressive
 
 NAN, INF = math.nan, math.inf
 ODD_HOSTS = ("-oProxyCommand=touch x", "--mca", "a,b", "a b", "a@-o", "a;b", "$(b)", "")
@@ -133,6 +133,12 @@ BAD = [
     (Lars, {"lr": 1.0, "trust_coefficient": 0.0}, "optim.trust_coefficient", "above 0"),
     (Lars, {"lr": 1.0, "epsilon": -1.0}, "optim.epsilon", "at least 0"),
     (Lars, {"lr": -1.0}, "optim.lr", "at least 0"),
+    (Sgd, {"lr": 1.0, "clip_norm": 0.0}, "optim.clip_norm", "above 0"),
+    (Sgd, {"lr": 1.0, "weight_decay": 0.0, "decoupled": True}, "optim.decoupled", "leave it false"),
+    (AdamW, {"lr": 1.0, "weight_decay": 0.0, "decay_norm": True}, "optim.decay_norm", "leave it false"),
+    (AdamW, {"lr": 1.0, "epsilon": 0.0}, "optim.epsilon", "above 0"),
+    (Lamb, {"lr": 1.0, "beta1": 0.0}, "optim.beta1", "above 0 and below 1"),
+    (Lamb, {"lr": 1.0, "beta2": 1.0}, "optim.beta2", "above 0 and below 1"),
     (Constant, {"warmup_epochs": -1.0}, "schedule.warmup_epochs", "at least 0"),
     (Piecewise, {"boundaries_epochs": [60.0, 30.0]}, "schedule.boundaries_epochs", "rise"),
     (Piecewise, {"boundaries_epochs": [30.0, 30.0]}, "schedule.boundaries_epochs", "rise"),
@@ -143,6 +149,11 @@ BAD = [
     (Polynomial, {"power": 0.0}, "schedule.power", "above 0"),
     (Polynomial, {"warmup_epochs": 5.0, "horizon_epochs": 5.0}, "schedule.horizon_epochs", "schedule.warmup_epochs=5"),
     (Cosine, {"horizon_epochs": NAN}, "schedule.horizon_epochs", "above"),
+    (Linear, {"warmup_start": 0.1}, "schedule.warmup_start", "no warm-up"),
+    (Linear, {"warmup_epochs": 5.0, "warmup_start": 1.0}, "schedule.warmup_start", "below 1"),
+    (Cosine, {"cooldown_epochs": -1.0}, "schedule.cooldown_epochs", "at least 0"),
+    (Exponential, {"decay_epochs": 0.0}, "schedule.decay_epochs", "above 0"),
+    (Exponential, {"decay_rate": 1.1}, "schedule.decay_rate", "at most 1"),
     (Cosine, {"warmup_epochs": INF}, "schedule.warmup_epochs", "at least 0"),
     (records, {"classes": 1}, "data.classes", "at least 2"),
     (records, {"image_size": 7}, "data.image_size", "at least 8"),
@@ -197,6 +208,9 @@ BAD = [
     (ema, {"decay": 1.0}, "ema.decay", "below 1"),
     (ema, {"decay": 0.9, "half_life_steps": 10.0}, "ema.decay", "one of the two"),
     (ema, {"half_life_steps": 0.0}, "ema.half_life_steps", "above 0"),
+    (ema, {"torchvision_decay": 1.0}, "ema.torchvision_decay", "below 1"),
+    (ema, {"torchvision_decay": 0.9, "half_life_steps": 9.0}, "ema.torchvision_decay", "no two of them"),
+    (ema, {"start": EmaStart.copy}, "ema.start", "there is no average"),
     (ema, {"every_steps": 0}, "ema.every_steps", "above 0"),
     (progressive, {"multiple": 0}, "progressive.multiple", "above 0"),
     (progressive, {"start_epochs": -1.0}, "progressive.start_epochs", "at least 0"),
@@ -216,6 +230,9 @@ BAD = [
     ),
     (finetune, {"freeze": "heads"}, "finetune.freeze", "none, head"),
     (finetune, {"freeze": [1]}, "finetune.freeze", "none, head"),
+    (finetune, {"layer_decay": 0.0}, "finetune.layer_decay", "above 0 and at most 1"),
+    (finetune, {"layer_decay": 1.5}, "finetune.layer_decay", "above 0 and at most 1"),
+    (finetune, {"layer_decay": 0.5, "freeze": "head"}, "finetune.layer_decay", "only the head"),
     (finetune, {"lr_multipliers": [1]}, "finetune.lr_multipliers", "{layer4: 0.5, fc: 10}"),
     (finetune, {"lr_multipliers": {"fc": "fast"}}, "finetune.lr_multipliers.fc", "number"),
     (finetune, {"lr_multipliers": {"fc": -1}}, "finetune.lr_multipliers.fc", "at least 0"),
@@ -262,6 +279,13 @@ BAD = [
     (run, {"lr_find_start": 1.0, "lr_find_end": INF}, "lr_find_end", "above 1"),
     (run, {"lr_find_steps": 19}, "lr_find_steps", "at least 20"),
     (run, {"lr_find": True, "mlperf": True}, "mlperf", "lr_find=true"),
+    (run, {"optim": AdamW(lr=1.0), "mlperf": True}, "mlperf", "optim=lars or sgd"),
+    (
+        run,
+        {"epochs": 9.0, "schedule": Cosine(warmup_epochs=5.0, cooldown_epochs=4.0)},
+        "schedule.cooldown_epochs",
+        "must be below 4 epochs",
+    ),
     (run, {"out": ""}, "out", "folder"),
     (run, {"out": "  "}, "out", "folder"),
     (

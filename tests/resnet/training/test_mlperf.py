@@ -194,6 +194,9 @@ def changed(run, knob, value):
         (SGD, "optim.nesterov", True, "False"),
         (SGD, "optim.lr", 0.4003, "0.4"),
         (SGD, "schedule.warmup_epochs", 5.5, "6"),
+        (SGD, "optim.clip_norm", 1.0, "None"),
+        (SGD, "optim.decay_bias", False, "True"),
+        (LARS, "schedule.cooldown_epochs", 1.0, "0"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )
