@@ -39,6 +39,27 @@ class Ema(Settings):
         self.check_above(0, "half_life_steps", "every_steps")
 
 
+class ErasingMode(Enum):
+    """What erased pixels become: the mean of the data set, or normal noise."""
+
+    const = "const"
+    pixel = "pixel"
+
+
+@dataclass
+class Augment(Settings):
+    """Augmentation of single images."""
+
+    GROUP = "augment."
+    erasing: float = 0.0  # probability that a random rectangle of an image is erased (arXiv:1708.04896)
+    erasing_mode: ErasingMode = ErasingMode.const  # pixel: normal noise in place of the mean
+
+    def __post_init__(self) -> None:
+        self.check("erasing", 0 <= self.erasing <= 1, "must be a probability, from 0 to 1")
+        used = self.erasing > 0 or self.erasing_mode is ErasingMode.const
+        self.check("erasing_mode", used, "changes nothing while augment.erasing=0; give its probability, such as 0.1")
+
+
 @dataclass
 class Progressive(Settings):
     """Training crops that grow by epochs from `start_size` to the size of the others; off while that is null.
@@ -84,6 +105,20 @@ class Finetune(Settings):
         for name, factor in factors.items():
             number = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 <= factor < math.inf
             check(number, f"finetune.lr_multipliers.{name}", factor, "must be a number, at least 0")
+
+
+class MixBy(Enum):
+    """What has a method, a share and a box of its own in MixUp and CutMix."""
+
+    batch = "batch"
+    image = "image"
+
+
+class Loss(Enum):
+    """Softmax cross-entropy, or binary cross-entropy of each class."""
+
+    softmax = "softmax"
+    bce = "bce"
 
 
 class NanPolicy(Enum):
