@@ -45,11 +45,13 @@ def train(
     size: int | None = None,
     parts: int = 1,
     augment: Augment | None = None,
+    strided: bool = False,
 ) -> tf.data.Dataset:
     """Endless batches of this rank from global step `step` on, `parts` of them per step.
 
     A batch is (images uint8 [B, S, S, 3], labels int32 [B] in 0..classes-1, flip bool [B]), B = batch / ranks / parts. S is
     `size` in pixels, else the settings' train_size, else their image_size; order and augmentation do not depend on it.
+    With `strided` this rank has every ranks-th image of the batch, for what depends on the place in the batch.
     """
     augment = augment or Augment()
     side = size or source.settings.train_size or source.settings.image_size
@@ -66,7 +68,8 @@ def train(
 
     def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
-        positions = blocks.positions(settings, count, batch, rank, ranks, skip if number == epoch else 0)
+        begin = skip if number == epoch else 0
+        positions = blocks.positions(settings, count, batch, rank, ranks, begin, strided)
         places, copies = np.divmod(positions, repeats)
         images = blocks.order(records, settings, seed, int(number))[places]
         if fetch_ahead:

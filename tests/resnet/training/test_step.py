@@ -78,7 +78,7 @@ def trained(step, steps=3):
     """(the losses of so many steps at rate 0.02, the weights after the first)."""
     losses, first = [], {}
     for number in range(steps):
-        losses.append(float(step.train(*step.inputs(number, number + 1, [0.02]), tf.constant(0.0))[0][0]))
+        losses.append(float(step.train(*step.inputs(number, number + 1, [0.02]), tf.constant(0.0))[0][0, 0]))
         first = first or {weight.name: weight.numpy() for weight in step.variables}
     return np.array(losses), first
 
@@ -112,8 +112,8 @@ def test_gradients_that_overflow_move_nothing_and_lower_the_scale(stepping):
     optimizer = step.state.optimizer
     optimizer.scale.assign(2.0**60)
     before = [weight.numpy() for weight in step.variables]
-    losses, _ = step.train(*step.inputs(0, 1), tf.constant(0.0))
-    assert np.isfinite(losses.numpy()).all()
+    figures, _ = step.train(*step.inputs(0, 1), tf.constant(0.0))
+    assert np.isfinite(figures.numpy()).all()
     assert optimizer.scale.numpy() == 2.0**59 and optimizer.skipped.numpy() == 1
     for old, weight in zip(before, step.variables, strict=True):
         np.testing.assert_array_equal(old, weight.numpy())
@@ -169,8 +169,8 @@ def test_the_wait_for_data_is_the_time_without_a_batch_to_work_on(run_of, monkey
             time.sleep(delay)
             yield tuple(np.zeros(shape, kind.as_numpy_dtype) for shape, kind in shapes)
 
-    def slowly(*inputs):
-        loss, gradients = plain(*inputs)
+    def slowly(batch, drawn):
+        loss, gradients = plain(batch, drawn)
         slow = tf.numpy_function(lambda one: time.sleep(busy) or one, [gradients[-1]], tf.float32)
         return loss, [*gradients[:-1], tf.ensure_shape(slow, gradients[-1].shape)]
 
