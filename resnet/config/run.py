@@ -6,6 +6,7 @@ TensorFlow or the file system; compose.py turns a command line into a `Run`.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
 
 from resnet import addresses
@@ -16,7 +17,17 @@ from resnet.config.model import Dtype, Model, Policy
 from resnet.config.optim import Lars, Optim, Sgd
 from resnet.config.schedule import Constant, Cosine, Horizon, Piecewise, Polynomial, Schedule
 from resnet.config.track import Mlflow, Off, Track
-from resnet.config.training import Augment, Ema, Finetune, Loss, MixBy, OnNan, Progressive
+from resnet.config.training import (
+    Augment,
+    Ema,
+    Finetune,
+    Loss,
+    MixBy,
+    OnNan,
+    Progressive,
+    RandAugment,
+    TrivialAugment,
+)
 
 
 @dataclass
@@ -28,6 +39,7 @@ class Run(Settings):
     data: Data = MISSING
     cluster: Cluster = MISSING
     track: Track = MISSING
+    augment: Augment = field(default_factory=Augment)
     recipe: str | None = None  # name of the recipe this came from
     out: str = MISSING  # the run's folder, or the sweep's; starting again in it resumes
     resume: str | None = None  # a run's folder to resume, with that run's own configuration
@@ -42,7 +54,6 @@ class Run(Settings):
     mix_by: MixBy = MixBy.batch  # image: every image is mixed in a way of its own
     loss: Loss = Loss.softmax  # bce: binary cross-entropy of each class (arXiv:2110.00476)
     bce_threshold: float | None = None  # of the targets: above it 1, else 0; null: as they are
-    augment: Augment = field(default_factory=Augment)
     ema: Ema = field(default_factory=Ema)
     progressive: Progressive = field(default_factory=Progressive)
     finetune: Finetune = field(default_factory=Finetune)
@@ -128,6 +139,18 @@ class Run(Settings):
         way_out = f"smooths targets that bce_threshold={threshold} sets to 0 and 1 again; use label_smoothing=0"
         self.check("label_smoothing", threshold is None or not self.label_smoothing, way_out)
 
+    def check_augment(self) -> None:
+        """Raise UserError for augmentation that these batches or images do not allow."""
+        repeats, batch = self.augment.repeats, self.batch
+        fitting = [number for number in range(1, batch + 1) if batch % number == 0] if batch % repeats else []
+        below, above = fitting[: bisect.bisect(fitting, repeats)][-1:], fitting[bisect.bisect(fitting, repeats) :][:1]
+        nearest = " or ".join(str(number) for number in below + above)
+        self.augment.check("repeats", not fitting, f"must divide batch={batch}; use {nearest}")
+        way_out = f"data={self.data.name} has no photographs to augment; leave it out"
+        images = isinstance(self.data, Records)
+        check(images or not self.augment.changes_pixels, "augment", self.augment.name, way_out)
+        self.augment.check("repeats", images or repeats == 1, way_out)
+
     def check_groups(self) -> None:
         """Raise UserError for settings of several groups that do not go together."""
         ranks, parts = self.cluster.ranks, self.cluster.gradient_accumulation
@@ -142,13 +165,16 @@ class Run(Settings):
         images = self.batch // shares
         pairs = images % 2 == 0 or not self.mixes
         even = 2 * shares * (1 + images // 2)
-        way_out = f"is {images} images for a rank{accumulated}, and mixing them (mixup, cutmix) takes an even number; use {even}"
+        way_out = (
+            f"gives a rank {images}{accumulated}, and mixing images (mixup, cutmix) takes an even number; use {even}"
+        )
         self.check("batch", pairs, way_out)
         if isinstance(self.data, Records) and self.data.order is Order.blocks:
             nearest = ranks * max(1, self.data.streams // ranks)
             self.data.check(
                 "streams", self.data.streams % ranks == 0, f"does not divide over {ranks} ranks; use {nearest}"
             )
+        self.check_augment()
         device, dtype, cluster = self.cluster.device, self.dtype, f"cluster={self.cluster.name}"
         way_out = f"XLA is for GPUs (on a CPU it was 5 times slower), and {cluster}; leave it false"
         check(not dtype.jit or device is Device.gpu, "dtype.jit", dtype.jit, way_out)
@@ -182,5 +208,6 @@ VARIANTS: dict[str, dict[str, type]] = {
     "dtype": {"": Dtype},
     "data": {"digits": Digits, "fashion": Fashion, "imagenet": Records, "folder": Folder, "synthetic": Synthetic},
     "cluster": {"": Cluster},
+    "augment": {"none": Augment, "randaugment": RandAugment, "trivialaugment": TrivialAugment},
     "track": {"off": Off, "mlflow": Mlflow, "server": Mlflow},
 }

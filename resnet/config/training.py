@@ -1,13 +1,146 @@
-"""EMA, progressive resizing, fine-tuning and the NaN policy: knobs that conf/ has no options for."""
+"""Augmentation, conf/augment/; EMA, progressive resizing, fine-tuning and the NaN policy, which conf/ has no options for."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from resnet.config.checks import Settings, check
+
+
+class ErasingMode(Enum):
+    """What erased pixels become: the mean of the data set, or normal noise."""
+
+    const = "const"
+    pixel = "pixel"
+
+
+class Interpolation(Enum):
+    """Of the pixels of a turned, sheared or moved image; random: bilinear or bicubic, one of the two for each operation."""
+
+    nearest = "nearest"
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+    random = "random"
+
+
+@dataclass
+class Augment(Settings):
+    """Augmentation of single images, beyond the crop and the mirror image that data.* describes. See docs/augmentation.md."""
+
+    GROUP = "augment."
+    name: str = "none"
+    # Largest change of brightness, contrast, saturation and hue, as of torchvision's ColorJitter, such as [0.4,0.4,0.4,0.1]
+    color_jitter: list[float] | None = None
+    repeats: int = 1  # times that each image is in a row in an epoch, augmented anew (arXiv:1901.09335)
+    erasing: float = 0.0  # probability that a random rectangle of an image is erased (arXiv:1708.04896)
+    erasing_mode: ErasingMode = ErasingMode.const  # pixel: normal noise in place of the mean
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether the pixels of an image are changed on the host."""
+        return self.name != "none" or self.color_jitter is not None
+
+    def __post_init__(self) -> None:
+        jitter = self.color_jitter
+        if jitter is not None:
+            four = len(jitter) == 4 and all(0 <= part < math.inf for part in jitter) and jitter[3] <= 0.5
+            way_out = "give four numbers, at least 0, the last (hue) at most 0.5, such as [0.4,0.4,0.4,0.1]"
+            self.check("color_jitter", four and any(jitter), way_out)
+        self.check_above(0, "repeats")
+        self.check_at_most(1000, "repeats")
+        self.check("erasing", 0 <= self.erasing <= 1, "must be a probability, from 0 to 1")
+        used = self.erasing > 0 or self.erasing_mode is ErasingMode.const
+        self.check("erasing_mode", used, "changes nothing while augment.erasing=0; give its probability, such as 0.1")
+
+
+TIMM = re.compile(
+    r"rand(-(m(?P<m>\d+)|n(?P<n>\d+)|p(?P<p>\d*\.?\d+)|mstd(?P<mstd>\d*\.?\d+)|mmax(?P<mmax>\d+)|inc(?P<inc>[01])))*"
+)
+
+
+@dataclass
+class TimmConfig:
+    """timm's RandAugment: `num_ops` operations, each applied with `prob`, its magnitude from N(magnitude, std) in [0, most]."""
+
+    num_ops: int = 2
+    magnitude: float = 10.0
+    std: float = 0.0  # above 100: uniform in [0, magnitude]
+    most: float = 10.0
+    prob: float = 0.5
+    increasing: bool = False  # operations whose effect grows with the magnitude
+
+
+@dataclass
+class RandAugment(Augment):
+    """arXiv:1909.13719, by torchvision's knobs or by timm's string, which have operations and strengths of their own."""
+
+    name: str = "randaugment"
+    num_ops: int = 2
+    magnitude: int = 9  # the bin of their strength
+    num_magnitude_bins: int = 31
+    timm: str | None = None  # such as rand-m7-mstd0.5-inc1, in place of the three knobs above
+    interpolation: Interpolation | None = None  # null: nearest as torchvision, random as timm
+
+    @property
+    def timm_config(self) -> TimmConfig | None:
+        """What timm's string says."""
+        match = TIMM.fullmatch(self.timm or "")
+        if not match:
+            return None
+        parts = {name: float(value) for name, value in match.groupdict().items() if value is not None}
+        most = parts.get("mmax") or 10.0
+        return TimmConfig(
+            int(parts.get("n", 2)),
+            parts.get("m", 10.0),
+            parts.get("mstd", 0.0),
+            most,
+            parts.get("p", 0.5),
+            parts.get("inc") == 1,
+        )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_above(0, "num_ops")
+        self.check_at_most(100, "num_ops")
+        self.check_at_most(1000, "num_magnitude_bins")
+        self.check("num_magnitude_bins", self.num_magnitude_bins > 1, "must be at least 2")
+        most = self.num_magnitude_bins - 1
+        self.check(
+            "magnitude", 0 <= self.magnitude <= most, f"must be a bin, 0 to {most} (augment.num_magnitude_bins - 1)"
+        )
+        if self.timm is None:
+            return
+        config = self.timm_config
+        way_out = "give timm's parts m, n, p, mstd, mmax, inc, each with a number, such as rand-m7-mstd0.5-inc1"
+        self.check("timm", config is not None, way_out)
+        assert config
+        self.check(
+            "timm",
+            config.magnitude <= config.most,
+            f"its magnitude is above {config.most:g}; add -mmax{config.magnitude:g}",
+        )
+        self.check("timm", config.prob <= 1, "p is a probability, at most 1")
+        self.check("timm", 0 < config.num_ops <= 100, "n must be 1 to 100")
+        own = (self.num_ops, self.magnitude, self.num_magnitude_bins) == (2, 9, 31)
+        self.check("timm", own, "says it already; leave out augment.num_ops, magnitude and num_magnitude_bins")
+
+
+@dataclass
+class TrivialAugment(Augment):
+    """arXiv:2103.10158: one operation of torchvision's list at a strength uniform over the bins of its wide ranges."""
+
+    name: str = "trivialaugment"
+    num_magnitude_bins: int = 31
+    interpolation: Interpolation | None = None  # null: nearest, as torchvision
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_most(1000, "num_magnitude_bins")
+        self.check("num_magnitude_bins", self.num_magnitude_bins > 1, "must be at least 2")
 
 
 @dataclass
@@ -37,27 +170,6 @@ class Ema(Settings):
         self.check("decay", self.decay is None or self.half_life_steps is None, way_out)
         self.check_above(0, "decay", below=1)
         self.check_above(0, "half_life_steps", "every_steps")
-
-
-class ErasingMode(Enum):
-    """What erased pixels become: the mean of the data set, or normal noise."""
-
-    const = "const"
-    pixel = "pixel"
-
-
-@dataclass
-class Augment(Settings):
-    """Augmentation of single images."""
-
-    GROUP = "augment."
-    erasing: float = 0.0  # probability that a random rectangle of an image is erased (arXiv:1708.04896)
-    erasing_mode: ErasingMode = ErasingMode.const  # pixel: normal noise in place of the mean
-
-    def __post_init__(self) -> None:
-        self.check("erasing", 0 <= self.erasing <= 1, "must be a probability, from 0 to 1")
-        used = self.erasing > 0 or self.erasing_mode is ErasingMode.const
-        self.check("erasing_mode", used, "changes nothing while augment.erasing=0; give its probability, such as 0.1")
 
 
 @dataclass

@@ -29,13 +29,19 @@ class ReadsClosed(Exception):
 class Fetcher:
     """Reads the records of an index by blocks, of which `starts` has the first records. Safe to call from several threads.
 
-    `limit` is in bytes. With a `cache` whole blocks are read, and stored there, but for those of expanded shards.
+    `limit` is in bytes. A plan has a record at most `repeats` times; it is read once. With a `cache` whole blocks are read, and
+    stored there, but for those of expanded shards.
     """
 
     def __init__(
-        self, records: Index, starts: NDArray[np.int64], limit: float, cache: diskcache.DiskCache | None = None
+        self,
+        records: Index,
+        starts: NDArray[np.int64],
+        limit: float,
+        cache: diskcache.DiskCache | None = None,
+        repeats: int = 1,
     ) -> None:
-        self.records, self.starts, self.limit, self.cache = records, starts, limit, cache
+        self.records, self.starts, self.limit, self.cache, self.repeats = records, starts, limit, cache, repeats
         self.pending = np.zeros(len(records), np.int16)  # how often a record is planned and not yet taken
         self.ready: dict[int, list[bytes | UserError]] = {}
         self.spans: deque[Iterator[tuple[int, int]]] = deque()  # (first record, last record) to read, a plan each
@@ -50,7 +56,7 @@ class Fetcher:
         self.threads: list[threading.Thread] = []
 
     def plan(self, images: NDArray[np.int64], groups: NDArray[np.int64] | None = None) -> None:
-        """Read these records ahead, each of which is taken once, in about this order.
+        """Read these records ahead, each of which is taken as often as it is there, in about this order.
 
         Neighbours of different `groups` (int64 [n]) are read apart, because they are used at different times.
         """
@@ -64,7 +70,7 @@ class Fetcher:
         first, last = (part.reduceat(images[order], begins) for part in (np.minimum, np.maximum))
         by_use = np.argsort(np.minimum.reduceat(order, begins), kind="stable")
         with self.changed:
-            self.pending[images] += 1
+            np.add.at(self.pending, images, 1)
             self.spans.append((int(first[one]), int(last[one])) for one in by_use)
             if self.next is None:
                 self.advance()
@@ -129,7 +135,8 @@ class Fetcher:
                 self.reading -= 1
                 self.used -= self.size(first, last)
                 for number, data in () if self.closed.is_set() else parts:
-                    if self.pending[number] > len(self.ready.get(number, ())):
+                    missing = int(self.pending[number]) - len(self.ready.get(number, ()))
+                    for _ in range(min(self.repeats, missing)):  # the same bytes
                         self.ready.setdefault(number, []).append(data)
                         self.used += int(self.records.length[number])
                 self.changed.notify_all()

@@ -1,7 +1,7 @@
 """The input pipeline: shards to batches of uint8 images.
 
 Order and augmentation are functions of (seed, epoch, image), not of ranks, cores or history: epoch e is a permutation,
-`blocks.order(...)`, and every image's crop and flip come from a stateless generator keyed by (seed, e * n + image).
+`blocks.order(...)`, and every image's crop, flip and operations come from generators keyed by (seed, e * n + image).
 Resuming at step s is a slice of that order: nothing is read or decoded only to be dropped.
 """
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from resnet import UserError
 from resnet.config.data import Cache, Order, Records
+from resnet.config.training import Augment
 from resnet.data import blocks
+from resnet.data.augment import policies
 from resnet.data.images import MAX_ASPECT, MAX_PIXELS
 from resnet.data.reader import Reader
 from resnet.data.source import Source, check_memory
@@ -24,6 +26,7 @@ from resnet.data.source import Source, check_memory
 do_not_convert = tf.autograph.experimental.do_not_convert
 CHUNK = 16  # records per call into Python: enough to make its cost small, few enough to balance the threads
 TRIES = 10  # of the random crop before the centre crop (torchvision's RandomResizedCrop)
+COPY = 1 << 48  # between the keys of an image that augment.repeats repeats
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
@@ -41,6 +44,7 @@ def train(
     ranks: int = 1,
     size: int | None = None,
     parts: int = 1,
+    augment: Augment | None = None,
     strided: bool = False,
 ) -> tf.data.Dataset:
     """Endless batches of this rank from global step `step` on, `parts` of them per step.
@@ -49,6 +53,7 @@ def train(
     `size` in pixels, else the settings' train_size, else their image_size; order and augmentation do not depend on it.
     With `strided` this rank has every ranks-th image of the batch, for what depends on the place in the batch.
     """
+    augment = augment or Augment()
     side = size or source.settings.train_size or source.settings.image_size
     if source.train is None:
         return synthetic(source, batch // ranks // parts, seed, rank, side)
@@ -57,16 +62,19 @@ def train(
     count = len(records)
     epoch, skip = divmod(step, count // batch)
     assert source.train_reader
-    fetch_ahead = source.train_reader.fetch_ahead(settings.order is Order.blocks)
+    repeats = augment.repeats
+    fetch_ahead = source.train_reader.fetch_ahead(settings.order is Order.blocks, repeats)
+    changed = host_augmentation(source, augment, seed, side) if augment.changes_pixels else None
 
     def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
         begin = skip if number == epoch else 0
         positions = blocks.positions(settings, count, batch, rank, ranks, begin, strided)
-        images = blocks.order(records, settings, seed, int(number))[positions]
+        places, copies = np.divmod(positions, repeats)
+        images = blocks.order(records, settings, seed, int(number))[places]
         if fetch_ahead:
-            fetch_ahead(images, positions % settings.streams)
-        return images, int(number) * count + images
+            fetch_ahead(images, places % settings.streams)
+        return images, int(number) * count + images + copies * COPY
 
     @do_not_convert
     def epoch_of(number: tf.Tensor) -> tf.Tensor:
@@ -77,12 +85,28 @@ def train(
     @do_not_convert
     def decode(encoded: tf.Tensor, label: tf.Tensor, key: tf.Tensor, _intact: tf.Tensor) -> tf.Tensor:
         draws = tf.random.stateless_uniform([TRIES * 4 + 1], tf.stack([tf.constant(seed, tf.int64), key]))
-        image = random_crop(encoded, draws[:-1], settings, side)
-        return image, label, (draws[-1] < 0.5) & settings.flip
+        image, flip = random_crop(encoded, draws[:-1], settings, side), (draws[-1] < 0.5) & settings.flip
+        if changed is None:  # the device mirrors
+            return image, label, flip
+        return changed(image, flip, key), label, tf.constant(False)
 
     dataset = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(epoch_of)
     dataset = read(dataset, source, source.train_reader).map(decode, tf.data.AUTOTUNE)
     return finalize(dataset.batch(batch // ranks // parts, drop_remainder=True))
+
+
+def host_augmentation(source: Source, augment: Augment, seed: int, side: int) -> Callable[..., tf.Tensor]:
+    """In a graph: (image uint8 [side, side, 3], whether it is mirrored first, its key) -> the image after its operations."""
+    transform = policies.transform_of(augment, source.settings.mean, seed)
+
+    def in_python(image: NDArray[np.uint8], mirrored: np.bool_, key: np.int64) -> NDArray[np.uint8]:
+        with source.reads.call():
+            return transform(image, bool(mirrored), int(key))
+
+    def in_graph(image: tf.Tensor, mirrored: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(in_python, [image, mirrored, key], tf.uint8), [side, side, 3])
+
+    return in_graph
 
 
 def read(numbers: tf.data.Dataset, source: Source, reader: Reader | None) -> tf.data.Dataset:

@@ -78,18 +78,20 @@ class Reader:
         self.lock = threading.Lock()
         self.fetcher: Fetcher | None = None
 
-    def fetch_ahead(self, by_blocks: bool) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None:
+    def fetch_ahead(
+        self, by_blocks: bool, repeats: int = 1
+    ) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None:
         """A function that has records, of streams with these numbers, read ahead in the order in which they are used.
 
-        None where each is read when it is used. Else neighbours of a stream are read together if `by_blocks`. What was planned
-        before is no longer read.
+        None where each is read when it is used. Else neighbours of a stream are read together if `by_blocks`; a plan has a record
+        at most `repeats` times. What was planned before is no longer read.
         """
         if not self.settings.fetches:
             return None
         self.close()
         count = len(self.records)
         starts = blocks.cut(self.records, self.settings.block_mb) if by_blocks else np.arange(count + 1)
-        fetcher = self.fetcher = Fetcher(self.records, starts, self.settings.fetch_mb * 1e6, self.disk)
+        fetcher = self.fetcher = Fetcher(self.records, starts, self.settings.fetch_mb * 1e6, self.disk, repeats)
 
         def plan(numbers: NDArray[np.int64], streams: NDArray[np.int64]) -> None:
             cache = self.cache or {}

@@ -29,6 +29,9 @@ def parse(words: Sequence[str]) -> Knobs:
     values = cli.split(words)
     names = [name for name in ("source", "check", "show") if name in values]
     if len(names) == 1:
+        if names == ["show"]:
+            more = [f"{name}={values.pop(name)}" for name in [*values] if name.startswith("augment.")]
+            values |= {"augment": " ".join([values.get("augment", "none"), *more])} if more else {}
         command = f"{names[0]}={values.pop('source', '')}"
         if command not in COMMANDS:
             raise UserError(
@@ -74,16 +77,18 @@ def do(settings: Knobs) -> None:
             print(f"{out}: {totals}")
         case Check(check=folder, deep=deep, processes=processes):
             check.check(folder, deep, processes)
-        case Show(show=folder, out=out, images=images, seed=seed, label_offset=offset):
+        case Show(show=folder, out=out, images=images, seed=seed, label_offset=offset, augment=words):
             from resnet.config import compose
             from resnet.data import source
 
             names, kind = classes_and_kind(folder)
+            augment = compose.one_group("augment", *f"augment={words}".split())
+            augment.check("repeats", images % augment.repeats == 0, f"must divide images={images}")
             data = source.open_source(compose.one_group("data", f"data={kind}", dir=folder, label_offset=offset))
             from resnet.prepare import show  # and TensorFlow, which what is wrong so far did not wait for
 
             title = f"{folder.rpartition('/')[2]}: {data.settings.classes:,} classes"
-            show.draw(data, title, names, out, images, seed)
+            show.draw(data, augment, title, names, out, images, seed)
 
 
 def classes_and_kind(folder: str) -> tuple[list[str], str]:

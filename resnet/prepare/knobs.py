@@ -161,3 +161,6 @@ class Show(Knobs):
     images: int = knob(24, "number of each")
     seed: int = knob(1, "seed of the order and of the crops")
     label_offset: int | None = knob(None, "label of the first class in shards of another program, if it is unclear")
+    augment: str = knob(
+        "none", "augmentation of the training images, as in training; also its knobs, augment.timm= and so on"
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from resnet import UserError, files
 from resnet.config.data import Records
+from resnet.config.training import Augment
 from resnet.data import pipeline
 from resnet.data.augment import on_device
 from resnet.data.source import Source
@@ -23,9 +24,9 @@ DPI, LETTERS = 100, 22  # LETTERS of a name; the rest of a line of wide ones is 
 Section = tuple[str, NDArray[np.uint8], list[int]]  # heading, images [n, S, S, 3], labels
 
 
-def draw(source: Source, title: str, names: Sequence[str], out: str, images: int, seed: int) -> None:
+def draw(source: Source, augment: Augment, title: str, names: Sequence[str], out: str, images: int, seed: int) -> None:
     """Write the PNG `out` of `images` training and evaluation images of a data set, the same for a seed."""
-    train, val = sections = pictures(source, images, seed)
+    train, val = sections = pictures(source, augment, images, seed)
     figure = sheet(title, sections, names)
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -38,15 +39,17 @@ def draw(source: Source, title: str, names: Sequence[str], out: str, images: int
     print(f"{out}: {len(train[2])} training and {len(val[2])} evaluation images, {width} x {height} pixels")
 
 
-def pictures(source: Source, images: int, seed: int) -> list[Section]:
+def pictures(source: Source, augment: Augment, images: int, seed: int) -> list[Section]:
     """The first training batch and the first evaluation batch, through the pipeline of training."""
     settings = source.settings
     assert isinstance(settings, Records)
     mean, std = np.asarray(settings.mean, np.float32), np.asarray(settings.std, np.float32)
-    pixels, labels, flips = next(iter(pipeline.train(source, min(images, source.train_images), seed, 0)))
+    batches = pipeline.train(source, min(images, source.train_images), seed, 0, augment=augment)
+    pixels, labels, flips = next(iter(batches))
     inputs = on_device.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
     eval_pixels, eval_labels, _mask = next(iter(pipeline.evaluation(source, min(images, source.eval_images))))
     size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
+    mirrored += f", {augment.name}" if augment.name != "none" else ""
     train = f"Training, {source.train_images:,} images: random crops to {size} px{mirrored}, as the network sees them"
     val = f"Evaluation, {source.eval_images:,} images: short side {settings.eval_resize} px, centre {size} px"
     return [

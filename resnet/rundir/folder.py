@@ -76,6 +76,8 @@ def load(out: Path) -> Run:
             check_plain(content.decode())
             saved: Any = OmegaConf.load(io.BytesIO(content))
             for group, variants in VARIANTS.items():
+                if group == "augment" and group not in saved:  # of a version without it
+                    continue
                 name = saved[group].name
                 if name not in variants and "" not in variants:
                     raise UserError(f"{group}.name={name}: there are {', '.join(variants)}")

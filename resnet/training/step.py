@@ -52,9 +52,8 @@ class TrainStep:
             return False
         run, size, ranks = self.run, self.plan.size(step), self.ranks
         parts = run.cluster.gradient_accumulation
-        dataset = pipeline.train(
-            self.source, run.batch, run.seed, step, ranks.rank, ranks.size, size, parts, run.by_position
-        )
+        place, more = (ranks.rank, ranks.size), (run.augment, run.by_position)
+        dataset = pipeline.train(self.source, run.batch, run.seed, step, *place, size, parts, *more)
         self.batches = iter(device.prefetch_to_device(dataset, run.cluster))
         rates = tf.TensorSpec([None], tf.float32)  # calls of every length have one graph
         batches, flag = tf.data.IteratorSpec(self.batches.element_spec), tf.TensorSpec([], tf.float32)
