@@ -157,7 +157,9 @@ class Run(Settings):
         images = self.batch // shares
         pairs = images % 2 == 0 or not self.mixes
         even = 2 * shares * (1 + images // 2)
-        way_out = f"is {images} images for a rank{accumulated}, and mixing them (mixup, cutmix) takes an even number; use {even}"
+        way_out = (
+            f"gives a rank {images}{accumulated}, and mixing images (mixup, cutmix) takes an even number; use {even}"
+        )
         self.check("batch", pairs, way_out)
         if isinstance(self.data, Records) and self.data.order is Order.blocks:
             nearest = ranks * max(1, self.data.streams // ranks)

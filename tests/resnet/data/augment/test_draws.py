@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import stats
 
 from resnet.data.augment import draws
@@ -97,11 +98,11 @@ def test_a_rank_has_those_of_its_positions_in_the_order_of_its_accumulated_parts
         own = draws.of_steps(run, [5], SIZE, rank, ranks)
         for values, every, spec in zip(own[:2], whole[:2], draws.specs(run), strict=False):
             np.testing.assert_array_equal(np.concatenate(values[0]), every[0, 0, rank::ranks])
-            assert spec.is_compatible_with(values)
+            assert spec.is_compatible_with(tf.constant(values))
 
 
 def test_what_is_off_has_no_draws(composed_run):
     run = composed_run()
     off = draws.of_steps(run, range(3), SIZE)
     assert off.mix.shape == (3, 1, 0, 6) and off.erase.shape == (3, 1, 0, 5)
-    assert all(spec.is_compatible_with(values) for spec, values in zip(draws.specs(run), off, strict=True))
+    assert all(spec.is_compatible_with(tf.constant(values)) for spec, values in zip(draws.specs(run), off, strict=True))
