@@ -20,7 +20,7 @@ from resnet.training.loop import train
 def restated(run, kernel, steps):
     """The loss of each step of a network that is one matrix [pixels, classes], with erased and mixed images, smooth targets."""
     batches = iter(pipeline.train(source.open_source(run.data), run.batch, run.seed, 0))
-    losses, (mixes, erases, _) = [], draws.of_steps(run, range(steps), 32)
+    losses, (mixes, erases, *_) = [], draws.of_steps(run, range(steps), 32)
     for mix, erase in zip(mixes[:, 0].astype(np.float64), erases[:, 0], strict=True):
         pixels, labels, flips = (part.numpy() for part in next(batches))
         pixels = np.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
