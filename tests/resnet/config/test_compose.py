@@ -143,6 +143,8 @@ LENT_RUNS = [
         "progressive.multiple=8",
         "progressive.end_epochs=2",
         "data.mean=[1,2,3]",
+        "augment=randaugment",
+        "augment.repeats=4",
     ],
 ]
 
@@ -151,7 +153,8 @@ LENT_RUNS = [
 def test_a_lent_run_is_the_saved_one_but_for_what_is_named(frozen, words):
     saved = frozen(*words)
     lent = compose.for_inference([], saved)
-    assert dataclasses.replace(lent, progressive=saved.progressive) == saved  # growing crops are training's alone
+    training = {"progressive": saved.progressive, "augment": saved.augment}
+    assert dataclasses.replace(lent, **training) == saved
     before = fingerprint.flat(lent)
     for word, name, value in (
         ("batch=3", "batch", 3),
