@@ -246,6 +246,23 @@ def pipelines(large: str, small: str, batch: str, own: str = "") -> Sides:
     return {**VERSIONS, "pipelines": list(sides), "notes": notes}, sides
 
 
+def augmented(folder: str, batch: str, augment: str) -> Sides:
+    """The training pipeline of the shards in `folder`, with the words of `augment` and without. A step is a batch."""
+    source, size = open_source(Records(dir=folder, classes=1000)), int(batch)
+    pixels = Pixels(source, (size, 224, 224, 3))
+    changed = pipeline.train(source, size, 1, 0, augment=compose.one_group("augment", *augment.split()))
+
+    def check(parts: Any) -> None:
+        require(parts[0].shape == (size, 224, 224, 3), f"images of the shape {parts[0].shape}")
+        plain = next(iter(pipeline.train(source, size, 1, 0)))[0].numpy()
+        require(bool((next(iter(changed))[0].numpy() != plain).any()), "the images are not augmented")
+
+    return VERSIONS, {
+        "with": reading(changed, check),
+        "without": reading(pipeline.train(source, size, 1, 0), pixels.check),
+    }
+
+
 def reading(dataset: Any, check: Callable[[Any], None], warm: int = 1) -> Work:
     """A turn opens the dataset and closes it again: its threads would read ahead while another side is measured."""
 
@@ -265,5 +282,8 @@ def peak(dtype: str) -> Sides:
 
 if __name__ == "__main__":
     workers.serve(
-        {builder.__name__: builder for builder in (machine, step, evaluate, read, first_batch, pipelines, peak)}
+        {
+            builder.__name__: builder
+            for builder in (machine, step, evaluate, read, first_batch, pipelines, augmented, peak)
+        }
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from resnet import UserError, addresses
 from resnet.bench import far, images
 from resnet.bench.result import Knobs, Result, Row, markdown_table, median_ratio
-from resnet.bench.workers import Child
+from resnet.bench.workers import Child, Unavailable
 from resnet.cli import knob
+
+TIMM_POLICY = "rand-m7-mstd0.5-inc1"
 
 
 @dataclass(kw_only=True)
@@ -24,6 +29,10 @@ class Input(Knobs):
     images: int = knob(512, "images that each pipeline reads per round")
     cores: int = knob(1, "number of cores")
     batch: int = knob(64, "images per batch")
+    augment: Literal["randaugment", "trivialaugment"] | None = knob(
+        None, "instead: training images with this policy, against without it, and against timm with it"
+    )
+    torch_python: str | None = knob(None, "Python with timm and torchvision for augment=; without it timm is skipped")
     far_ms: float | None = knob(
         None, "instead: the shards from a server that waits so many ms before each answer, against the local disk"
     )
@@ -36,6 +45,10 @@ class Input(Knobs):
             self.check_at_least(0, "far_ms")
             self.check_above(0, "far_mb")
             self.check("dir", not self.dir or not addresses.is_remote(self.dir), "give a local folder, or no far_ms=")
+        self.check(
+            "augment", self.augment is None or self.far_ms is None, "is measured on the local disk; give no far_ms="
+        )
+        self.check("torch_python", self.torch_python is None or self.augment is not None, "is for augment=")
         self.check("far_mb", self.far_ms is not None or self.far_mb == 100, "is for far_ms=30")
         self.check("images", self.images >= self.batch, f"must be at least batch={self.batch}")
 
@@ -51,6 +64,9 @@ def measure(knobs: Input, result: Result) -> None:
             far.measure(knobs, Path(place), cores, result)
         return
     large = images.photos(images.PHOTOS)
+    if knobs.augment:
+        augmented(knobs, large, cores, result)
+        return
     result.about = (
         f"Pipelines over the same records, {knobs.images} images each in a round; JPEG of 500x375, "
         f"{statistics.mean(map(len, large)) / 1000:.0f} KB. The naive one decodes, slices, resizes, flips and normalizes "
@@ -74,6 +90,43 @@ def measure(knobs: Input, result: Result) -> None:
     naive, limit, ours = rates[names[0]], rates[names[1]], rates["training, 500x375"]
     result.rows.append(Row("reading to train, images/s a core", ours, naive, "naive tf.data", limit))
     result.tables.append(table(rates, names[0]))
+
+
+def augmented(knobs: Input, photos: list[bytes], cores: list[int], result: Result) -> None:
+    """Our reading with a policy and without, and timm's transforms of the same JPEGs with the same policy."""
+    policy = TIMM_POLICY if knobs.augment == "randaugment" else "trivialaugment"
+    result.about = (
+        f"The training pipeline over the same JPEGs of 500x375, {knobs.images} images each in a round, with {policy} and without, "
+        "and timm's create_transform with Pillow and the same policy, image by image in one process. All bilinear, to uint8."
+    )
+    words = f"augment={knobs.augment}" + f" augment.timm={policy} augment.interpolation=bilinear" * (
+        policy == TIMM_POLICY
+    )
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        folder = images.shards(Path(place, "shards"), photos, -(-images.PHOTOS // knobs.batch) * knobs.batch)
+        for number, encoded in enumerate(photos):
+            Path(place, f"{number:03d}.jpg").write_bytes(encoded)
+        ours = stack.enter_context(Child("children", ["augmented", str(folder), str(knobs.batch), words], cores=cores))
+        sides = {"with": (ours, "with"), "without": (ours, "without")}
+        if knobs.torch_python:
+            child = Child("timm_child", ["transform", policy, place, str(knobs.batch)], knobs.torch_python, cores[:1])
+            try:
+                sides["timm"] = stack.enter_context(child), ""
+            except Unavailable as error:
+                result.notes.append(f"timm left out: {error}.")
+        else:
+            result.notes.append("timm left out: torch_python= names no Python that has it.")
+        used = {"with": knobs.cores, "without": knobs.cores, "timm": 1}
+
+        def rate(name: str) -> float:
+            child, side = sides[name]
+            return knobs.batch / child.step_time(knobs.images // knobs.batch, side) / used[name]
+
+        turns = {name: functools.partial(rate, name) for name in sides}
+        rates = result.measure(turns, knobs.rounds, "images/s a core")
+    for name, against in (("without", "without"), ("timm", "timm's create_transform")):
+        if name in rates:
+            result.rows.append(Row(f"training with {policy}, images/s a core", rates["with"], rates[name], against))
 
 
 def table(rates: dict[str, list[float]], against: str) -> str:

@@ -1,4 +1,5 @@
-"""timm's networks on PyTorch, a process of its own: python -m resnet.bench.timm_child eager|compiled MODEL DTYPE BATCH SIZE.
+"""timm's networks on PyTorch, a process of its own: python -m resnet.bench.timm_child eager|compiled MODEL DTYPE BATCH SIZE;
+and its transforms: python -m resnet.bench.timm_child transform POLICY FOLDER BATCH.
 
 Run by a Python that has both; ours need not. As PyTorch's and timm's own scripts do it on a CPU: channels last, autocast for
 bfloat16, SGD with momentum, one batch of normalized images. timm wants torchvision's names when it is imported, and its ResNets
@@ -11,7 +12,10 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import io
+import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 from resnet.bench import workers
@@ -85,5 +89,42 @@ def step(compiled: bool, model: str, dtype: str, batch: str, size: str) -> worke
     return {"versions": versions, "threads": torch.get_num_threads()}, {"": workers.timed(train_step, check=check)}
 
 
+def transform(policy: str, folder: str, batch: str) -> workers.Sides:
+    """timm's training transform of the JPEGs in `folder`, with Pillow, to uint8, as its loader uses it. A step is a batch.
+
+    `policy` is a string of timm's, or `trivialaugment`: torchvision's, in the place of timm's own.
+    """
+    try:
+        create_transform = importlib.import_module("timm.data").create_transform
+        torchvision = importlib.import_module("torchvision.transforms")
+        pillow = importlib.import_module("PIL.Image")
+    except (ImportError, RuntimeError) as error:
+        print(f"{sys.executable} has no timm with torchvision ({error})", file=sys.stderr)
+        sys.exit(workers.MISSING)
+    trivial = policy == "trivialaugment"
+    change = create_transform(
+        224,
+        interpolation="bilinear",
+        is_training=True,
+        use_prefetcher=True,
+        auto_augment=None if trivial else policy,
+        color_jitter=None,
+    )
+    if trivial:
+        change.transforms.insert(2, torchvision.TrivialAugmentWide())
+    encoded = itertools.cycle([path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))])
+
+    def one() -> Any:
+        images = (pillow.open(io.BytesIO(jpeg)) for jpeg in itertools.islice(encoded, int(batch)))
+        return [change(image.convert("RGB")) for image in images]
+
+    def check(images: Any) -> None:
+        workers.require({image.shape for image in images} == {(3, 224, 224)}, "images of another shape")
+
+    timm = importlib.import_module("timm")
+    return {"versions": f"timm {timm.__version__}"}, {"": workers.timed(one, check=check)}
+
+
 if __name__ == "__main__":
-    workers.serve({"eager": functools.partial(step, False), "compiled": functools.partial(step, True)})
+    eager, compiled = (functools.partial(step, mode) for mode in (False, True))
+    workers.serve({"eager": eager, "compiled": compiled, "transform": transform})

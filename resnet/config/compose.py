@@ -32,7 +32,7 @@ from resnet.config.errors import explain, unknown
 from resnet.config.run import VARIANTS, Run
 from resnet.config.sweep import Command
 from resnet.config.track import Mlflow
-from resnet.config.training import Progressive
+from resnet.config.training import Augment, MixBy, Progressive
 
 GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
 PREPROCESSING = ("image_size", "eval_resize", "mean", "std")  # of the trained network: kept with another data=
@@ -222,7 +222,9 @@ def for_inference(overrides: Sequence[str], saved: Run | None = None) -> Run:
         config = compose(["track=off", *own, *overrides])
         config.recipe, config.out = None, str(Path.cwd())
         if saved:
-            node = to_config(dataclasses.replace(saved, progressive=Progressive()))  # which is training's alone
+            # These are training's alone, and checked against its batch and data.
+            unmixed = {"mixup": 0.0, "cutmix": 0.0, "mix_switch": 0.5, "mix_by": MixBy.batch}
+            node = to_config(dataclasses.replace(saved, progressive=Progressive(), augment=Augment(), **unmixed))
             if "data.dir" in names and "listing" in node.data:
                 node.data.listing = None  # other photographs
             for name in names:

@@ -70,9 +70,11 @@ def flat(run: Run) -> dict[str, Any]:
 def fingerprint(run: Run) -> str:
     """Changes when a run must do something else or more than before; not where a newer version has one more knob.
 
-    So it is a hash of the knobs that differ from their defaults, and of the groups' names, which decide what the defaults are.
+    So it is a hash of the knobs that differ from their defaults, and of the groups' names, which decide what the defaults are;
+    without augment=none, which is what versions without that group did.
     """
     ends = ("steps", "eval", "eval_steps", "stop_at_top1")
     changed = [(name, value) for name, value, default in walk(run) if value != default or name.endswith(".name")]
+    changed = [knob for knob in changed if knob != ("augment.name", "none")]
     knobs = {name: str(value) for name, value in changed if name in ends or not may_change_on_resume(name)}
     return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:16]

@@ -112,6 +112,8 @@ class Reader:
         for step in range(len(self.records)):
             place = (number + step) % len(self.records)
             if place in self.corrupt:
+                if fetcher:
+                    fetcher.drop(place)
                 continue
             if self.cache is not None and place in self.cache:
                 if fetcher:

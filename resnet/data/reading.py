@@ -23,18 +23,19 @@ class Position(Protocol):
 
 
 @contextlib.contextmanager
-def reading(source: Source, seed: int, batch: int, state: Position | None = None) -> Iterator[None]:
+def reading(source: Source, seed: int, batch: int, state: Position | None = None, repeats: int = 1) -> Iterator[None]:
     """Context in which the batches of `source` are read; at its exit no thread reads any more.
 
     TensorFlow's error for an image that cannot be read or decoded becomes a UserError that names the image. It is searched for
-    from the step of `state` on; without `state` among the evaluation images. Reads that do not end, of a network disk that
-    has gone away for example, are left to cli.leave(), which ends the process with them.
+    from the step of `state` on, where each image comes `repeats` times in a row; without `state` among the evaluation images.
+    Reads that do not end, of a network disk that has gone away for example, are left to cli.leave(), which ends the process
+    with them.
     """
     try:
         yield
     except tf.errors.OpError:
         step, steps = (state.step, 64) if state else (0, 0)
-        if error := source.error or undecodable(source, seed, step, batch, steps):
+        if error := source.error or undecodable(source, seed, step, batch, steps, repeats):
             raise error from None
         raise
     finally:
@@ -45,7 +46,7 @@ def reading(source: Source, seed: int, batch: int, state: Position | None = None
             cli.unfinished.append((lambda: source.reads.count > 0, line))
 
 
-def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) -> UserError | None:
+def undecodable(source: Source, seed: int, step: int, batch: int, steps: int, repeats: int = 1) -> UserError | None:
     """The error for the image that stopped the decoder: searched for in training from `step` on, then in evaluation."""
     for reader in (source.train_reader, source.val_reader):
         if reader is None:
@@ -53,9 +54,9 @@ def undecodable(source: Source, seed: int, step: int, batch: int, steps: int) ->
         numbers: Iterable[int] = range(len(reader.records))
         if reader is source.train_reader:
             epoch, first = divmod(step, max(1, len(reader.records) // batch))
-            numbers = blocks.order(reader.records, reader.settings, seed, epoch)[
-                first * batch : (first + steps) * batch
-            ]
+            different = batch // repeats  # images of a step
+            order = blocks.order(reader.records, reader.settings, seed, epoch)
+            numbers = order[first * different : (first + steps) * different]
         for number in map(int, numbers):
             try:
                 example = tf.io.parse_single_example(reader(number), pipeline.FEATURES)

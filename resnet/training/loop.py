@@ -63,7 +63,7 @@ def train(
     checkpoints = CheckpointWriter(out, state.trackable, run.keep_checkpoints)
     profiler = Profiler(run.profile_steps if ranks.primary else None, out)
     meter = Meter(state.step, run.batch, ranks, run.on_nan.policy is NanPolicy.skip)
-    reads = reading.reading(source, run.seed, run.batch, state)
+    reads = reading.reading(source, run.seed, run.batch, state, run.augment.repeats)
     log = RunLog(run, out, plan, source, state, ranks, mlperf_log)
     nan_handler = NanHandler(run, out, plan, state, log)
 

@@ -135,6 +135,7 @@ def test_two_starts_in_one_second_have_folders_of_their_own(frozen):
 LENT_RUNS = [
     ["model=tiny", "optim=lars", "batch=96", "dtype=bf16", "out=x"],
     ["model=tiny", "schedule=cosine", "ema.decay=0.9", "finetune.freeze=[conv1,layer1.0]", "init=/w.npz", "mixup=0.2"],
+    ["model=tiny", "mixup=0.2", "cutmix=1", "mix_switch=0.3", "mix_by=image", "loss=bce"],
     ["model=resnext50", "finetune.lr_multipliers={layer1.0: 0.5, fc: 10}", "data=synthetic", "data.classes=7"],
     [
         "recipe=quickstart",
@@ -143,6 +144,8 @@ LENT_RUNS = [
         "progressive.multiple=8",
         "progressive.end_epochs=2",
         "data.mean=[1,2,3]",
+        "augment=randaugment",
+        "augment.repeats=4",
     ],
 ]
 
@@ -151,7 +154,9 @@ LENT_RUNS = [
 def test_a_lent_run_is_the_saved_one_but_for_what_is_named(frozen, words):
     saved = frozen(*words)
     lent = compose.for_inference([], saved)
-    assert dataclasses.replace(lent, progressive=saved.progressive) == saved  # growing crops are training's alone
+    names = ("progressive", "augment", "mixup", "cutmix", "mix_switch", "mix_by")
+    training = {name: getattr(saved, name) for name in names}
+    assert dataclasses.replace(lent, **training) == saved
     before = fingerprint.flat(lent)
     for word, name, value in (
         ("batch=3", "batch", 3),
