@@ -32,7 +32,7 @@ from resnet.config.errors import explain, unknown
 from resnet.config.run import VARIANTS, Run
 from resnet.config.sweep import Command
 from resnet.config.track import Mlflow
-from resnet.config.training import Augment, Progressive
+from resnet.config.training import Augment, MixBy, Progressive
 
 GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
 EVALUATION = ("eval_resize", "eval_crop", "eval_resample", "eval_interpolation", "eval_flip")
@@ -224,7 +224,8 @@ def for_inference(overrides: Sequence[str], saved: Run | None = None) -> Run:
         config.recipe, config.out = None, str(Path.cwd())
         if saved:
             # These are training's alone, and checked against its batch and data.
-            node = to_config(dataclasses.replace(saved, progressive=Progressive(), augment=Augment()))
+            unmixed = {"mixup": 0.0, "cutmix": 0.0, "mix_switch": 0.5, "mix_by": MixBy.batch}
+            node = to_config(dataclasses.replace(saved, progressive=Progressive(), augment=Augment(), **unmixed))
             if "data.dir" in names and "listing" in node.data:
                 node.data.listing = None  # other photographs
             for name in names:

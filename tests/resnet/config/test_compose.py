@@ -135,6 +135,7 @@ def test_two_starts_in_one_second_have_folders_of_their_own(frozen):
 LENT_RUNS = [
     ["model=tiny", "optim=lars", "batch=96", "dtype=bf16", "out=x"],
     ["model=tiny", "schedule=cosine", "ema.decay=0.9", "finetune.freeze=[conv1,layer1.0]", "init=/w.npz", "mixup=0.2"],
+    ["model=tiny", "mixup=0.2", "cutmix=1", "mix_switch=0.3", "mix_by=image", "loss=bce"],
     ["model=resnext50", "finetune.lr_multipliers={layer1.0: 0.5, fc: 10}", "data=synthetic", "data.classes=7"],
     [
         "recipe=quickstart",
@@ -153,7 +154,8 @@ LENT_RUNS = [
 def test_a_lent_run_is_the_saved_one_but_for_what_is_named(frozen, words):
     saved = frozen(*words)
     lent = compose.for_inference([], saved)
-    training = {"progressive": saved.progressive, "augment": saved.augment}
+    names = ("progressive", "augment", "mixup", "cutmix", "mix_switch", "mix_by")
+    training = {name: getattr(saved, name) for name in names}
     assert dataclasses.replace(lent, **training) == saved
     before = fingerprint.flat(lent)
     for word, name, value in (
