@@ -97,7 +97,8 @@ def step(words: str, optim: str = "sgd", variant: str = "", folder: str = "") ->
 
     def check(losses: Any) -> None:
         require(
-            losses.shape == [1] and bool(tf.reduce_all(tf.math.is_finite(losses))), f"the losses are {losses.numpy()}"
+            losses.shape == [1, 3] and bool(tf.reduce_all(tf.math.is_finite(losses))),
+            f"the losses are {losses.numpy()}",
         )
         changed()
         averages.append(trained.step // run.ema.every_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from enum import Enum
 from typing import Any, ClassVar
 
 from resnet import UserError
@@ -14,7 +15,8 @@ MISSING: Any = "???"  # OmegaConf's mark for "must be given"
 def check(ok: bool, knob: str, value: object, way_out: str) -> None:
     """Raise UserError naming the knob, its value and the way out unless `ok`."""
     if not ok:
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        shown = value.name if isinstance(value, Enum) else value
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else shown
         raise UserError(f"{knob}={shown}: {way_out}")
 
 

@@ -17,7 +17,7 @@ from resnet.config.model import Antialias, Dtype, Model, Policy, Stem
 from resnet.config.optim import AdamW, Lamb, Lars, Momentum, Optim, Sgd
 from resnet.config.schedule import Constant, Cosine, Exponential, Horizon, Linear, Piecewise, Polynomial, Schedule
 from resnet.config.track import Mlflow, Off, Track
-from resnet.config.training import Augment, Ema, Finetune, OnNan, Progressive, RandAugment, TrivialAugment
+from resnet.config.training import Augment, Ema, Finetune, Loss, MixBy, OnNan, Progressive, RandAugment, TrivialAugment
 
 
 @dataclass
@@ -39,6 +39,11 @@ class Run(Settings):
     epochs: float = 90.0
     label_smoothing: float = 0.1  # in the training loss only
     mixup: float = 0.0  # alpha of MixUp (arXiv:1710.09412), published with 0.2 for 250 epochs; 0: off
+    cutmix: float = 0.0  # alpha of CutMix (arXiv:1905.04899), published with 1; 0: off
+    mix_switch: float = 0.5  # with both of them: the share of CutMix
+    mix_by: MixBy = MixBy.batch  # image: every image is mixed in a way of its own
+    loss: Loss = Loss.softmax  # bce: binary cross-entropy of each class (arXiv:2110.00476)
+    bce_threshold: float | None = None  # of the targets: above it 1, else 0; null: as they are
     ema: Ema = field(default_factory=Ema)
     progressive: Progressive = field(default_factory=Progressive)
     finetune: Finetune = field(default_factory=Finetune)
@@ -67,6 +72,16 @@ class Run(Settings):
         return self.batch // self.cluster.ranks
 
     @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others of their batch."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def by_position(self) -> bool:
+        """Whether ranks read every so many-th image of the batch: what depends on the place is then the same for any number."""
+        return self.mixes or self.augment.erasing > 0 or self.augment.repeats > 1
+
+    @property
     def train_size(self) -> int:
         """Side of the training crops, pixels; the last of them if they grow."""
         return self.data.train_size or self.data.image_size
@@ -83,7 +98,8 @@ class Run(Settings):
         pair = steps is None or (len(steps) == 2 and 1 <= steps[0] <= steps[1])
         self.check("profile_steps", pair, "give the first step and the last, counted from 1, such as [10,20]")
         self.check_at_least(0, "label_smoothing", below=1)
-        self.check_at_least(0, "mixup", "eval_offset_epochs")
+        self.check_at_least(0, "mixup", "cutmix", "eval_offset_epochs")
+        self.check_mixing()
         self.check("seed", 0 <= self.seed < 2**31, "must be at least 0 and below 2^31")
         self.check("stop_at_top1", goal is None or 0 < goal <= 1, "is a share of the images, such as 0.759")
         way_out = "only an evaluation can tell, and eval=false; use eval=true"
@@ -112,6 +128,21 @@ class Run(Settings):
         check(images or not self.augment.changes_pixels, "augment", self.augment.name, way_out)
         self.augment.check("repeats", images or repeats == 1, way_out)
 
+    def check_mixing(self) -> None:
+        """Raise UserError for settings of mixing and of the loss that exclude each other, or would change nothing."""
+        both = self.mixup > 0 and self.cutmix > 0
+        self.check_above(0, "mix_switch", below=1)
+        way_out = "changes nothing without both of them; give mixup= and cutmix=, such as 0.2 and 1, or leave it out"
+        self.check("mix_switch", both or self.mix_switch == 0.5, way_out)
+        way_out = "changes nothing without mixup= or cutmix=; give one of them, or leave it out"
+        self.check("mix_by", self.mixes or self.mix_by is MixBy.batch, way_out)
+        threshold = self.bce_threshold
+        self.check_at_least(0, "bce_threshold", below=1)
+        way_out = "is of binary cross-entropy; add loss=bce, or leave it out"
+        self.check("bce_threshold", threshold is None or self.loss is Loss.bce, way_out)
+        way_out = f"smooths targets that bce_threshold={threshold} sets to 0 and 1 again; use label_smoothing=0"
+        self.check("label_smoothing", threshold is None or not self.label_smoothing, way_out)
+
     def check_groups(self) -> None:
         """Raise UserError for settings of several groups that do not go together."""
         ranks, parts = self.cluster.ranks, self.cluster.gradient_accumulation
@@ -123,6 +154,13 @@ class Run(Settings):
             f"does not divide over {ranks} ranks{accumulated} (cluster={self.cluster.name}); use "
             f"{max(shares, self.batch - rest)} or {self.batch + shares - rest}",
         )
+        images = self.batch // shares
+        pairs = images % 2 == 0 or not self.mixes
+        even = 2 * shares * (1 + images // 2)
+        way_out = (
+            f"gives a rank {images}{accumulated}, and mixing images (mixup, cutmix) takes an even number; use {even}"
+        )
+        self.check("batch", pairs, way_out)
         if isinstance(self.data, Records) and self.data.order is Order.blocks:
             nearest = ranks * max(1, self.data.streams // ranks)
             self.data.check(

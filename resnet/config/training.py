@@ -241,6 +241,20 @@ class Finetune(Settings):
             check(number, f"finetune.lr_multipliers.{name}", factor, "must be a number, at least 0")
 
 
+class MixBy(Enum):
+    """What has a method, a share and a box of its own in MixUp and CutMix."""
+
+    batch = "batch"
+    image = "image"
+
+
+class Loss(Enum):
+    """Softmax cross-entropy, or binary cross-entropy of each class."""
+
+    softmax = "softmax"
+    bce = "bce"
+
+
 class NanPolicy(Enum):
     """What a run does after a step whose loss or gradients are not finite: end, skip the update, or go back."""
 

@@ -30,12 +30,15 @@ def order(index: Index, settings: Records, seed: int, epoch: int) -> Numbers:
     return mixed(cut(index, settings.block_mb), seed, epoch, settings.streams, settings.window)
 
 
-def positions(settings: Data, count: int, batch: int, rank: int, ranks: int, skip: int = 0) -> Numbers:
+def positions(
+    settings: Data, count: int, batch: int, rank: int, ranks: int, skip: int = 0, strided: bool = False
+) -> Numbers:
     """Positions in an epoch's order that `rank` of `ranks` reads, from step `skip` on, step after step.
 
-    Step s is positions s*batch .. (s+1)*batch-1 whatever the number of ranks; the incomplete last one is dropped.
+    Step s is positions s*batch .. (s+1)*batch-1 whatever the number of ranks; the incomplete last one is dropped. With
+    `strided`, or data.order=blocks, a rank reads every ranks-th of them, else neighbours.
     """
-    if isinstance(settings, Records) and settings.order is Order.blocks:
+    if strided or (isinstance(settings, Records) and settings.order is Order.blocks):
         return np.arange(skip * batch + rank, count // batch * batch, ranks, dtype=np.int64)
     return shards.positions_of_rank(count, batch, rank, ranks, skip)
 

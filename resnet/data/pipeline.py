@@ -17,7 +17,7 @@ from resnet import UserError
 from resnet.config.data import Cache, Order, Records, Resample
 from resnet.config.training import Augment
 from resnet.data import blocks, resample
-from resnet.data.augment import policies
+from resnet.data.augment import on_host
 from resnet.data.images import MAX_ASPECT, MAX_PIXELS
 from resnet.data.reader import Reader
 from resnet.data.source import Source, check_memory
@@ -45,11 +45,13 @@ def train(
     size: int | None = None,
     parts: int = 1,
     augment: Augment | None = None,
+    strided: bool = False,
 ) -> tf.data.Dataset:
     """Endless batches of this rank from global step `step` on, `parts` of them per step.
 
     A batch is (images uint8 [B, S, S, 3], labels int32 [B] in 0..classes-1, flip bool [B]), B = batch / ranks / parts. S is
     `size` in pixels, else the settings' train_size, else their image_size; order and augmentation do not depend on it.
+    With `strided` this rank has every ranks-th image of the batch, for what depends on the place in the batch.
     """
     augment = augment or Augment()
     side = size or source.settings.train_size or source.settings.image_size
@@ -62,11 +64,12 @@ def train(
     assert source.train_reader
     repeats = augment.repeats
     fetch_ahead = source.train_reader.fetch_ahead(settings.order is Order.blocks, repeats)
-    changed = host_augmentation(source, augment, seed, side) if augment.changes_pixels else None
+    changed = on_host.augmentation(source, augment, seed, side) if augment.changes_pixels else None
 
     def plan(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(numbers of `records`, keys of the augmentation) of one epoch, both int64 [n]."""
-        positions = blocks.positions(settings, count, batch, rank, ranks, skip if number == epoch else 0)
+        begin = skip if number == epoch else 0
+        positions = blocks.positions(settings, count, batch, rank, ranks, begin, strided)
         places, copies = np.divmod(positions, repeats)
         images = blocks.order(records, settings, seed, int(number))[places]
         if fetch_ahead:
@@ -90,20 +93,6 @@ def train(
     dataset = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(epoch_of)
     dataset = read(dataset, source, source.train_reader).map(decode, tf.data.AUTOTUNE)
     return finalize(dataset.batch(batch // ranks // parts, drop_remainder=True))
-
-
-def host_augmentation(source: Source, augment: Augment, seed: int, side: int) -> Callable[..., tf.Tensor]:
-    """In a graph: (image uint8 [side, side, 3], whether it is mirrored first, its key) -> the image after its operations."""
-    transform = policies.transform_of(augment, source.settings.mean, seed)
-
-    def in_python(image: NDArray[np.uint8], mirrored: np.bool_, key: np.int64) -> NDArray[np.uint8]:
-        with source.reads.call():
-            return transform(image, bool(mirrored), int(key))
-
-    def in_graph(image: tf.Tensor, mirrored: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.numpy_function(in_python, [image, mirrored, key], tf.uint8), [side, side, 3])
-
-    return in_graph
 
 
 def read(numbers: tf.data.Dataset, source: Source, reader: Reader | None) -> tf.data.Dataset:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from resnet import UserError, files
 from resnet.config.data import Records
-from resnet.config.training import Augment
+from resnet.config.training import Augment, ErasingMode
 from resnet.data import pipeline
-from resnet.data.augment import on_device
+from resnet.data.augment import draws, on_device
 from resnet.data.source import Source
 
 COLUMNS, CELL, GAP, MARGIN, CAPTION, HEADING = 8, 160, 12, 28, 22, 40  # pixels, but for the first
@@ -44,9 +45,14 @@ def pictures(source: Source, augment: Augment, images: int, seed: int) -> list[S
     settings = source.settings
     assert isinstance(settings, Records)
     mean, std = np.asarray(settings.mean, np.float32), np.asarray(settings.std, np.float32)
-    batches = pipeline.train(source, min(images, source.train_images), seed, 0, augment=augment)
-    pixels, labels, flips = next(iter(batches))
-    inputs = on_device.prepare_images(pixels, flips, settings.mean, settings.std).numpy() * std + mean
+    count = min(images, source.train_images)
+    pixels, labels, flips = next(iter(pipeline.train(source, count, seed, 0, augment=augment)))
+    prepared = on_device.prepare_images(pixels, flips, settings.mean, settings.std)
+    if augment.erasing:
+        rectangles = tf.constant(draws.erasing(augment.erasing, seed, 0, count, pixels.shape[1]))
+        noise = tf.constant([seed, -1]) if augment.erasing_mode is ErasingMode.pixel else None
+        prepared = on_device.erase(prepared, rectangles, noise)
+    inputs = prepared.numpy() * std + mean
     eval_pixels, eval_labels, _mask = next(iter(pipeline.evaluation(source, min(images, source.eval_images))))
     size, mirrored = settings.image_size, ", mirrored or not" if settings.flip else ""
     mirrored += f", {augment.name}" if augment.name != "none" else ""

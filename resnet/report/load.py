@@ -19,7 +19,7 @@ from resnet.config import track
 from resnet.rundir import metrics, result
 from resnet.track import store
 
-CURVES = ("train/loss", "train/epoch", "eval/loss", "eval/top1", "ema/loss", "ema/top1")
+CURVES = ("train/loss", "train/top1", "train/epoch", "eval/loss", "eval/top1", "ema/loss", "ema/top1")
 FINISHED = ("finished", "stopped at top-1")
 STATUS = {"FAILED": "failed", "KILLED": "killed"}  # of the MLflow run, in <out>/mlflow.json
 USER_KEYS = "finetune.lr_multipliers."  # the user chooses its keys, so it is one knob, as in MLflow

@@ -19,7 +19,7 @@ from resnet.report.load import Training
 from resnet.report.tables import top1_range
 
 LOSSES = {"train/loss": "training", "eval/loss": "evaluation", "ema/loss": "evaluation, averaged weights"}
-TOP1S = {"eval/top1": "weights", "ema/top1": "averaged weights"}
+TOP1S = {"train/top1": "training", "eval/top1": "evaluation", "ema/top1": "evaluation, averaged weights"}
 WIDTH, HEIGHT, ENTRY = 7.0, 3.4, 0.2  # inches: of a chart without its legend, and of a line of the legend
 MARKED = 60  # a line of at most so many points shows each
 LONGEST = 88  # characters of a name in the legend

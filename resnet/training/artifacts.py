@@ -33,7 +33,7 @@ MAX_NAMES, MAX_COUNTS = 60, 20  # up to so many classes the confusion matrix has
 MISTAKES, COLUMNS = 24, 6
 PANELS = {  # title -> (scale, {metric: its name in the legend})
     "loss": (1, {"train/loss": "training", "eval/loss": "evaluation", "ema/loss": "averaged weights"}),
-    "top-1, %": (100, {"eval/top1": "evaluation", "ema/top1": "averaged weights"}),
+    "top-1, %": (100, {"train/top1": "training", "eval/top1": "evaluation", "ema/top1": "averaged weights"}),
     "learning rate": (1, {"train/lr": ""}),
     "images/s": (1, {"train/images_per_s": ""}),
 }

@@ -65,18 +65,26 @@ class Predictions:
         return wrong[np.argsort(-self.probability[wrong], kind="stable")][:most]
 
 
-def counts(logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """float32 [4]: images correct at rank 1, within the first 5, sum of cross-entropy, number of images; all where mask is 1.
+def correct(logits: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+    """[float32 [B], float32 [B]]: 1 where the label is at rank 1, and within the first 5, else 0.
 
-    logits float32 [B, classes], labels int32 [B], mask float32 [B]. Ties count as argsort would order them, and a label
-    whose logit is not finite is wrong.
+    logits float32 [B, classes], labels int32 [B]. Ties count as argsort would order them, and a label whose logit is not finite
+    is wrong.
     """
     target = tf.gather(logits, labels, axis=1, batch_dims=1)[:, None]
     before = tf.range(tf.shape(logits)[1])[None, :] < labels[:, None]
     ahead = tf.reduce_sum(tf.cast((logits > target) | ((logits == target) & before), tf.int32), axis=1)
     finite = tf.math.is_finite(target[:, 0])
+    return [tf.cast(finite & (ahead < k), tf.float32) for k in (1, 5)]
+
+
+def counts(logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """float32 [4]: images correct at rank 1, within the first 5, sum of cross-entropy, number of images; all where mask is 1.
+
+    logits float32 [B, classes], labels int32 [B], mask float32 [B].
+    """
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    right = [tf.cast(finite & (ahead < k), tf.float32) * mask for k in (1, 5)]
+    right = [part * mask for part in correct(logits, labels)]
     return tf.stack([tf.reduce_sum(part) for part in (*right, tf.where(mask > 0, loss, 0.0), mask)])
 
 

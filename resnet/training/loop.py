@@ -92,15 +92,15 @@ def train(
                 if train_step.prepare(first):
                     meter.skip_first_call()
                 profiler.before(first, last)
-                losses, flag = train_step.train(*train_step.inputs(first, last), signals.flag)
-                meter.add(losses)  # the device may still be working
+                figures, flag = train_step.train(*train_step.inputs(first, last), signals.flag)
+                meter.add(figures)  # the device may still be working
                 stop = signals.agree(flag, ranks.size)
                 watchdog.reset()
                 state.step = last
                 if state.ema and plan.averages(last):
                     state.ema.update(tf.constant(plan.decay(last), tf.float32))
                 log.advance(last)
-                log.profile(profiler.after(last, losses))
+                log.profile(profiler.after(last, figures))
                 save = plan.saves(last) or stop
                 if save or plan.logs(first, last) or meter.first_call:
                     try:

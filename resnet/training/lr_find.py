@@ -108,11 +108,11 @@ def run(
     train_step.prepare(0)
 
     def loss_at(step: int, lr: float) -> float:
-        losses, flag = train_step.train(*train_step.inputs(step, step + 1, [lr]), signals.flag)
+        figures, flag = train_step.train(*train_step.inputs(step, step + 1, [lr]), signals.flag)
         watchdog.reset()
         if signals.agree(flag, log.ranks.size):
             raise Stopped("a range test saves nothing; start it again")
-        return float(log.ranks.allreduce_sum(losses.numpy().astype(np.float64))[0] / log.ranks.size)
+        return float(log.ranks.allreduce_sum(figures.numpy()[:, 0].astype(np.float64))[0] / log.ranks.size)
 
     def report(curve: Curve) -> None:
         step, lr, loss, smoothed = len(curve.lrs), curve.lrs[-1], curve.losses[-1], curve.smoothed[-1]

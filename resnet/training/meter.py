@@ -1,4 +1,4 @@
-"""Losses that stay on the device until they are read, the throughput of training alone, and how long it waited for data."""
+"""Losses and accuracies that stay on the device until they are read, the throughput of training alone, and its waits for data."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ class NotFinite(UserError):
 class Reading:
     """What happened since the last reading."""
 
-    loss: float  # mean over steps and ranks; NaN if every step was skipped
+    loss: float  # mean over steps and ranks; NaN if every step was skipped, as are the accuracies
     images_per_s: float | None  # None for the first call of a graph, which traces it
     skipped: tuple[int, ...] = ()  # steps from 0 whose update was skipped
     data_wait: float | None = None  # share of the time, 0..1, without a batch to work on; the largest of a rank
+    top1: float = math.nan  # shares of the images, 0..1
+    top5: float = math.nan
 
 
 class DataWait:
@@ -101,21 +103,22 @@ class Meter:
         """Whether the newest call was the first of its graph."""
         return self.calls == 1
 
-    def add(self, losses: tf.Tensor) -> None:
-        """Add the losses of one graph call, a float tensor [k], without reading them."""
-        self.unread.append(losses)
+    def add(self, figures: tf.Tensor) -> None:
+        """Add loss, top-1 and top-5 of each step of one graph call, a float tensor [k, 3], without reading them."""
+        self.unread.append(figures)
         self.calls += 1
 
     def read(self, waited: Callable[[], float] = float) -> Reading:
-        """Loss, throughput and waiting since the last reading. Raises NotFinite for the first step whose loss is not finite.
+        """What happened since the last reading. Raises NotFinite for the first step whose loss is not finite.
 
         `waited` is called when the device has finished, for the seconds in which it had no batch.
         """
         local = np.concatenate([np.asarray(part, np.float64) for part in self.unread])
         waits = np.zeros(self.ranks.size)
         waits[self.ranks.rank] = waited()
-        total = self.ranks.allreduce_sum(np.concatenate([local, waits]))
-        losses, waits = total[: len(local)] / self.ranks.size, total[len(local) :]
+        total = self.ranks.allreduce_sum(np.concatenate([local.ravel(), waits]))
+        figures, waits = total[: local.size].reshape(local.shape) / self.ranks.size, total[local.size :]
+        losses = figures[:, 0]
         seconds, images, speed, share = max(self.clock() - self.since, 1e-9), len(losses) * self.batch, None, None
         if self.calls > 1:
             speed, share = images / seconds, min(1.0, float(waits.max()) / seconds)
@@ -127,8 +130,9 @@ class Meter:
         skipped = tuple(self.first_unread + int(number) for number in bad)
         self.unread, self.first_unread = [], self.first_unread + len(losses)
         self.since = self.clock()
-        finite = losses[np.isfinite(losses)]
-        return Reading(float(finite.mean()) if len(finite) else math.nan, speed, skipped, share)
+        good = figures[np.isfinite(losses)]
+        loss, top1, top5 = (float(column.mean()) if len(good) else math.nan for column in good.T)
+        return Reading(loss, speed, skipped, share, top1, top5)
 
     def resume(self) -> None:
         """Leave the time since the last reading out: it was not training."""

@@ -20,6 +20,7 @@ from resnet.config.model import Antialias, Block, Stem
 from resnet.config.optim import Lars, Momentum
 from resnet.config.run import Run
 from resnet.config.schedule import Horizon, Polynomial
+from resnet.config.training import Loss
 from resnet.distributed.ranks import Ranks
 from resnet.optim.schedule import Plan
 
@@ -52,6 +53,9 @@ CLOSED: dict[str, tuple[Any, ...]] = {
     "schedule.warmup_start": (0,),
     "label_smoothing": (0, 0.1),
     "mixup": (0,),
+    "cutmix": (0,),
+    "loss": (Loss.softmax,),
+    "augment.erasing": (0,),
     "ema.on": (False,),
     "progressive.start_size": (None,),
     "finetune.freeze": ("none",),

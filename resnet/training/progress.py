@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -73,11 +74,13 @@ class Display:
         lr: float,
         images_per_s: float | None,
         data_wait: float | None = None,
+        top1: float = math.nan,
     ) -> None:
         """Show new figures; `data_wait`, in 0..1, if it is worth a word."""
         speed = "" if images_per_s is None else f"  {images_per_s:,.1f} images/s"
         wait = f"  {data_wait:.0%} waiting for data" if data_wait and data_wait >= SHOWN_WAIT else ""
-        text = f"loss {loss:.4f}  lr {lr:.4g}{speed}{wait}"
+        accuracy = "" if math.isnan(top1) else f"  top-1 {100 * top1:.1f} %"
+        text = f"loss {loss:.4f}{accuracy}  lr {lr:.4g}{speed}{wait}"
         if self.bar:
             self.bar.update(self.task, completed=step, epoch=f"{epoch:.1f}/{self.epochs:g}", text=text)
             return

@@ -64,6 +64,8 @@ class RunLog:
         epoch, lr = self.plan.epoch(step), float(self.plan.lr(step - 1)) * self.state.progress.lr_scale
         values = {
             "train/loss": reading.loss,
+            "train/top1": reading.top1,
+            "train/top5": reading.top5 if self.run.data.classes > 5 else None,  # else it is 1
             "train/lr": lr,
             "train/images_per_s": reading.images_per_s,
             "train/data_wait": reading.data_wait,
@@ -71,7 +73,7 @@ class RunLog:
             "train/images": step * self.run.batch,
         }
         self.metrics(step, {**values, **self.corrupt_records(), **skipped})
-        self.display.train_line(step, epoch, reading.loss, lr, reading.images_per_s, reading.data_wait)
+        self.display.train_line(step, epoch, reading.loss, lr, reading.images_per_s, reading.data_wait, reading.top1)
 
     def corrupt_records(self) -> dict[str, float | None]:
         """The metric of records that data.on_corrupt=skip has skipped, if any; each is reported once."""

@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import tensorflow as tf
 
 from resnet.data import source
-from resnet.data.augment import on_device
+from resnet.data.augment import draws
 from resnet.distributed.ranks import Ranks
 from resnet.optim import schedule
 from resnet.training.state import TrainState
@@ -30,11 +29,11 @@ class FakeStep(TrainStep):
         self.prepared.append((step, self.plan.size(step)))
         return True
 
-    def train_steps(self, _batches, lrs, _ratios, _steps, flag):
+    def train_steps(self, _batches, lrs, _drawn, flag):
         first = self.position - len(lrs)
         self.calls.append((first, self.position))
         losses = [self.update(first + number, float(lr)) for number, lr in enumerate(lrs)]
-        return tf.constant(losses, tf.float32), flag
+        return tf.constant([[loss, 1 - loss, 1.0] for loss in losses], tf.float32), flag
 
     def update(self, step, lr):
         loss = self.loss(step)
@@ -60,16 +59,16 @@ def train_step_of(run):
     return step
 
 
-def nan_ratios(steps, times=10**6):
-    """In place of on_device.mix_ratios: NaN at these steps, so many times. It makes every pixel of the batch NaN."""
-    plain, left = on_device.mix_ratios, dict.fromkeys(steps, times)
+def nan_draws(steps, times=10**6):
+    """In place of draws.of_steps: NaN at these steps, so many times. With mixup= it makes every pixel of the batch NaN."""
+    plain, left = draws.of_steps, dict.fromkeys(steps, times)
 
-    def ratios(alpha, seed, wanted):
-        values = np.array(plain(alpha, seed, wanted))
+    def of_steps(run, wanted, *more):
+        values = plain(run, wanted, *more)
         for place, step in enumerate(wanted):
             if left.get(step, 0) > 0:
                 left[step] -= 1
-                values[place] = math.nan
+                values.mix[place] = math.nan
         return values
 
-    return ratios
+    return of_steps

@@ -17,7 +17,19 @@ from resnet.config.optim import AdamW, Lamb, Lars, Optim, Sgd
 from resnet.config.run import VARIANTS, Run
 from resnet.config.schedule import Constant, Cosine, Exponential, Linear, Piecewise, Polynomial, Schedule
 from resnet.config.track import Mlflow, Off, Track
-from resnet.config.training import Ema, EmaStart, Finetune, OnNan, Progressive
+from resnet.config.training import (
+    Augment,
+    Ema,
+    EmaStart,
+    ErasingMode,
+    Finetune,
+    Loss,
+    MixBy,
+    OnNan,
+    Progressive,
+    RandAugment,
+    TrivialAugment,
+)
 
 NAN, INF = math.nan, math.inf
 ODD_HOSTS = ("-oProxyCommand=touch x", "--mca", "a,b", "a b", "a@-o", "a;b", "$(b)", "")
@@ -98,6 +110,8 @@ GOOD = {  # values at the edge of what is allowed
         {"seed": 0},
         {"seed": 2**31 - 1},
         {"label_smoothing": 0.0},
+        {"mixup": 0.2, "cutmix": 1.0, "mix_switch": 0.9, "mix_by": MixBy.image, "batch": 2},
+        {"loss": Loss.bce, "bce_threshold": 0.0, "label_smoothing": 0.0},
         {"stop_at_top1": 1.0},
         {"lr_find": True, "lr_find_start": 1e-7, "lr_find_end": 1e-6, "lr_find_steps": 20},
         {"epochs": 0.01},
@@ -267,6 +281,24 @@ BAD = [
     (run, {"label_smoothing": 1.0}, "label_smoothing", "below 1"),
     (run, {"label_smoothing": -0.1}, "label_smoothing", "at least 0"),
     (run, {"mixup": -0.1}, "mixup", "at least 0"),
+    (run, {"cutmix": -1.0}, "cutmix", "at least 0"),
+    (run, {"mixup": 0.2, "batch": 33}, "batch", "an even number; use 34"),
+    (run, {"cutmix": 1.0, "mix_switch": 0.3}, "mix_switch", "without both"),
+    (run, {"mixup": 0.2, "cutmix": 1.0, "mix_switch": 0.0}, "mix_switch", "above 0"),
+    (run, {"mixup": 0.2, "cutmix": 1.0, "mix_switch": 1.0}, "mix_switch", "below 1"),
+    (run, {"mix_by": MixBy.image}, "mix_by", "without mixup= or cutmix="),
+    (run, {"bce_threshold": 0.2, "label_smoothing": 0.0}, "bce_threshold", "add loss=bce"),
+    (run, {"bce_threshold": 0.2, "loss": Loss.bce}, "label_smoothing", "use label_smoothing=0"),
+    (run, {"bce_threshold": 1.0, "loss": Loss.bce, "label_smoothing": 0.0}, "bce_threshold", "below 1"),
+    (Augment, {"repeats": 0}, "augment.repeats", "above 0"),
+    (Augment, {"color_jitter": [0.4]}, "augment.color_jitter", "four numbers"),
+    (RandAugment, {"num_ops": 0}, "augment.num_ops", "above 0"),
+    (RandAugment, {"magnitude": 31}, "augment.magnitude", "0 to 30"),
+    (RandAugment, {"num_magnitude_bins": 1}, "augment.num_magnitude_bins", "at least 2"),
+    (RandAugment, {"timm": "rand-x1"}, "augment.timm", "m, n, p"),
+    (TrivialAugment, {"num_magnitude_bins": 1}, "augment.num_magnitude_bins", "at least 2"),
+    (Augment, {"erasing": 1.1}, "augment.erasing", "from 0 to 1"),
+    (Augment, {"erasing_mode": ErasingMode.pixel}, "augment.erasing_mode", "changes nothing"),
     (run, {"eval_offset_epochs": -1.0}, "eval_offset_epochs", "at least 0"),
     (run, {"seed": -1}, "seed", "at least 0"),
     (run, {"seed": 2**31}, "seed", "below 2^31"),
@@ -372,7 +404,7 @@ def test_every_check_of_the_dataclasses_has_a_case_here():
     broken = {named for _, _, named, _ in BAD}
     groups = {Model: "model", Optim: "optim", Schedule: "schedule", Data: "data"}
     groups |= {Cluster: "cluster", Track: "track"}
-    groups |= {Ema: "ema", Progressive: "progressive", Finetune: "finetune"}
+    groups |= {Augment: "augment", Ema: "ema", Progressive: "progressive", Finetune: "finetune"}
     groups |= {OnNan: "on_nan"}
     for kind in {kind for variants in VARIANTS.values() for kind in variants.values()} | {Run, *list(groups)[-4:]}:
         group = next((f"{name}." for base, name in groups.items() if issubclass(kind, base)), "")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet import UserError
-from resnet.config.data import Records
+from resnet.config.data import Order, Records
 from resnet.data import blocks, pipeline, shards, source
 
 SEED, EPOCH, STREAMS, WINDOW = 5, 3, 12, 3.0
@@ -198,3 +198,13 @@ def test_what_does_not_go_together_is_refused(run_of, words, line):
     with pytest.raises(UserError) as caught:
         run_of("data=digits", *words)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("order", Order)
+def test_strided_positions_are_every_nth_of_a_batch_in_both_orders(order):
+    settings = Records(dir="shards", classes=10, order=order)
+    whole = blocks.positions(settings, 103, 24, 0, 1, 1, strided=True).reshape(-1, 24)
+    np.testing.assert_array_equal(whole[0], np.arange(24, 48))
+    for rank in range(3):
+        own = blocks.positions(settings, 103, 24, rank, 3, 1, strided=True)
+        np.testing.assert_array_equal(own.reshape(-1, 8), whole[:, rank::3])

@@ -6,9 +6,9 @@ import tensorflow as tf
 from fake_step import train_step_of
 
 from resnet.data import blocks
-from resnet.distributed.ranks import Ranks
+from resnet.data.augment import draws
 from resnet.model import resnet
-from resnet.model.drop import Drop
+from resnet.model.drop import Draws, Drop
 
 
 def build(*_settings, **_more):
@@ -54,17 +54,19 @@ def test_a_resumed_step_has_the_masks_of_its_number(new):
 
 
 @pytest.mark.parametrize("order", ["images", "blocks"])
-def test_each_rank_draws_for_the_images_that_it_reads(new, order):
-    step = new(f"data.order={order}")
-    whole = step.draws(tf.constant(5), tf.constant(0)).uniform(1, 3).numpy()
+def test_each_rank_draws_for_the_images_that_it_reads(run_of, order):
+    def uniform(rank, ranks, parts):
+        run = run_of(
+            "model=tiny", "data=digits", "batch=24", f"data.order={order}", f"cluster.gradient_accumulation={parts}"
+        )
+        drawn = draws.of_steps(run, [5], 32, rank, ranks)
+        masks = [Draws(run.seed, tf.constant(5), 24, places).uniform(1, 3).numpy() for places in drawn.positions[0]]
+        assert (drawn.step == 5).all() and len(masks) == parts
+        return np.concatenate(masks), run
+
+    whole, run = uniform(0, 1, 1)
     for rank in range(2):
-        step.ranks = Ranks(rank, 2)
-        step.run.cluster.ranks = 2
-        step.run.cluster.gradient_accumulation = 3
-        positions = blocks.positions(step.run.data, 24, 24, rank, 2)
-        parts = [step.draws(tf.constant(5), tf.constant(part)).uniform(1, 3).numpy() for part in range(3)]
-        np.testing.assert_array_equal(np.concatenate(parts), whole[positions])
-        step.run.cluster.gradient_accumulation = 1
+        np.testing.assert_array_equal(uniform(rank, 2, 3)[0], whole[blocks.positions(run.data, 24, 24, rank, 2)])
 
 
 def test_draws_need_no_int64(new):

@@ -125,12 +125,14 @@ def test_the_start_says_what_is_about_to_happen_and_the_notes_of_the_restored_st
 
 def test_a_reading_is_logged_with_epoch_rate_and_images(new_log, trackers, capsys):
     log = new_log()
-    log.train(22, Reading(1.5, 100.0, data_wait=0.25), {"train/skipped": 1})
+    log.train(22, Reading(1.5, 100.0, data_wait=0.25, top1=0.5, top5=0.875), {"train/skipped": 1})
     assert trackers[0].values == [
         (
             22,
             {
                 "train/loss": 1.5,
+                "train/top1": 0.5,
+                "train/top5": 0.875,
                 "train/lr": 0.5 * float(log.plan.lr(21)),
                 "train/images_per_s": 100.0,
                 "train/data_wait": 0.25,
@@ -144,7 +146,7 @@ def test_a_reading_is_logged_with_epoch_rate_and_images(new_log, trackers, capsy
     log.train(23, Reading(1.4, 100.0), {})
     printed = capsys.readouterr().out
     assert printed.count("data.on_corrupt=skip: record 3") == printed.count("record 9") == 1  # each once
-    assert "step 22/3 " in printed and "loss 1.5000" in printed
+    assert "step 22/3 " in printed and "loss 1.5000  top-1 50.0 %" in printed
 
 
 def test_an_evaluation_is_recorded_logged_and_printed(new_log, trackers, capsys):

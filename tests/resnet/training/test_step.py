@@ -9,44 +9,56 @@ import tensorflow as tf
 from fake_step import train_step_of
 from run_files import logged
 
+from resnet.config.training import Loss
 from resnet.data import pipeline, source
-from resnet.data.augment import on_device
+from resnet.data.augment import draws
 from resnet.model import resnet
 from resnet.training.loop import train
 
 
 # --------------------------------------------------------------------------------------------------- the loss, in NumPy
 def restated(run, kernel, steps):
-    """The loss of each step of a network that is one matrix [pixels, classes], with mixed images and mixed, smooth targets."""
+    """The loss of each step of a network that is one matrix [pixels, classes], with erased and mixed images, smooth targets."""
     batches = iter(pipeline.train(source.open_source(run.data), run.batch, run.seed, 0))
-    losses, ratios = [], on_device.mix_ratios(run.mixup, run.seed, range(steps))
-    for ratio in ratios.astype(np.float64):
+    losses, (mixes, erases, *_) = [], draws.of_steps(run, range(steps), 32)
+    for mix, erase in zip(mixes[:, 0].astype(np.float64), erases[:, 0], strict=True):
         pixels, labels, flips = (part.numpy() for part in next(batches))
         pixels = np.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
-        inputs = ((pixels - np.array(run.data.mean)) / run.data.std).reshape(run.batch, -1)
+        inputs = (pixels - np.array(run.data.mean)) / run.data.std
+        for image, (top, bottom, left, right, _) in zip(inputs, erase.astype(int), strict=False):
+            image[top:bottom, left:right] = 0
         smooth, classes = run.label_smoothing, run.data.classes
         targets = np.full([run.batch, classes], smooth / classes)
         targets[np.arange(run.batch), labels] += 1 - smooth
-        mixed, soft = (ratio * part + (1 - ratio) * part[::-1] for part in (inputs, targets))
-        logits = mixed @ kernel
+        mixed, soft = inputs.copy(), targets.copy()
+        for i in range(run.batch if run.mixes else 0):
+            j, (own, inner, *box) = (i + run.batch // 2) % run.batch, mix[i % len(mix)]
+            rows, columns = slice(*map(int, box[:2])), slice(*map(int, box[2:]))
+            mixed[i, rows, columns] = inner * inputs[i, rows, columns] + (1 - inner) * inputs[j, rows, columns]
+            soft[i] = own * targets[i] + (1 - own) * targets[j]
+        logits = mixed.reshape(run.batch, -1) @ kernel
+        if run.loss is Loss.bce:
+            chances = 1 / (1 + np.exp(-logits))
+            losses.append(-(soft * np.log(chances) + (1 - soft) * np.log(1 - chances)).mean())
+            continue
         logged = logits - logits.max(1, keepdims=True)
         logged -= np.log(np.exp(logged).sum(1, keepdims=True))
         losses.append(-(soft * logged).sum(1).mean())
-    return losses, ratios
+    return losses, mixes
 
 
 @pytest.mark.parametrize(
-    ("mixup", "smooth", "loop"),
+    ("smooth", "loop", "more"),
     [
-        (0.2, 0.1, 1),
-        (0.0, 0.0, 1),
-        (1.0, 0.2, 4),
-        pytest.param(1.0, 0.0, 1, marks=pytest.mark.slow),
-        pytest.param(0.0, 0.3, 1, marks=pytest.mark.slow),
+        (0.1, 1, ["mixup=0.2"]),
+        (0.0, 1, []),
+        (0.2, 4, ["mixup=1", "cutmix=1", "mix_by=image", "loss=bce", "augment.erasing=0.5"]),
+        pytest.param(0.0, 1, ["cutmix=1"], marks=pytest.mark.slow),
+        pytest.param(0.3, 1, [], marks=pytest.mark.slow),
     ],
 )
 def test_the_loss_is_of_mixed_images_and_targets_that_are_smooth_and_mixed_alike(
-    run_of, monkeypatch, mixup, smooth, loop
+    run_of, monkeypatch, smooth, loop, more
 ):
     kernel = np.random.default_rng(1).normal(0, 0.05, (32 * 32 * 3, 10)).astype(np.float32)
 
@@ -56,10 +68,10 @@ def test_the_loss_is_of_mixed_images_and_targets_that_are_smooth_and_mixed_alike
 
     monkeypatch.setattr(resnet, "build", matrix)
     words = ("batch=48", "track=off", "eval=false", "log_every_steps=1", "optim.lr=0", "steps=4", "data.flip=true")
-    run = run_of("model=tiny", *words, f"mixup={mixup}", f"label_smoothing={smooth}", f"steps_per_loop={loop}")
+    run = run_of("model=tiny", *words, *more, f"label_smoothing={smooth}", f"steps_per_loop={loop}")
     train(run, Path(run.out))
-    wanted, ratios = restated(run, kernel.astype(np.float64), 4)
-    assert (np.ptp(ratios) > 0.1 and (ratios < 1).all()) if mixup else (ratios == 1).all()
+    wanted, mixes = restated(run, kernel.astype(np.float64), 4)
+    assert np.ptp(mixes[..., 0]) > 0.1 if run.mixes else not mixes.size
     losses = [loss for _, loss in logged(run.out, "train/loss")]
     np.testing.assert_allclose(losses, wanted if loop == 1 else [np.mean(wanted)], rtol=1e-5)
     assert np.ptp(wanted) > 1e-3
@@ -78,7 +90,7 @@ def trained(step, steps=3):
     """(the losses of so many steps at rate 0.02, the weights after the first)."""
     losses, first = [], {}
     for number in range(steps):
-        losses.append(float(step.train(*step.inputs(number, number + 1, [0.02]), tf.constant(0.0))[0][0]))
+        losses.append(float(step.train(*step.inputs(number, number + 1, [0.02]), tf.constant(0.0))[0][0, 0]))
         first = first or {weight.name: weight.numpy() for weight in step.variables}
     return np.array(losses), first
 
@@ -112,8 +124,8 @@ def test_gradients_that_overflow_move_nothing_and_lower_the_scale(stepping):
     optimizer = step.state.optimizer
     optimizer.scale.assign(2.0**60)
     before = [weight.numpy() for weight in step.variables]
-    losses, _ = step.train(*step.inputs(0, 1), tf.constant(0.0))
-    assert np.isfinite(losses.numpy()).all()
+    figures, _ = step.train(*step.inputs(0, 1), tf.constant(0.0))
+    assert np.isfinite(figures.numpy()).all()
     assert optimizer.scale.numpy() == 2.0**59 and optimizer.skipped.numpy() == 1
     for old, weight in zip(before, step.variables, strict=True):
         np.testing.assert_array_equal(old, weight.numpy())
@@ -169,8 +181,8 @@ def test_the_wait_for_data_is_the_time_without_a_batch_to_work_on(run_of, monkey
             time.sleep(delay)
             yield tuple(np.zeros(shape, kind.as_numpy_dtype) for shape, kind in shapes)
 
-    def slowly(*inputs):
-        loss, gradients = plain(*inputs)
+    def slowly(batch, drawn):
+        loss, gradients = plain(batch, drawn)
         slow = tf.numpy_function(lambda one: time.sleep(busy) or one, [gradients[-1]], tf.float32)
         return loss, [*gradients[:-1], tf.ensure_shape(slow, gradients[-1].shape)]
 

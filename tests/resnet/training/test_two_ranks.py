@@ -27,36 +27,36 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(fake_step.__file__).parent)!r})
 import small_network
-from fake_step import nan_ratios
+from fake_step import nan_draws
 from resnet import UserError, cli, rundir
 from resnet.config import topology
-from resnet.data.augment import on_device
+from resnet.data.augment import draws
 from resnet.model import resnet
 from resnet.training.loop import train
 resnet.build = small_network.build
-plain, rank = on_device.mix_ratios, topology.process_rank()
+plain, rank = draws.of_steps, topology.process_rank()
 
-def signalled(alpha, seed, steps):
+def signalled(run, steps, *more):
     if 3 in steps and rank == 0:
         os.kill(os.getpid(), signal.SIGTERM)
-    return plain(alpha, seed, steps)
+    return plain(run, steps, *more)
 
 for out in map(Path, sys.argv[1:]):
     if out.name in ("whole", "resumed"):
-        on_device.mix_ratios = signalled if out.name == "resumed" else plain
+        draws.of_steps = signalled if out.name == "resumed" else plain
         try:
             train(rundir.load(out), out)
         except cli.Stopped as stopped:
             (out / f"stopped-{{rank}}").write_text(str(stopped))
-            on_device.mix_ratios = plain
+            draws.of_steps = plain
             train(rundir.load(out), out)
         continue
-    on_device.mix_ratios = nan_ratios([6], 1) if rank == 1 and out.name != "range" else plain
+    draws.of_steps = nan_draws([6], 1) if rank == 1 and out.name != "range" else plain
     try:
         train(rundir.load(out), out)
     except UserError as error:
         (out / f"error-{{rank}}").write_text(str(error))
-    on_device.mix_ratios = plain
+    draws.of_steps = plain
 """
 
 

@@ -88,7 +88,7 @@ def test_what_does_not_go_together_is_refused(run_of, words, message):
 
 def test_the_sheet_shows_the_augmented_images(digits, tmp_path, capsys):
     source.open_source(digits)
-    words = [f"show={digits.dir}", "images=8", "augment=randaugment", "augment.timm=rand-m10-p1"]
+    words = [f"show={digits.dir}", "images=8", "augment=randaugment", "augment.timm=rand-m10-p1", "augment.erasing=0.5"]
     prepare.do(prepare.parse([*words, f"out={tmp_path / 'sheet.png'}"]))
     assert (tmp_path / "sheet.png").stat().st_size > 5000 and "8 training" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"augment\.timm=x: give timm's parts"):
