@@ -82,7 +82,9 @@ def test_a_database_has_its_name_only_when_it_is_complete(tmp_path, monkeypatch)
 
 # ------------------------------------------------------------------------------------------------------------- troubles
 def test_a_deleted_experiment_is_told_at_once_with_the_way_out(tmp_path, database, capsys):
-    uri = uris.sqlite(shutil.copy(database, tmp_path))
+    copy = shutil.copy(database, tmp_path)
+    os.utime(copy, (0, 0))  # one that was written just now is waited for
+    uri = uris.sqlite(copy)
     client = store.connect(uri)
     number = client.create_experiment("gone")
     client.delete_experiment(number)
