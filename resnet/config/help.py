@@ -52,7 +52,7 @@ def recipe_text(name: str) -> str:
 
 
 def recipe_notes(run: Run) -> list[str]:
-    """Where a run departs from its recipe in what decides the numbers: a line each."""
+    """Where a run departs from its recipe in what decides the numbers, and what its batch divides: a line each."""
     text = recipe_text(run.recipe or "")
     named = dict(re.findall(r"override /(\w+): (\w+)", text))
     start, optim, lines = f"recipe={run.recipe}", run.optim, []
@@ -81,6 +81,11 @@ def recipe_notes(run: Run) -> list[str]:
         lines.append(
             f"{start}: for {cards} card{'s' * (cards > 1)} of {each} images; here {ranks} of {run.local_batch}, with other "
             f"batch-norm statistics and memory. For {cards} use cluster={clusters}; for {ranks}, {smaller}"
+        )
+    if run.batch % run.augment.repeats:
+        lines.append(
+            f"augment.repeats={run.augment.repeats}: does not divide batch={run.batch}, so the copies of some images are in two "
+            "batches"
         )
     return lines
 

@@ -6,7 +6,6 @@ TensorFlow or the file system; compose.py turns a command line into a `Run`.
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass, field
 
 from resnet import addresses
@@ -118,11 +117,8 @@ class Run(Settings):
 
     def check_augment(self) -> None:
         """Raise UserError for augmentation that these batches or images do not allow."""
-        repeats, batch = self.augment.repeats, self.batch
-        fitting = [number for number in range(1, batch + 1) if batch % number == 0] if batch % repeats else []
-        below, above = fitting[: bisect.bisect(fitting, repeats)][-1:], fitting[bisect.bisect(fitting, repeats) :][:1]
-        nearest = " or ".join(str(number) for number in below + above)
-        self.augment.check("repeats", not fitting, f"must divide batch={batch}; use {nearest}")
+        repeats = self.augment.repeats
+        self.augment.check("repeats", repeats <= self.batch, f"must be at most batch={self.batch}")
         way_out = f"data={self.data.name} has no photographs to augment; leave it out"
         images = isinstance(self.data, Records)
         check(images or not self.augment.changes_pixels, "augment", self.augment.name, way_out)

@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = sorted((path.parent.name, path.stem) for path in (ROOT / "conf").glob("*/*.yaml"))
 WHOLES = sorted((path.parent.name, path.stem) for path in (ROOT / "experiments").glob("*/*.yaml"))
 RECIPES = [name for group, name in WHOLES if group == "recipe"]
-USERS = {"finetune_folder": ("init=/weights", "data.classes=16")}  # what only the user of a recipe knows
+USERS = dict.fromkeys(
+    ("finetune_folder", "finetune_strong"), ("init=/weights", "data.classes=16")
+)  # what only the user of a recipe knows
 SWEEPS = [name for group, name in WHOLES if group == "sweep"]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from resnet import UserError
+from resnet.config.help import recipe_notes
 from resnet.config.training import Augment, RandAugment, TrivialAugment
 from resnet.data import blocks, pipeline, source
 from resnet.data.augment import policies
@@ -75,8 +76,7 @@ def test_repeats_take_the_first_images_of_the_order_and_augment_each_anew(digits
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("augment.repeats=3", "batch=32"), "augment.repeats=3: must divide batch=32; use 2 or 4"),
-        (("augment.repeats=64", "batch=32"), "augment.repeats=64: must divide batch=32; use 32"),
+        (("augment.repeats=64", "batch=32"), "augment.repeats=64: must be at most batch=32"),
         (("augment=randaugment", "data=synthetic"), "augment=randaugment: data=synthetic has no photographs"),
         (("augment=randaugment", "augment.magnitude=40"), "augment.magnitude=40: must be a bin, 0 to 30"),
     ],
@@ -84,6 +84,12 @@ def test_repeats_take_the_first_images_of_the_order_and_augment_each_anew(digits
 def test_what_does_not_go_together_is_refused(run_of, words, message):
     with pytest.raises(UserError, match=message):
         run_of("model=tiny", *words)
+
+
+def test_copies_in_two_batches_are_announced(run_of):
+    [line] = recipe_notes(run_of("model=tiny", "augment.repeats=3", "batch=32"))
+    assert line.startswith("augment.repeats=3: does not divide batch=32")
+    assert not recipe_notes(run_of("model=tiny", "augment.repeats=4", "batch=32"))
 
 
 def test_the_sheet_shows_the_augmented_images(digits, tmp_path, capsys):
