@@ -223,7 +223,7 @@ def for_inference(overrides: Sequence[str], saved: Run | None = None) -> Run:
         config.recipe, config.out = None, str(Path.cwd())
         if saved:
             # These are training's alone, and checked against its batch and data.
-            unmixed = {"mixup": 0.0, "cutmix": 0.0, "mix_switch": 0.5, "mix_by": MixBy.batch}
+            unmixed: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "mix_switch": 0.5, "mix_by": MixBy.batch}
             node = to_config(dataclasses.replace(saved, progressive=Progressive(), augment=Augment(), **unmixed))
             if "data.dir" in names and "listing" in node.data:
                 node.data.listing = None  # other photographs
