@@ -70,7 +70,10 @@ def built():
 
 
 # ----------------------------------------------------------------------------------------------------- against timm
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("rs_ffcv", "basic_ffcv") else name for name in SMALL],
+)
 def test_a_narrow_network_has_the_logits_of_timms(built, name):
     check(built(name), name)
     assert weights.shapes(small(name), 10) == {
