@@ -15,7 +15,7 @@ from pathlib import Path
 from resnet import UserError, cli, files, shell
 from resnet.compat.habana_options import COMMANDS, PLANNED
 from resnet.compat.hyper import curve, presets, settings
-from resnet.compat.places import MissingImages, dtype, images, machine
+from resnet.compat.places import RESIZING, MissingImages, dtype, images, machine
 from resnet.compat.request import NEVER, Request, check, help_text, read_request
 from resnet.compat.words import joined, one_group, shell_line
 from resnet.config import fingerprint, help
@@ -66,7 +66,7 @@ def training(request: Request) -> dict[str, str]:
             rest[key] = shell.quoted(value) if key in ("out", "init") else value
     words = curve(request, request.not_overridden(model | settings(request, batch) | here | length(request, rest)))
     if recipe := published(request, words, card, cluster):
-        implied = ("data", "model", "optim", "schedule", "dtype", "batch", "epochs", "label_smoothing", "mixup")
+        implied = ("data", "model", "optim", "schedule", "dtype", "batch", "epochs", *LOSS[:2], *RESIZING)
         own = {
             name: words[name] for name in words if name not in implied and name.partition(".")[0] not in implied[2:4]
         }

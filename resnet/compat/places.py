@@ -22,6 +22,7 @@ STANDARD = (
 )
 # one rank, many ranks, and how many these are
 CLUSTERS = {"gaudi": ("gaudi1", "hls1", 8), "gpu": ("gpu1", "gpu8", 8), "cpu": ("local", "cpu2", 2)}
+RESIZING = {"data.eval_resample": "original"}
 
 
 class MissingImages(UserError):
@@ -115,8 +116,8 @@ def images(request: Request) -> dict[str, str]:
         names, path = (None, "") if addresses.is_remote(place) else files.classes_beside(str(home.expand(place)))
         if names and (classes := len(names)) != 1000:
             request.notes.append(f"{place}: {classes} classes, as its {path.rpartition('/')[2]} says, so data=folder")
-            return {"data": "folder", "data.dir": quoted(place)}
-    return {"data": "imagenet", "data.dir": quoted(place)}
+            return {"data": "folder", "data.dir": quoted(place), **RESIZING}
+    return {"data": "imagenet", "data.dir": quoted(place), **RESIZING}
 
 
 def shards_in(folder: str) -> str:

@@ -31,7 +31,7 @@ training_dataset_cache use_cosine_lr use_distributed_eval use_horovod use_keras_
 use_native_keras_mixed_precision_policy use_synthetic_data use_tensor_lr use_tf_function use_tf_while_loop
 use_train_and_evaluate use_trivial_model warmup_epochs weight_decay worker_hosts
 """
-DATA = "model=resnet50 data=imagenet data.dir=/d dtype=bf16 cluster=gaudi1 "
+DATA = "model=resnet50 data=imagenet data.dir=/d data.eval_resample=original dtype=bf16 cluster=gaudi1 "
 BASES = {
     # two programs, what is typed to all, and what becomes of it
     "imagenet_main.py": (
@@ -85,7 +85,7 @@ BOTH = """
 --enable_xla -> dtype.jit=true
 --intra_op_parallelism_threads 3 -> cluster.threads=3
 --intra 0 ->
---use_synthetic_data -> data=synthetic -data.dir
+--use_synthetic_data -> data=synthetic -data.dir -data.eval_resample
 --training_dataset_cache -> data.cache=encoded
 --dataset_cache=true -> data.cache=encoded
 --cache_decoded_image -> data.cache=decoded

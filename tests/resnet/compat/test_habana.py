@@ -28,22 +28,28 @@ def typed(line):
 LINES = {
     # the commands of the original's description
     "demo_resnet -d bf16 -a /s":
-        "model=resnet50 optim=sgd dtype=bf16 data=imagenet data.dir=/s cluster=gaudi1 batch=256 epochs=1",
+        "model=resnet50 optim=sgd dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=256 epochs=1",
     "demo_resnet -d fp32 -a /s":
-        "model=resnet50 optim=sgd dtype=fp32 data=imagenet data.dir=/s cluster=gaudi1 batch=128 epochs=1",
+        "model=resnet50 optim=sgd dtype=fp32 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=128 epochs=1",
     "demo_resnet -d fp32 -rs 101 -a /s":
-        "model=resnet101 optim=sgd dtype=fp32 data=imagenet data.dir=/s cluster=gaudi1 batch=128 epochs=1",
+        "model=resnet101 optim=sgd dtype=fp32 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=128 epochs=1",
     "demo_resnet -d bf16 -s 1000 -l 50 -a /s":
-        "model=resnet50 optim=sgd dtype=bf16 data=imagenet data.dir=/s cluster=gaudi1 batch=256 epochs=1 "
+        "model=resnet50 optim=sgd dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=256 epochs=1 "
         "steps=1000 eval_steps=50",
     "demo_resnet -d fp32 -e 9 -b 128 -a /s -m /m/ck_81":
-        "model=resnet50 optim=sgd dtype=fp32 data=imagenet data.dir=/s cluster=gaudi1 batch=128 epochs=9 out=/m/ck_81",
+        "model=resnet50 optim=sgd dtype=fp32 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=128 epochs=9 out=/m/ck_81",
     "demo_resnet -rs 101 --resnext -d bf16 -b 256 -a /s -m /m/resnext101":
         "model=resnext101 optim=sgd schedule=cosine optim.lr=${linear_lr:0.256} optim.weight_decay=6.103515625e-05 "
-        "dtype=bf16 data=imagenet data.dir=/s cluster=gaudi1 batch=256 epochs=1 "
+        "dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original cluster=gaudi1 batch=256 epochs=1 "
         "optim.momentum=0.875 out=/m/resnext101 schedule.horizon_epochs=90",
     "demo_resnet -d bf16 -rs 101 -s 2 -l 1 -a /s -m /x":
-        "model=resnet101 optim=sgd dtype=bf16 data=imagenet data.dir=/s cluster=gaudi1 batch=256 epochs=1 "
+        "model=resnet101 optim=sgd dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=256 epochs=1 "
         "steps=2 eval_steps=1 out=/x",
     # those that its published figures came of: the recipes of these names
     "demo_keras_resnet -d bf16 -e 90 -a /s": "recipe=resnet50_keras_sgd_1x data.dir=/s cluster=gaudi1",
@@ -61,29 +67,35 @@ LINES = {
     # MixUp with 250 epochs, no checkpoints, and LARS with a bigger batch on one card
     "demo_resnet --resnext -rs 50 -d bf16 -e 250 -n -c 0 -a /s":
         "model=resnext50 optim=sgd schedule=cosine optim.lr=${linear_lr:0.256} optim.weight_decay=6.103515625e-05 dtype=bf16 "
-        "data=imagenet data.dir=/s cluster=gaudi1 batch=256 epochs=250 optim.momentum=0.875 mixup=0.2 eval=false "
+        "data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=256 epochs=250 optim.momentum=0.875 mixup=0.2 eval=false "
         "save_every_steps=2147483647",
     "demo_resnet --enable-lars-optimizer -d bf16 -b 512 -e 38 -a /s":
-        "model=resnet50 optim=lars optim.lr=2.5 dtype=bf16 data=imagenet data.dir=/s cluster=gaudi1 batch=512 epochs=38",
+        "model=resnet50 optim=lars optim.lr=2.5 dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=512 epochs=38",
     # two servers with what one had
     "MULTI_HLS_IPS=a,b IMAGENET_DIR=/usr demo_resnet_hvd.sh":
         "model=resnet50 optim=lars optim.lr=9.5 schedule.warmup_epochs=3 schedule.horizon_epochs=38 dtype=bf16 data=imagenet "
-        "data.dir=/usr cluster=hls1 cluster.ranks=16 cluster.hosts=[a:8,b:8] batch=4096 epochs=38 eval_every_epochs=8",
+        "data.dir=/usr data.eval_resample=original cluster=hls1 cluster.ranks=16 cluster.hosts=[a:8,b:8] batch=4096 epochs=38 "
+        "eval_every_epochs=8",
     # the Keras program of release 1.14, as its description has it
     "resnet_ctl_imagenet_main.py -bs 256 -te 40 -ebe 40 -dt bf16 --data_dir /s --optimizer LARS --base_learning_rate 2.5 "
     "--warmup_epochs 3 --lr_schedule polynomial --label_smoothing 0.1 --weight_decay 0.0001 --single_l2_loss_op "
     "--enable_tensorboard":
-        "model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir=/s cluster=gaudi1 batch=256 epochs=40 "
+        "model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=gaudi1 batch=256 epochs=40 "
         "eval_every_epochs=40 label_smoothing=0.1 track.tensorboard=true",
     **{f"MULTI_HLS_IPS=a,b resnet_ctl_imagenet_main.py -dt bf16 -te 40 --data_dir /s --optimizer LARS --base_learning_rate 13 "
        f"--warmup_epochs 7 --momentum 0.9 --lr_schedule polynomial --label_smoothing 0.1 --weight_decay 0.0001 {more}":
-           "model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir=/s cluster=hls1 cluster.ranks=16 "
+           "model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original "
+           "cluster=hls1 cluster.ranks=16 "
            f"cluster.hosts=[a:8,b:8] batch=4096 epochs=40 label_smoothing=0.1{words}"
        for more, words in (("--lars_decay_epochs 41 --use_horovod -bs 256", ""),
                            ("--distribution_strategy hpu -bs 4096", " schedule.horizon_epochs=40"))},
     "imagenet_main.py --use_horovod -dt bf16 -dlit fp32 -bs 128 -te 90 -ebe 90 --weight_decay 7.93E-05 --data_dir /s":
         "model=resnext101 optim=sgd schedule=cosine optim.lr=${linear_lr:0.256} optim.weight_decay=7.93E-05 dtype=bf16 "
-        "data=imagenet data.dir=/s cluster=hls1 batch=1024 epochs=90 label_smoothing=0.1 optim.momentum=0.875 "
+        "data=imagenet data.dir=/s data.eval_resample=original "
+        "cluster=hls1 batch=1024 epochs=90 label_smoothing=0.1 optim.momentum=0.875 "
         "eval_every_epochs=90",
 }
 # fmt: on
@@ -173,13 +185,15 @@ STOP_THRESHOLD=0.75 -> stop_at_top1=0.75
 MPI_TPC_INCLUDE=eth1 ->
 HLS_TYPE=HLS1 ->""",
 }
-ONE = "model=resnet50 optim=sgd dtype=bf16 data=imagenet data.dir=/data/shards cluster=gaudi1 batch=256 epochs=1"
+SHARDS = "data=imagenet data.dir=/data/shards data.eval_resample=original cluster=gaudi1"
+ONE = f"model=resnet50 optim=sgd dtype=bf16 {SHARDS} batch=256 epochs=1"
 KERAS = "optim.lr=${linear_lr:0.1} optim.weight_decay=0.0002 schedule.warmup_epochs=5 label_smoothing=0"
 BASES = {
     "demo_resnet": ONE,
     "demo_keras_resnet": f"{ONE} {KERAS}",
     # on two cards, of which nothing was published
-    "demo_resnet_hvd.sh": "model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir=/usr cluster=hls1 "
+    "demo_resnet_hvd.sh": "model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir=/usr data.eval_resample=original "
+    "cluster=hls1 "
     "cluster.ranks=2 batch=512 epochs=38 eval_every_epochs=8",
 }
 EVERYWHERE = {"--print"}

@@ -46,7 +46,8 @@ def test_without_a_card_it_says_that_it_takes_the_cpu(words, asked, machine):
     request, _ = asked("demo_resnet", *BF16)
     assert request.notes == ["no Gaudi card on this machine: 1 rank on CPU; for GPUs add -- cluster=gpu1, or gpu8"]
     assert asked("demo_resnet", *BF16, "--", "cluster=gpu1")[0].notes == []
-    lars = f"model=resnet50 optim=lars dtype=bf16 data=imagenet data.dir={HERE} cluster=cpu2 batch=512 epochs=38"
+    data = f"data=imagenet data.dir={HERE} data.eval_resample=original"
+    lars = f"model=resnet50 optim=lars dtype=bf16 {data} cluster=cpu2 batch=512 epochs=38"
     assert words("demo_resnet_hvd.sh", IMAGENET_DIR=HERE) == [*lars.split(), "eval_every_epochs=8"]
 
 

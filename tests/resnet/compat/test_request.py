@@ -51,10 +51,12 @@ def described(tmp_path):
 
 
 SAID = {
-    "estimator": "model=resnet50 optim=sgd dtype=bf16 data=imagenet data.dir=/software/tf_records cluster=gaudi1 batch=128 "
+    "estimator": "model=resnet50 optim=sgd dtype=bf16 data=imagenet data.dir=/software/tf_records data.eval_resample=original "
+    "cluster=gaudi1 batch=128 "
     "epochs=1 out=/model label_smoothing=0.0 log_every_steps=1 eval_every_epochs=1 save_every_steps=10000",
     "keras": "model=resnet50 optim=sgd optim.weight_decay=0.0002 optim.lr=${linear_lr:0.1} schedule.warmup_epochs=5 "
-    "dtype=bf16 data=imagenet data.dir=/software/tf_records/ cluster=gaudi1 batch=256 epochs=1 label_smoothing=0 "
+    "dtype=bf16 data=imagenet data.dir=/software/tf_records/ data.eval_resample=original "
+    "cluster=gaudi1 batch=256 epochs=1 label_smoothing=0 "
     "steps=20 out=/model steps_per_loop=50 log_every_steps=50 cluster.prefetch=false",
 }
 
@@ -83,7 +85,7 @@ def test_the_published_keras_file(asked, described, run_at, tmp_path):
 MULTI = "num_gpus: 1, distribution_strategy: off, data_format: channels_last, use_horovod: true, hls_type: HLS1, "
 MULTI += "num_workers_per_hls: 8, experimental_preloading: 1, batch_size: 256, data_dir: /s"
 ALONE = MULTI.replace("use_horovod: true, hls_type: HLS1, num_workers_per_hls: 8", "use_horovod: false")
-ON8 = "dtype=bf16 data=imagenet data.dir=/s cluster=hls1 batch=2048 cluster.prefetch=true "
+ON8 = "dtype=bf16 data=imagenet data.dir=/s data.eval_resample=original cluster=hls1 batch=2048 cluster.prefetch=true "
 ON1 = ON8.replace("hls1", "gaudi1").replace("2048", "256")
 FILES = {
     # 200 steps, no evaluation
