@@ -121,6 +121,7 @@ def test_a_config_yaml_that_was_edited_is_checked_again(default_yaml, tmp_path, 
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
+CHOOSE = ("optim.name", "schedule.name", "data.name", "augment.name", "track.name", "finetune.freeze")
 ODD = [
     "a${b}",
     "${batch}",
@@ -144,7 +145,7 @@ def test_every_string_of_a_run_comes_back_as_it_was(frozen, raw, tmp_path, text)
     strings = [name for name in strings if not hasattr(of(run, name), "name")]  # no Enum
     assert {"out", "init", "data.dir", "track.uri", "track.experiment", "track.run_name", "model.name"} <= set(strings)
     for name in strings:
-        if name not in ("optim.name", "schedule.name", "data.name", "track.name", "finetune.freeze"):  # which choose
+        if name not in CHOOSE:
             put(run, name, f"sqlite:////{text}" if name == "track.uri" else f"/{text}")
     run.track.tags, run.finetune.freeze = {"a": text}, [text]
     run.optim.rows[0].source = text
