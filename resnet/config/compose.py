@@ -36,6 +36,12 @@ from resnet.config.training import Augment, MixBy, Progressive
 
 GROUPS = ("model", "data", "dtype", "cluster")  # what a command other than training may choose
 EVALUATION = ("eval_resize", "eval_crop", "eval_resample", "eval_interpolation", "eval_flip")
+# Groups whose knobs in a recipe are for the option that it names; those in brackets stay.
+OWN_KNOBS = (
+    ("optim", ()),
+    ("schedule", ("warmup_epochs",)),
+    ("augment", ("color_jitter", "repeats", "erasing", "erasing_mode")),
+)
 PREPROCESSING = ("image_size", *EVALUATION, "mean", "std")  # of the trained network: kept with another data=
 INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # in a string that OmegaConf would not take as it is; see escape()
 SWEEPER = "hydra_plugins.resnet.ProcessSweeper"  # sweep.command puts it there
@@ -59,7 +65,7 @@ class Experiments(SearchPathPlugin):
 class OwnSettings:
     """Hydra's repository of option files, where a recipe's rate belongs to its optimizer, and its curve to its schedule.
 
-    With another optim= or schedule= these are left out of the recipe, but for the warm-up, and the option's own count.
+    With another optim=, schedule= or augment= its knobs are left out, but for those in OWN_KNOBS, and the option's own count.
     """
 
     def __init__(self, repository: IConfigRepository, defaults: Sequence[ResultDefault]) -> None:
@@ -80,7 +86,7 @@ class OwnSettings:
             own = named_options(optim) | own  # optim=lars chooses a schedule too
         self.named |= own
         if config_path != "config" and isinstance(loaded.config, DictConfig):
-            for group, stay in (("optim", ()), ("schedule", ("warmup_epochs",))):
+            for group, stay in OWN_KNOBS:
                 body = loaded.config.get(group)
                 if isinstance(body, DictConfig) and self.named.get(group) != self.chosen.get(group):
                     for knob in set(map(str, body)) - set(stay):

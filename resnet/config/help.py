@@ -65,6 +65,10 @@ def recipe_notes(run: Run) -> list[str]:
         lines.append(
             f"{start}: of its schedule={named['schedule']} only the warm-up counts; the curve is {run.schedule.name}"
         )
+    if named.get("augment", run.augment.name) != run.augment.name:
+        lines.append(
+            f"{start}: its augment={named['augment']} does not count; images are augmented by {run.augment.name}"
+        )
     cards, each = (re.findall(r"^# machine: (\d+) cards?(?: of (\d+))?", text, re.M) or [("0", "")])[-1]
     cards, each = int(cards), int(each or 256)
     if cards and named.get("model", run.model.name) != run.model.name:

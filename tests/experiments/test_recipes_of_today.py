@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from resnet.config.fingerprint import flat
+from resnet.config.help import recipe_notes
 from resnet.optim import schedule
 
 IMAGES = 1_281_167
@@ -191,3 +192,12 @@ def test_the_average_of_torchvision_decays_as_its_script_says(of):
     plan = schedule.plan(run, IMAGES)
     assert plan.average_every == 32
     assert plan.decay(100 * 1251) == pytest.approx(1 - 2e-5 * 1024 * 32 / 600)
+
+
+def test_another_augment_leaves_out_what_is_only_of_the_recipes_own(of):
+    run = of("resnet50_rsb_a1", "data.dir=/shards", "augment=none")
+    assert (run.augment.name, run.augment.repeats) == ("none", 3)
+    assert (
+        "recipe=resnet50_rsb_a1: its augment=randaugment does not count; images are augmented by none"
+        in recipe_notes(run)
+    )
