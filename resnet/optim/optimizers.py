@@ -213,28 +213,21 @@ class LambUpdate(AdamUpdate):
     trust is 1 where either norm is 0; variables that weight decay does not apply to have trust 1.
     """
 
-    work: tf.Variable
-
-    def __init__(self, variables: Sequence[tf.Variable], settings: Adam, factors: Sequence[float], name: str) -> None:
-        super().__init__(variables, settings, factors, name)
-        # For -(r + wd*w) of one variable after the other, because the fused op needs a variable. Not an attribute that
-        # TensorFlow tracks: it is no state, and no part of a checkpoint.
-        work = tf.Variable(tf.zeros([0]), trainable=False, shape=tf.TensorShape(None), name="work")
-        object.__setattr__(self, "work", work)
-
     def update(self, gradients: Sequence[tf.Tensor], lr: tf.Tensor) -> None:
         scale, epsilon = self.count()
+        beta1, beta2 = (np.float32(beta) for beta in (self.settings.beta1, self.settings.beta2))
         for number, (g, w) in enumerate(zip(gradients, self.variables_to_train, strict=True)):
             rate = self.rate(number, lr)
             if not is_decayed(w, self.settings):
                 self.move(number, w, g, rate * scale, epsilon)
                 continue
-            self.work.assign(-self.weight_decay * w)
-            self.move(number, self.work, g, scale, epsilon)
-            step = self.work.read_value()
+            m, v = self.mean[number], self.square[number]
+            mean = m.assign_add((1 - beta1) * (g - m))
+            square = v.assign_add((1 - beta2) * (g * g - v))
+            step = scale * mean / (tf.sqrt(square) + epsilon) + self.weight_decay * w
             w_norm, step_norm = norm(w), norm(step)
             trust = tf.where((w_norm > 0) & (step_norm > 0), w_norm / step_norm, 1.0)
-            tf.raw_ops.ResourceApplyGradientDescent(var=w.handle, alpha=-rate * trust, delta=step)
+            tf.raw_ops.ResourceApplyGradientDescent(var=w.handle, alpha=rate * trust, delta=step)
 
 
 def build(settings: Optim, variables: Sequence[tf.Variable], factors: Sequence[float] | None = None) -> Optimizer:

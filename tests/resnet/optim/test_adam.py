@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from fake_step import train_step_of
 from run_files import assert_same, tensors
 
 from resnet.config.optim import AdamW, Lamb, Lars, Sgd
@@ -170,3 +171,25 @@ def test_a_run_with_lamb_is_the_same_when_resumed(run_at, tmp_path, small_build,
         assert_same(one, other)
         assert len(one) > 3, part
     assert [value for name, value in one.items() if "steps" in name] == [5]
+
+
+def test_lamb_moves_the_kernels_of_a_network_each_by_the_rate_times_its_norm(run_of):
+    """In the compiled step: a buffer of changing shape for all variables once broke the gradients of its convolutions."""
+    step = train_step_of(
+        run_of(
+            "model=tiny",
+            "model.block=basic",
+            "data=digits",
+            "batch=8",
+            "track=off",
+            "optim=lamb",
+            "optim.clip_norm=null",
+        )
+    )
+    before = [variable.numpy() for variable in step.variables]
+    step.train(*step.inputs(0, 1, [0.01]), tf.constant(0.0))
+    moves = [np.linalg.norm(v.numpy() - old) for v, old in zip(step.variables, before, strict=True)]
+    kernels = [(move, np.linalg.norm(old)) for move, old in zip(moves, before, strict=True) if old.ndim == 4 and move]
+    assert len(kernels) > 5
+    for move, norm in kernels:
+        assert move == pytest.approx(0.01 * norm, rel=1e-4)
