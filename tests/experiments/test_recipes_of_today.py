@@ -35,6 +35,7 @@ TV2 = SHARED | {
     "mix_by": "batch",
     "loss": "softmax",
     "augment.name": "trivialaugment",
+    "augment.interpolation": "bilinear",
     "augment.erasing": 0.1,
     "augment.erasing_mode": "const",
     "augment.repeats": 4,
@@ -126,8 +127,8 @@ RECIPES = {
     "resnetrs50": SHARED | {
         "model.name": "resnetrs50", "model.se_ratio": 0.25, "model.dropout": 0.25, "model.stochastic_depth": 0, "batch": 4096,
         "epochs": 350, "optim.lr": 1.6, "optim.momentum": 0.9, "optim.weight_decay": 4e-5, "schedule.name": "cosine",
-        "schedule.warmup_epochs": 5, "label_smoothing": 0.1, "augment.name": "randaugment", "augment.num_ops": 2,
-        "augment.magnitude": 10, "augment.timm": None, "data.image_size": 160, "ema.decay": 0.9999,
+        "schedule.warmup_epochs": 5, "label_smoothing": 0.1, "augment.name": "randaugment", "augment.timm": "rand-m10-p1",
+        "data.image_size": 160, "ema.decay": 0.9999,
     },
     "finetune_strong": {
         "data.name": "folder", "batch": 32, "epochs": 30, "optim.lr": 0.00125, "augment.name": "trivialaugment",
