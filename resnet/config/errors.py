@@ -135,8 +135,9 @@ def unknown(key: str, kind: str = "") -> UserError:
     variants = VARIANTS.get(group, {})
     owners = [name for name, variant in variants.items() if name and leaf in help.knobs(variant)]
     if owners:
+        *most, last = (f"{group}={name}" for name in owners)
         return UserError(
-            f"{key}: only {' and '.join(f'{group}={name}' for name in owners)} "
+            f"{key}: only {', '.join(most)}{' and ' * bool(most)}{last} "
             f"{'has' if len(owners) == 1 else 'have'} this knob; choose that, or leave the knob out"
         )
     chosen = [variant for variant in variants.values() if variant.__name__ == kind] or list(variants.values())

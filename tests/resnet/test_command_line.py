@@ -74,7 +74,9 @@ REFUSED = {
     # knobs of another variant
     "optim.trust_coefficient=1": ["optim.trust_coefficient: only optim=lars has this knob", "choose that"],
     "optim=lars optim.nesterov=true": ["optim.nesterov: only optim=sgd has this knob", "choose that"],
-    "schedule.end_lr=3": ["schedule.end_lr: only schedule=polynomial and schedule=cosine have this knob"],
+    "schedule.end_lr=3": [
+        "schedule.end_lr: only schedule=polynomial, schedule=linear and schedule=cosine have this knob"
+    ],
     "data=synthetic data.dir=x": ["data.dir: only data=digits", "have this knob; choose that"],
     # not overrides
     "batch": ["batch: not an override", "knob=value"],
@@ -319,9 +321,11 @@ def completions(command, line):
 
 
 def test_tab_completes_groups_options_and_knobs(command):
-    assert completions(command, "resnet-train optim=") == ["optim=lars", "optim=sgd"]
+    assert completions(command, "resnet-train optim=") == ["optim=adamw", "optim=lamb", "optim=lars", "optim=sgd"]
     assert completions(command, "resnet-train model=resnext") == [
         "model=resnext101",
+        "model=resnext101_32x8d",
+        "model=resnext101_64x4d",
         "model=resnext152",
         "model=resnext50",
     ]

@@ -138,7 +138,7 @@ def test_the_command_prints_every_pipeline_with_a_rate_and_a_ratio(tmp_path, mon
     bench.measure("input", *words)
     printed = capsys.readouterr().out
     rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.count("|") == 4][2:]
-    assert len(rows) == 9
+    assert len(rows) == 11
     rates = {row[0].strip(): float(row[1].replace(",", "")) for row in rows}
     naive, alone, resized = list(rates.values())[:3]
     assert 0 < max(alone, resized) < 20 * naive  # no matter how busy the machine is; 72 times when nothing was decoded

@@ -125,7 +125,10 @@ def test_an_interruption_ends_the_comparisons_after_the_row_of_its_rounds(starte
 @pytest.mark.parametrize(
     ("knobs", "error"),
     [
-        ({"against": "keras,pytorch"}, "^against=keras,pytorch: name some of keras, timm, onednn, lars, all"),
+        (
+            {"against": "keras,pytorch"},
+            "^against=keras,pytorch: name some of keras, timm, onednn, lars, lamb, clip, all",
+        ),
         ({"against": ""}, "^against=: name some of"),
         ({"steps": 0}, "^steps=0: must be above 0"),
         ({"steps": 2}, "^steps=2: with against=all a multiple of 10: weights are averaged every 10 steps"),
