@@ -1,5 +1,6 @@
 """The recipes of torchvision, "ResNet strikes back", FFCV and ResNet-RS: every knob that they set, and their curves."""
 
+import json
 import math
 
 import numpy as np
@@ -182,10 +183,15 @@ def test_the_curves_start_peak_and_end_where_the_sources_say(of):
     np.testing.assert_allclose(plans["resnet50_fast"].lr(points), interpolated, rtol=1e-9)
 
 
-def test_the_fast_recipe_grows_its_crops(of):
-    plan = schedule.plan(of("resnet50_fast"), IMAGES)
-    assert [plan.size(epoch * 312) for epoch in range(16)] == [160] * 12 + [192] * 4
-    assert [plan.resizes(step) for step in (0, 12 * 312 - 1, 12 * 312, 12 * 312 + 1)] == [False, False, True, False]
+@pytest.mark.parametrize("name", ["resnet50_fast", "resnet50_fast_32", "resnet50_fast_88"])
+def test_the_fast_recipes_grow_their_crops_as_theirs_do(of, name):
+    """By get_resolution of ffcv-imagenet's train_imagenet.py: linear within the ramp, to the nearest multiple of 32."""
+    epochs, *ramp = (RECIPES[name][knob] for knob in ("epochs", "progressive.start_epochs", "progressive.end_epochs"))
+    sizes = [int(np.round(np.interp(epoch, ramp, (160, 192)) / 32)) * 32 for epoch in range(epochs)]
+    plan = schedule.plan(of(name), IMAGES)
+    assert [plan.size(epoch * 312) for epoch in range(epochs)] == sizes
+    first = 312 * sizes.index(192)
+    assert [plan.resizes(step) for step in (0, first - 1, first, first + 1)] == [False, False, True, False]
 
 
 def test_the_average_of_torchvision_decays_as_its_script_says(of):
@@ -202,3 +208,13 @@ def test_another_augment_leaves_out_what_is_only_of_the_recipes_own(of):
         "recipe=resnet50_rsb_a1: its augment=randaugment does not count; images are augmented by none"
         in recipe_notes(run)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("finetune")])
+def test_a_recipe_takes_three_steps(spawn, tmp_path, name):
+    small = ("data=digits", "cluster=local", "batch=32", "steps=3", "eval=false", "track=off", "out=run")
+    done = spawn("resnet.train", f"recipe={name}", *small, cwd=tmp_path).finish()
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3
