@@ -108,12 +108,12 @@ def torchvision_steps(
     drawn = []
     choices = RESAMPLING[interpolation or Interpolation.nearest]
     for place in bins:
-        operation = OPERATIONS[random.integers(len(OPERATIONS))]
+        operation = OPERATIONS[int(random.integers(len(OPERATIONS)))]
         value = float(values[operation][place])
         if operation not in UNSIGNED and random.random() < 0.5:
             value = -value
         value += operation in ENHANCING  # a factor
-        drawn.append(Step(operation, value, choices[random.integers(len(choices))]))
+        drawn.append(Step(operation, value, choices[int(random.integers(len(choices)))]))
     return drawn
 
 
@@ -132,7 +132,7 @@ def timm_steps(
         level = min(max(level, 0.0), config.most) / 10
         name = TIMM_OPERATIONS[operation]
         value = timm_value(name, level, -1 if sign < 0.5 else 1, config.increasing, size)
-        drawn.append(Step(name, value, choices[random.integers(len(choices))]))
+        drawn.append(Step(name, value, choices[int(random.integers(len(choices)))]))
     return drawn
 
 
