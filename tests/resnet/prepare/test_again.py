@@ -83,7 +83,9 @@ def assert_whole_shards_only(out):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=str
+    "number",
+    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))],
+    ids=str,
 )
 def test_ended_halfway_and_called_again(slow, tmp_path, number):
     words, whole = slow

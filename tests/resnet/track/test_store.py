@@ -22,6 +22,7 @@ def test_a_torn_note_of_the_mlflow_run_is_no_note(tmp_path, text):
     assert store.run_id(tmp_path, "u") is None
 
 
+@pytest.mark.slow  # tables that another process is creating are waited for: below
 def test_two_processes_on_a_fresh_database_both_succeed_in_silence(tmp_path, spawn):
     """Racing to create the tables breaks the file for good: one makes them, the other waits."""
     program = (
