@@ -18,7 +18,7 @@ class ErasingMode(Enum):
     pixel = "pixel"
 
 
-class Interpolation(Enum):
+class Resampling(Enum):
     """Of the pixels of a turned, sheared or moved image; random: bilinear or bicubic, one of the two for each operation."""
 
     nearest = "nearest"
@@ -83,7 +83,7 @@ class RandAugment(Augment):
     magnitude: int = 9  # the bin of their strength
     num_magnitude_bins: int = 31
     timm: str | None = None  # such as rand-m7-mstd0.5-inc1, in place of the three knobs above
-    interpolation: Interpolation | None = None  # null: nearest as torchvision, random as timm
+    interpolation: Resampling | None = None  # null: nearest as torchvision, random as timm
 
     @property
     def timm_config(self) -> TimmConfig | None:
@@ -135,7 +135,7 @@ class TrivialAugment(Augment):
 
     name: str = "trivialaugment"
     num_magnitude_bins: int = 31
-    interpolation: Interpolation | None = None  # null: nearest, as torchvision
+    interpolation: Resampling | None = None  # null: nearest, as torchvision
 
     def __post_init__(self) -> None:
         super().__post_init__()

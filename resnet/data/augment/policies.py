@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnet.config.training import Augment, Interpolation, RandAugment, TimmConfig, TrivialAugment
+from resnet.config.training import Augment, RandAugment, Resampling, TimmConfig, TrivialAugment
 from resnet.data.augment.operations import Colour, Step, apply
 
 KEYS = 1 << 63  # second words of the generators' keys: apart from those of the order, which are epochs
 BLACK: Colour = (0, 0, 0)
 RESAMPLING = {
-    Interpolation.nearest: (Image.Resampling.NEAREST,),
-    Interpolation.bilinear: (Image.Resampling.BILINEAR,),
-    Interpolation.bicubic: (Image.Resampling.BICUBIC,),
-    Interpolation.random: (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
+    Resampling.nearest: (Image.Resampling.NEAREST,),
+    Resampling.bilinear: (Image.Resampling.BILINEAR,),
+    Resampling.bicubic: (Image.Resampling.BICUBIC,),
+    Resampling.random: (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
 # Of torchvision 0.29.1, RandAugment and TrivialAugmentWide; the last ones are of either sign.
 UNSIGNED = ("Identity", "Posterize", "Solarize", "AutoContrast", "Equalize")
@@ -58,7 +58,7 @@ def steps(settings: Augment, random: np.random.Generator, size: int) -> list[Ste
     drawn: list[Step] = []
     match settings:
         case RandAugment() if config := settings.timm_config:
-            drawn = timm_steps(config, random, size, RESAMPLING[settings.interpolation or Interpolation.random])
+            drawn = timm_steps(config, random, size, RESAMPLING[settings.interpolation or Resampling.random])
         case RandAugment():
             values = rand_values(settings.num_magnitude_bins, size)
             bins = [settings.magnitude] * settings.num_ops
@@ -102,11 +102,11 @@ def of_operations(
 
 
 def torchvision_steps(
-    values: Values, bins: Sequence[int], random: np.random.Generator, interpolation: Interpolation | None
+    values: Values, bins: Sequence[int], random: np.random.Generator, interpolation: Resampling | None
 ) -> list[Step]:
     """An operation for each bin, all of them equally probable."""
     drawn = []
-    choices = RESAMPLING[interpolation or Interpolation.nearest]
+    choices = RESAMPLING[interpolation or Resampling.nearest]
     for place in bins:
         operation = OPERATIONS[int(random.integers(len(OPERATIONS)))]
         value = float(values[operation][place])

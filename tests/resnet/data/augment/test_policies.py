@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resnet import UserError
-from resnet.config.training import Augment, Interpolation, RandAugment, TrivialAugment
+from resnet.config.training import Augment, RandAugment, Resampling, TrivialAugment
 from resnet.data.augment import policies
 from resnet.data.augment.operations import Step, apply
 
@@ -134,7 +134,7 @@ def test_timm_fills_with_the_mean_and_interpolates_at_random():
     random = np.random.default_rng(1)
     drawn = [step for _ in range(300) for step in policies.steps(settings, random, 16)]
     assert {step.resample for step in drawn} == {Image.Resampling.BILINEAR, Image.Resampling.BICUBIC}
-    settings.interpolation = Interpolation.nearest
+    settings.interpolation = Resampling.nearest
     assert {step.resample for step in policies.steps(settings, random, 16)} == {Image.Resampling.NEAREST}
     transform = policies.transform_of(settings, [10.2, 20.7, 30.0], 1)
     corners = [transform(np.full([9, 9, 3], 99, np.uint8), False, key)[[0, -1]][:, [0, -1]] for key in range(60)]
